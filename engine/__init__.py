@@ -1,0 +1,1 @@
+"""Decides, then runs: workflow, catalogue, plan, joins, worker, node."""

@@ -1,0 +1,193 @@
+"""What an operator is: the contract between the engine and the code of an implementation.
+
+An operator is synchronous, batched, typed in and out, and knows nothing of NATS, clocks or retries. It raises
+`Transient` or `Permanent` and never returns half a result. The engine calls `load` once per process and then
+`process` from one thread at a time.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from streams.records import Gap, Segment
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of a capability or knobs of an implementation: immutable, unknown keys refused."""
+
+
+# --- scopes: how a stage reads its input -------------------------------------------------------------------
+
+
+class Map(msgspec.Struct, frozen=True, tag="map"):
+    """Output n reads input n and, as a halo, `before` and `after` neighbours (fewer at the stream's ends)."""
+
+    before: int = 0
+    after: int = 0
+
+
+class Fold(msgspec.Struct, frozen=True, tag="fold"):
+    """Output n reads input n and the stage's own output n-1."""
+
+
+class Window(msgspec.Struct, frozen=True, tag="window"):
+    """Output n reads inputs n-size+1 .. n (fewer at the stream's start)."""
+
+    size: int
+
+
+class Reduce(msgspec.Struct, frozen=True, tag="reduce"):
+    """One output for a whole range of segments."""
+
+
+Scope = Map | Fold | Window | Reduce
+
+
+# --- what can be asked ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input of a capability. `type` is `Media` or an output type; a subclass of it is accepted too.
+    `many` ports take any number of sources."""
+
+    type: type
+    many: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """What can be asked: its typed inputs, its output and the parameters that say what (never how)."""
+
+    name: str
+    inputs: Mapping[str, Port]
+    output: type[msgspec.Struct]
+    params: type[Settings] = Settings
+
+
+# --- what an operator is given -------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Media:
+    """A segment as operators see it. `demands` is everything the fused stages will ask of its decoder, so that one
+    decode serves all; `memo` keeps what was decoded and lives as long as the worker keeps the segment."""
+
+    segment: Segment
+    demands: tuple[Hashable, ...] = ()
+    memo: dict[Hashable, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One input at one segment: `value` is `Media` or the source stage's output; None where there is a gap."""
+
+    index: int
+    value: Any = None
+    gap: Gap | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything one output is computed from.
+
+    `ports[name]` has one tuple for each source of the port (one, unless the port is `many`), each with the entries of
+    the scope in order of segment. For a map without halo that is a single entry.
+    """
+
+    stream: str
+    first: int  # the output's segment, or the first of its range
+    last: int
+    params: Any  # the capability's params struct
+    ports: Mapping[str, tuple[tuple[Entry, ...], ...]]
+    previous: Any = None  # fold only: the stage's own output n-1; None at n = 0 or after a gap
+
+    def around(self, port: str) -> tuple[Entry, ...]:
+        """All entries of a single-source port, in order of segment."""
+        (entries,) = self.ports[port]
+        return entries
+
+    def here(self, port: str) -> Any:
+        """The value of a single-source port at the output's own segment. Never None: the engine answers a gap there
+        with a gap and does not call the operator."""
+        return next(entry.value for entry in self.around(port) if entry.index == self.last)
+
+
+# --- what can do it --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One implementation with one setting of its output-affecting knobs. `quality` in 0..1 orders rungs of one
+    capability, whoever implements them; say in the operator where the figure comes from."""
+
+    name: str
+    quality: float
+    knobs: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the rung may count on here."""
+
+    num_cores: int
+    has_gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MediaInfo:
+    """What is known of the input before it is segmented."""
+
+    codecs: Mapping[str, tuple[str, ...]]  # kind of track -> decoder names, e.g. {"subtitle": ("mov_text",)}
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where an operator is loaded."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    index: int = 0
+    num_threads: int = 1  # how many threads the operator may use inside one call
+
+
+class Operator(ABC):
+    """One implementation of a capability."""
+
+    capability: ClassVar[Capability]
+    name: ClassVar[str]  # of the implementation, unique within the capability
+    version: ClassVar[int] = 1  # raise it whenever the same inputs would give another output
+    scope: ClassVar[Scope] = Map()
+    runs_in: ClassVar[Literal["loop", "thread", "process"]] = "thread"  # process: it holds the GIL while it works
+    max_batch: ClassVar[int] = 1
+    timeout_s: ClassVar[float] = 120.0  # of one call of process
+
+    Knobs: ClassVar[type[Settings]] = Settings
+
+    def __init__(self, knobs: Any) -> None:
+        self.knobs = knobs
+
+    @classmethod
+    @abstractmethod
+    def rungs(cls) -> Sequence[Rung]:
+        """The settings this implementation offers, best first."""
+
+    @classmethod
+    def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
+        """Why this rung cannot run here on this input, in one line; None where it can. Answers within 3 s."""
+        return None
+
+    def demands(self) -> tuple[Hashable, ...]:
+        """What `process` will ask of the decoder of its media inputs (see operators.media.decode)."""
+        return ()
+
+    def load(self, device: Device) -> None:  # noqa: B027 - many operators have nothing to load
+        """Load weights and warm up. Raises Transient or Permanent."""
+
+    @abstractmethod
+    def process(self, batch: Sequence[Inputs]) -> Sequence[msgspec.Struct]:
+        """One output of the capability's output type for each item, in order. Deterministic: same inputs and knobs,
+        same output, whatever else is in the batch."""

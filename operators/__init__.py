@@ -1,0 +1,1 @@
+"""Implementations of capabilities, one a file, by modality. They know nothing of NATS."""

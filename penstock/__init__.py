@@ -1,0 +1,1 @@
+"""Penstock: the public face."""

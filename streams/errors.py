@@ -1,0 +1,25 @@
+"""Whose fault it is: every error Penstock raises says so by its type.
+
+`UserError` is yours (exit 2), `Transient` may pass if tried again, `Permanent` never will, `LinkError` is the
+connection. Errors of other libraries are translated where they enter, with `from`.
+"""
+
+
+class PenstockError(Exception):
+    """Any error Penstock raises on purpose. The message is one line: what, where, what would be right."""
+
+
+class UserError(PenstockError):
+    """The input is wrong: a workflow, an option, a file. The message says what would be right."""
+
+
+class Transient(PenstockError):
+    """It failed this time; the same work may succeed later. The worker tries again with backoff."""
+
+
+class Permanent(PenstockError):
+    """It will fail every time. The worker dead-letters the segment and publishes a gap."""
+
+
+class LinkError(PenstockError):
+    """NATS cannot be reached, or refused what was asked of it."""

@@ -1,0 +1,169 @@
+"""The records that cross NATS, and the one codec for them.
+
+Wire structs tolerate unknown fields and give every later field a default, so a record written by a newer
+version is read by an older one. Media time is integer nanoseconds from the stream's start.
+"""
+
+from typing import Any, ClassVar, Literal, TypeVar
+
+import msgspec
+
+VERSION = 1
+
+T = TypeVar("T")
+
+
+class Record(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """A wire struct: keyword-only, immutable, unknown fields ignored, defaults not sent."""
+
+
+# --- media -----------------------------------------------------------------------------------------------
+
+
+class Track(Record):
+    """One elementary stream inside a segment: what a decoder needs before the first packet."""
+
+    kind: Literal["video", "audio", "subtitle"]
+    codec: str  # FFmpeg decoder name, e.g. "h264", "aac", "mov_text"
+    time_base: tuple[int, int]  # seconds per tick: (numerator, denominator)
+    extradata: bytes = b""
+    width: int = 0
+    height: int = 0
+    pix_fmt: str = ""
+    frame_rate: tuple[int, int] = (0, 1)  # average, (0, 1) where unknown
+    sample_aspect_ratio: tuple[int, int] = (1, 1)
+    rotation: int = 0  # degrees counter-clockwise to turn a decoded frame so that it stands upright
+    sample_rate: int = 0
+    layout: str = ""  # FFmpeg channel layout, e.g. "stereo"
+    sample_fmt: str = ""
+    codec_tag: str = ""
+    language: str = ""
+
+
+class Packet(msgspec.Struct, frozen=True, array_like=True):
+    """One compressed packet, timestamps in ticks of its track's time base."""
+
+    track: int  # index into Segment.tracks
+    pts: int
+    dts: int
+    duration: int
+    keyframe: bool
+    data: bytes
+
+
+class Segment(Record, tag="segment"):
+    """A slice of a stream, decodable alone.
+
+    It *owns* the samples whose media time t satisfies start_ns <= t < start_ns + duration_ns. It may carry packets
+    beyond that (an audio preroll, the keyframe that leading pictures refer to): decode all, keep what is owned.
+    Media time of a packet: pts * time_base - origin_ns. Packets stand in decoding order within each track.
+    """
+
+    stream: str
+    index: int
+    start_ns: int
+    duration_ns: int
+    origin_ns: int = 0
+    tracks: tuple[Track, ...] = ()
+    packets: tuple[Packet, ...] = ()
+    flaws: tuple[str, ...] = ()  # what is known to be damaged or missing, one line each
+    version: int = VERSION
+
+
+class EndOfStream(Record, tag="end"):
+    """The stream has ended: it has exactly the segments 0 .. num_segments - 1."""
+
+    stream: str
+    num_segments: int
+    duration_ns: int = 0
+    flaws: tuple[str, ...] = ()
+    version: int = VERSION
+
+
+# --- results ---------------------------------------------------------------------------------------------
+
+
+class Observation(Record):
+    """Something seen or heard, with the media time it holds for."""
+
+    start_ns: int
+    end_ns: int
+    text: str = ""
+    confidence: float = 1.0
+
+
+class Evidence(Record):
+    """The output of any operator whose findings can support an answer."""
+
+    kind: ClassVar[str] = "observation"  # what a reader sees: "speech", "text", "scene"
+    observations: tuple[Observation, ...] = ()
+
+
+class Measured(Record):
+    """What a result cost. Never part of what makes two results the same."""
+
+    compute_s: float = 0.0  # this item's share of its batch's processing time
+    wait_s: float = 0.0  # from the worker taking it to processing it
+    batch_size: int = 1
+    worker: str = ""
+
+
+class Result(Record, tag="result"):
+    """What a stage found for one segment (first == last) or for a range of them. `output` is the msgpack encoding of
+    the capability's output type: the plan knows which."""
+
+    stage: str
+    stream: str
+    first: int
+    last: int
+    output: msgspec.Raw
+    implementation: str = ""
+    measured: Measured | None = None
+    version: int = VERSION
+
+
+class Gap(Record, tag="gap"):
+    """A result a stage owed and could not deliver, and why."""
+
+    stage: str  # "media" where the source itself lacks the segment
+    stream: str
+    first: int
+    last: int
+    cause: Literal["late", "dropped", "dead_lettered", "source_lost", "upstream"]
+    detail: str = ""
+    version: int = VERSION
+
+
+class DeadLetter(Record, tag="dead"):
+    """Work that failed for good: kept with its cause, so that it can be looked at and tried again."""
+
+    stage: str
+    stream: str
+    first: int
+    last: int
+    cause: str
+    attempts: int
+    version: int = VERSION
+
+
+MediaMessage = Segment | EndOfStream | Gap
+ResultMessage = Result | Gap
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_media_decoder = msgspec.msgpack.Decoder(MediaMessage)
+_result_decoder = msgspec.msgpack.Decoder(ResultMessage)
+
+
+def encode(record: Any) -> bytes:
+    """msgpack bytes; equal records give equal bytes."""
+    return _encoder.encode(record)
+
+
+def decode_media(data: bytes) -> MediaMessage:
+    """Read what a media subject holds. Raises msgspec.DecodeError or ValidationError on anything else."""
+    return _media_decoder.decode(data)
+
+
+def decode_result(data: bytes) -> ResultMessage:
+    """Read what a result subject holds. Raises msgspec.DecodeError or ValidationError on anything else."""
+    return _result_decoder.decode(data)
