@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from streams.records import Gap, Segment
+from streams.records import Gap, MediaInfo, Segment
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,14 +135,6 @@ class Machine:
 
     num_cores: int
     has_gpu: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MediaInfo:
-    """What is known of the input before it is segmented."""
-
-    codecs: Mapping[str, tuple[str, ...]]  # kind of track -> decoder names, e.g. {"subtitle": ("mov_text",)}
-    duration_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ class Shot(Observation):
 class Scenes(Evidence):
     kind: ClassVar[str] = "scene"
     observations: tuple[Shot, ...] = ()
-    # Signatures of the segment's first and last frames: they let a reader see whether a take goes on.
 
 
 class Word(msgspec.Struct, frozen=True, array_like=True):

@@ -49,6 +49,7 @@ class Packet(msgspec.Struct, frozen=True, array_like=True):
     duration: int
     keyframe: bool
     data: bytes
+    position: int = -1  # byte offset in the source, -1 where unknown
 
 
 class Segment(Record, tag="segment"):
@@ -78,6 +79,13 @@ class EndOfStream(Record, tag="end"):
     duration_ns: int = 0
     flaws: tuple[str, ...] = ()
     version: int = VERSION
+
+
+class MediaInfo(Record):
+    """What is known of a source before it is segmented."""
+
+    codecs: dict[str, tuple[str, ...]]  # kind of track -> decoder names, e.g. {"subtitle": ("mov_text",)}
+    duration_s: float | None = None
 
 
 # --- results ---------------------------------------------------------------------------------------------
