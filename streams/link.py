@@ -1,0 +1,195 @@
+"""The connection to NATS: it reconnects for as long as it is open, and says what went wrong.
+
+Delivery guarantee: a request is tried again until it is answered or `patience_s` has passed, so what is asked here
+must be safe to ask twice; then LinkError. Nothing that NATS reports is swallowed: it is logged and counted.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import anyio
+import msgspec
+import nats
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+
+from streams.errors import LinkError, UserError
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+REQUEST_TIMEOUT_S = 5.0
+FIRST_RETRY_S, MAX_RETRY_S = 0.05, 1.0
+
+# What may pass if the same is asked again: the server is restarting, electing a leader or out of room.
+RETRIED = (
+    nats.errors.TimeoutError,
+    nats.errors.NoRespondersError,
+    nats.errors.ConnectionReconnectingError,
+    nats.errors.OutboundBufferLimitError,
+    nats.errors.StaleConnectionError,
+    nats.js.errors.NoStreamResponseError,
+    nats.js.errors.ServiceUnavailableError,
+    nats.js.errors.TooManyStalledMsgsError,
+    TimeoutError,
+)
+NO_ROOM = {10023, 10028, 10047, 10077}  # insufficient resources, memory or storage exceeded, maximum bytes exceeded
+
+
+class Refused(LinkError):
+    """JetStream answered, and the answer is no. `code` is its err_code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Link:
+    """One NATS connection. Made by `connect`."""
+
+    def __init__(self, client: Client, url: str, patience_s: float) -> None:
+        self.client = client
+        self.jetstream = client.jetstream(timeout=REQUEST_TIMEOUT_S, publish_async_max_pending=4096)
+        self.url = url
+        self.patience_s = patience_s
+        self.num_reconnects = 0
+        self._reconnected: list[Callable[[], None]] = []
+
+    @property
+    def max_payload_bytes(self) -> int:
+        return int(self.client.max_payload)
+
+    def on_reconnect(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Have `call` called after each reconnection; returns what ends that."""
+        self._reconnected.append(call)
+        return lambda: self._reconnected.remove(call)
+
+    def note_reconnect(self) -> None:
+        self.num_reconnects += 1
+        for call in list(self._reconnected):
+            call()
+
+    async def publish(self, subject: str, data: bytes = b"", reply: str = "") -> None:
+        """Core NATS: at most once. Raises LinkError where it cannot even be buffered."""
+        try:
+            await self.client.publish(subject, data, reply=reply)
+        except (nats.errors.Error, OSError) as error:
+            raise LinkError(f"cannot publish on {subject}: {_one_line(error)}") from error
+
+    async def subscribe(self, subject: str, on_message: Callable[[Any], Awaitable[None]]) -> Subscription:
+        """Core NATS: at most once. A callback is 3 to 90 times faster than iterating messages."""
+        return await self.client.subscribe(subject, cb=on_message)
+
+    async def api(self, name: str, request: Any = None) -> Any:
+        """Ask the JetStream API (`STREAM.INFO.x`); the decoded answer. Raises Refused or LinkError."""
+        payload = b"" if request is None else msgspec.json.encode(request)
+
+        async def ask() -> Any:
+            reply = await self.client.request(f"$JS.API.{name}", payload, timeout=REQUEST_TIMEOUT_S)
+            answer = msgspec.json.decode(reply.data)
+            if error := answer.get("error"):
+                raise nats.js.errors.APIError.from_error(error)
+            return answer
+
+        return await self.patiently(ask, name)
+
+    async def patiently(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
+        """The result of `attempt`, tried again with backoff while the failure may pass. Raises Refused where the
+        server said no, LinkError where it did not answer within `patience_s`."""
+        pause_s = FIRST_RETRY_S
+        deadline = anyio.current_time() + self.patience_s
+        while True:
+            try:
+                return await attempt()
+            except nats.js.errors.APIError as error:
+                code = error.err_code or 0
+                if code not in NO_ROOM and not isinstance(error, RETRIED):
+                    raise Refused(f"{what}: {error.description}", code) from error
+                reason = error.description or "unavailable"
+                failure: Exception = error
+            except RETRIED as error:
+                reason, failure = _one_line(error), error
+            except (nats.errors.Error, OSError) as error:
+                raise LinkError(f"{what}: {_one_line(error)}") from error
+            if anyio.current_time() + pause_s > deadline:
+                raise LinkError(f"{what}: gave up after {self.patience_s:.0f} s: {reason}") from failure
+            log.warning("nats_retry", what=what, reason=reason, pause_s=pause_s)
+            await anyio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_RETRY_S)
+
+
+@asynccontextmanager
+async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0) -> AsyncIterator[Link]:
+    """A link to the server at `url`. Raises LinkError if it cannot be reached within 5 s, UserError for a bad URL."""
+    place = without_credentials(url)
+    link: Link | None = None
+
+    async def on_error(error: Exception) -> None:
+        log.warning("nats_error", server=place, error=_one_line(error))
+
+    closing = False
+
+    async def on_disconnect() -> None:
+        if not closing:
+            log.warning("nats_disconnected", server=place)
+
+    async def on_reconnect() -> None:
+        log.warning("nats_reconnected", server=place)
+        if link is not None:
+            link.note_reconnect()
+
+    client = Client()
+    try:
+        with anyio.fail_after(REQUEST_TIMEOUT_S):
+            await client.connect(
+                url,
+                name=name,
+                error_cb=_quiet_until_open(on_error, lambda: link),
+                disconnected_cb=on_disconnect,
+                reconnected_cb=on_reconnect,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,
+                connect_timeout=2,
+                ping_interval=20,
+                max_outstanding_pings=3,
+                pending_size=8 * 1024 * 1024,
+            )
+    except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+        with anyio.move_on_after(1, shield=True):
+            await client.close()
+        raise LinkError(f"no NATS server answers at {place}: {_one_line(error)}; start one or give --nats URL") from error
+    link = Link(client, url, patience_s)
+    try:
+        yield link
+    finally:
+        closing = True
+        with anyio.move_on_after(2, shield=True):
+            await client.close()
+
+
+def without_credentials(url: str) -> str:
+    """The URL as it may be shown and logged."""
+    try:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
+    except ValueError as error:
+        raise UserError(f"not a NATS URL: {error}; it should look like nats://host:4222") from error
+
+
+def _quiet_until_open(
+    report: Callable[[Exception], Awaitable[None]], link: Callable[[], Link | None]
+) -> Callable[[Exception], Awaitable[None]]:
+    async def call(error: Exception) -> None:
+        if link() is not None:
+            await report(error)
+
+    return call
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

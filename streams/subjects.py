@@ -1,0 +1,106 @@
+"""Subjects: build them, parse them, refuse what is not one.
+
+A subject names a computation and its place in the stream. Tokens are `[A-Za-z0-9_-]`.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from streams.errors import UserError
+
+PREFIX = "penstock"
+END = "end"
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_KEY = re.compile(r"(0|[1-9][0-9]*)(?:-(0|[1-9][0-9]*))?")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Which output of a stage: one segment (first == last) or a range of them, both ends included."""
+
+    first: int
+    last: int
+
+    @staticmethod
+    def of(index: int) -> "Key":
+        return Key(index, index)
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A parsed subject. `source` is "media" or a stage id; `key` is None for the end of a stream."""
+
+    kind: Literal["media", "results", "dead"]
+    source: str
+    stream: str
+    key: Key | None
+
+
+def token(text: str) -> str:
+    """`text` if it can stand as one token of a subject; UserError otherwise."""
+    if not _TOKEN.fullmatch(text):
+        raise UserError(f"{text!r} cannot be part of a subject: use 1 to 128 of A-Z a-z 0-9 _ -")
+    return text
+
+
+def media(stream: str, index: int) -> str:
+    return f"{PREFIX}.media.{stream}.{index}"
+
+
+def media_end(stream: str) -> str:
+    return f"{PREFIX}.media.{stream}.{END}"
+
+
+def media_of(stream: str) -> str:
+    """All segments of a stream, and its end."""
+    return f"{PREFIX}.media.{stream}.*"
+
+
+def result(stage: str, stream: str, key: Key) -> str:
+    return f"{PREFIX}.results.{stage}.{stream}.{key}"
+
+
+def results_of(stage: str, stream: str) -> str:
+    return f"{PREFIX}.results.{stage}.{stream}.*"
+
+
+def dead(stage: str, stream: str, key: Key) -> str:
+    return f"{PREFIX}.dead.{stage}.{stream}.{key}"
+
+
+def answers(job: str, stream: str) -> str:
+    return f"{PREFIX}.answers.{job}.{stream}"
+
+
+def parse_key(text: str) -> Key:
+    """`7` or `0-16`. Raises UserError on anything else."""
+    match = _KEY.fullmatch(text)
+    if match is None:
+        raise UserError(f"{text!r} is neither a segment number nor a range first-last")
+    first = int(match[1])
+    last = first if match[2] is None else int(match[2])
+    if last < first or (match[2] is not None and last == first):
+        raise UserError(f"{text!r} is not a range: the last segment must come after the first")
+    return Key(first, last)
+
+
+def parse(subject: str) -> Address:
+    """What a media, results or dead-letter subject names. Raises UserError on any other subject."""
+    match subject.split("."):
+        case [prefix, "media", stream, last] if prefix == PREFIX:
+            return Address("media", "media", token(stream), None if last == END else _segment(last))
+        case [prefix, ("results" | "dead") as kind, stage, stream, last] if prefix == PREFIX:
+            return Address("results" if kind == "results" else "dead", token(stage), token(stream), parse_key(last))
+    raise UserError(f"{subject!r} is not a subject of penstock's media, results or dead letters")
+
+
+def _segment(text: str) -> Key:
+    key = parse_key(text)
+    if key.first != key.last:
+        raise UserError(f"{text!r} is a range; media has one subject for each segment")
+    return key
