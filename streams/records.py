@@ -107,6 +107,27 @@ class Evidence(Record):
     observations: tuple[Observation, ...] = ()
 
 
+class Support(Record):
+    """One piece of evidence behind an answer."""
+
+    kind: str  # the kind of evidence: "speech", "text"
+    start_ns: int
+    end_ns: int
+    text: str
+
+
+class Reply(Record):
+    """The answer to one question. `answer` is NOT_IN_THE_VIDEO, with no evidence, when nothing supports one."""
+
+    question: str
+    answer: str
+    confidence: float  # 0..1
+    evidence: tuple[Support, ...] = ()
+
+
+NOT_IN_THE_VIDEO = "not in the video"
+
+
 class Measured(Record):
     """What a result cost. Never part of what makes two results the same."""
 

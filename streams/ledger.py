@@ -1,0 +1,344 @@
+"""The ledger: write-once records by subject, read back by subject.
+
+Delivery guarantee: `put` returns once the server has stored the record or already had one under that subject; a
+retry can never duplicate or overwrite. What has been put is seen by every later read, on whatever connection: reads go
+to the leader (where a stream has one replica, a direct get is answered by it).
+
+Records above the payload limit are cut into chunks on subjects named by their content, and read back whole.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import msgspec
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.aio.msg import Msg
+from nats.js.api import Header
+
+from streams.errors import LinkError, Permanent
+from streams.link import REQUEST_TIMEOUT_S, Link, Refused
+from streams.subjects import PREFIX
+
+log = structlog.get_logger(__name__)
+
+EXPECT_EMPTY = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
+WRONG_LAST_SEQUENCE, NO_MESSAGE, NAME_IN_USE = 10071, 10037, 10058
+BULK = f"{PREFIX}-Bulk"  # header: <digest>.<number of chunks>
+TRACEPARENT = "traceparent"
+MAX_INLINE_BYTES = 1024 * 1024  # the server's default payload limit, and quick to pass on
+HEADROOM_BYTES = 4096  # for headers, which count towards the limit
+MAX_SUBJECTS_A_READ = 128
+SUBJECTS_A_PAGE = 100_000
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the ledger keeps what it holds; the oldest goes first."""
+
+    max_age_s: float = 7 * 24 * 3600.0
+    max_media_bytes: int = 16 * 1024**3
+    max_results_bytes: int = 4 * 1024**3
+    num_replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A record as the ledger holds it. `seq` orders all records of one JetStream stream by the time of storing."""
+
+    subject: str
+    seq: int
+    data: bytes
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a record stands after `put`; `fresh` is false where one stood there before."""
+
+    seq: int
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record to put."""
+
+    subject: str
+    data: bytes
+    traceparent: str = ""
+
+
+class Ledger:
+    """The write-once record of what every stage owed and delivered. Made by `open_ledger`."""
+
+    def __init__(self, link: Link, replicated: frozenset[str]) -> None:
+        self.link = link
+        self._replicated = replicated
+        self._max_inline_bytes = min(MAX_INLINE_BYTES, link.max_payload_bytes) - HEADROOM_BYTES
+
+    # --- writing -------------------------------------------------------------------------------------------
+
+    async def put(self, subject: str, data: bytes, traceparent: str = "") -> Placed:
+        """Store a record where there is none yet."""
+        data, headers = await self._prepared(data, traceparent)
+
+        async def attempt() -> Placed:
+            try:
+                ack = await self.link.jetstream.publish(subject, data, headers=headers, timeout=REQUEST_TIMEOUT_S)
+            except nats.js.errors.APIError as error:
+                return Placed(_standing_seq(error), False)
+            return Placed(ack.seq, True)
+
+        return await self.link.patiently(attempt, f"store {subject}")
+
+    async def put_many(self, entries: Sequence[Entry]) -> list[Placed]:
+        """Store several records, all under way at once; in their order. Not atomic: each is stored or not."""
+        if len(entries) == 1:
+            (entry,) = entries
+            return [await self.put(entry.subject, entry.data, entry.traceparent)]
+        futures: list[asyncio.Future[Any] | None] = []
+        try:
+            for entry in entries:
+                data, headers = await self._prepared(entry.data, entry.traceparent)
+                try:
+                    publish = self.link.jetstream.publish_async
+                    futures.append(await publish(entry.subject, data, wait_stall=REQUEST_TIMEOUT_S, headers=headers))
+                except (nats.errors.Error, OSError):
+                    futures.append(None)
+            under_way = [future for future in futures if future is not None]
+            if under_way:
+                await asyncio.wait(under_way, timeout=REQUEST_TIMEOUT_S)
+            return [await self._settled(entry, future) for entry, future in zip(entries, futures, strict=True)]
+        finally:
+            for future in futures:
+                if future is not None and not future.done():
+                    future.cancel()
+
+    async def append(self, subject: str, data: bytes, once: str, traceparent: str = "") -> None:
+        """Add a record to a subject that holds many; `once` names it, so that a retry does not add it again."""
+        headers = {Header.MSG_ID.value: once} | ({TRACEPARENT: traceparent} if traceparent else {})
+
+        async def attempt() -> None:
+            await self.link.jetstream.publish(subject, data, headers=headers, timeout=REQUEST_TIMEOUT_S)
+
+        await self.link.patiently(attempt, f"append to {subject}")
+
+    async def replace(self, subject: str, data: bytes, seq: int) -> bool:
+        """Replace what stands at `seq`, if it still does (a gap whose dead letter was retried); False if not."""
+        headers = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(seq)}
+
+        async def attempt() -> bool:
+            try:
+                await self.link.jetstream.publish(subject, data, headers=headers, timeout=REQUEST_TIMEOUT_S)
+            except nats.js.errors.APIError as error:
+                _standing_seq(error)
+                return False
+            return True
+
+        return await self.link.patiently(attempt, f"replace {subject}")
+
+    async def _settled(self, entry: Entry, future: "asyncio.Future[Any] | None") -> Placed:
+        if future is not None and future.done() and not future.cancelled():
+            error = future.exception()
+            if error is None:
+                return Placed(future.result().seq, True)
+            if isinstance(error, nats.js.errors.APIError) and error.err_code == WRONG_LAST_SEQUENCE:
+                return Placed(_standing_seq(error), False)
+        return await self.put(entry.subject, entry.data, entry.traceparent)
+
+    async def _prepared(self, data: bytes, traceparent: str) -> tuple[bytes, dict[str, str]]:
+        headers = {**EXPECT_EMPTY, TRACEPARENT: traceparent} if traceparent else EXPECT_EMPTY.copy()
+        if len(data) > self._max_inline_bytes:
+            headers[BULK] = await self._put_chunks(data)
+            data = b""
+        return data, headers
+
+    async def _put_chunks(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()[:40]
+        size = self._max_inline_bytes
+        chunks = [data[start : start + size] for start in range(0, len(data), size)]
+        for number, chunk in enumerate(chunks):
+            await self.put(f"{PREFIX}.bulk.{digest}.{number}", chunk)
+        return f"{digest}.{len(chunks)}"
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    async def get(self, subject: str) -> Stored | None:
+        """The record at `subject`, None where there is none."""
+        found = await (self._get_from_leader(subject) if self._is_replicated(subject) else self._get_direct(subject))
+        return found
+
+    async def get_many(self, subjects: Iterable[str]) -> dict[str, Stored]:
+        """The records at `subjects`, those that exist; all of one JetStream stream."""
+        wanted = list(dict.fromkeys(subjects))
+        found: dict[str, Stored] = {}
+        for start in range(0, len(wanted), MAX_SUBJECTS_A_READ):
+            page = wanted[start : start + MAX_SUBJECTS_A_READ]
+            if len(page) > 1:
+                stream = stream_of(page[0])
+                found |= await self.link.patiently(lambda s=stream, p=page: self._read_page(s, p), f"read from {stream}")
+        for subject in wanted:  # single reads, and what a lagging replica did not have yet
+            if subject not in found and (len(wanted) == 1 or self._is_replicated(subject)):
+                stored = await self.get(subject)
+                if stored is not None:
+                    found[subject] = stored
+        return found
+
+    async def last_seq(self, filter_subject: str) -> int:
+        """The sequence of the record stored last among those whose subject matches; 0 where there is none."""
+        stored = await self.get(filter_subject)
+        return 0 if stored is None else stored.seq
+
+    async def subjects(self, filter_subject: str) -> set[str]:
+        """Every stored subject that matches."""
+        found: set[str] = set()
+        name = f"STREAM.INFO.{stream_of(filter_subject)}"
+        while True:
+            answer = await self.link.api(name, {"subjects_filter": filter_subject, "offset": len(found)})
+            page = answer["state"].get("subjects") or {}
+            found |= set(page)
+            if len(page) < SUBJECTS_A_PAGE:
+                return found
+
+    async def whole(self, data: bytes, headers: Mapping[str, str] | None) -> bytes:
+        """A record's bytes, put together where it came in chunks. Raises Permanent if a chunk is gone."""
+        reference = headers.get(BULK) if headers else None
+        if not reference:
+            return data
+        digest, _, number = reference.partition(".")
+        names = [f"{PREFIX}.bulk.{digest}.{index}" for index in range(int(number))]
+        chunks = [await self.get(name) for name in names]
+        whole = b"".join(chunk.data for chunk in chunks if chunk is not None)
+        if hashlib.sha256(whole).hexdigest()[:40] != digest:
+            raise Permanent(f"part of a record of {number} chunks is gone from the ledger ({digest}): it fell out of retention")
+        return whole
+
+    def _is_replicated(self, subject: str) -> bool:
+        return stream_of(subject) in self._replicated
+
+    async def _get_direct(self, subject: str) -> Stored | None:
+        stream = stream_of(subject)
+        wild = subject.endswith("*")
+        name = f"$JS.API.DIRECT.GET.{stream}" + ("" if wild else f".{subject}")
+        payload = msgspec.json.encode({"last_by_subj": subject}) if wild else b""
+
+        async def attempt() -> Msg:
+            return await self.link.client.request(name, payload, timeout=REQUEST_TIMEOUT_S)
+
+        reply = await self.link.patiently(attempt, f"read {subject}")
+        return None if _status(reply) else await self._stored(reply)
+
+    async def _get_from_leader(self, subject: str) -> Stored | None:
+        async def attempt() -> Any:
+            return await self.link.jetstream._jsm.get_msg(stream_of(subject), subject=subject)
+
+        try:
+            raw = await self.link.patiently(attempt, f"read {subject}")
+        except Refused as error:
+            if error.code == NO_MESSAGE:
+                return None
+            raise
+        headers = raw.headers or {}
+        return Stored(raw.subject, raw.seq, await self.whole(raw.data or b"", headers), headers.get(TRACEPARENT, ""))
+
+    async def _read_page(self, stream: str, subjects: list[str]) -> dict[str, Stored]:
+        client = self.link.client
+        replies: list[Msg] = []
+        ended = anyio.Event()
+
+        async def on_reply(message: Msg) -> None:
+            replies.append(message)
+            if _status(message):
+                ended.set()
+
+        inbox = client.new_inbox()
+        subscription = await client.subscribe(inbox, cb=on_reply)
+        try:
+            request = msgspec.json.encode({"multi_last": subjects, "batch": len(subjects)})
+            await client.publish(f"$JS.API.DIRECT.GET.{stream}", request, reply=inbox)
+            with anyio.fail_after(REQUEST_TIMEOUT_S):
+                await ended.wait()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await subscription.unsubscribe()
+        last = replies.pop()
+        if _status(last) not in ("204", "404"):
+            raise LinkError(f"read from {stream}: {(last.headers or {}).get('Description', 'refused')}")
+        found = [await self._stored(reply) for reply in replies]
+        return {stored.subject: stored for stored in found}
+
+    async def _stored(self, reply: Msg) -> Stored:
+        headers = reply.headers or {}
+        data = await self.whole(reply.data, headers)
+        return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), data, headers.get(TRACEPARENT, ""))
+
+
+async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
+    """The ledger of the server that `link` is connected to; its JetStream streams are made where they are missing. An
+    existing stream keeps its own settings."""
+    wanted = retention or Retention()
+    age = int(wanted.max_age_s * 1e9)
+    limits = {
+        "media": wanted.max_media_bytes,
+        "bulk": wanted.max_media_bytes,
+        "results": wanted.max_results_bytes,
+        "answers": wanted.max_results_bytes,
+        "dead": wanted.max_results_bytes,
+    }
+    replicated = set()
+    for kind, max_bytes in limits.items():
+        name = f"{PREFIX.upper()}_{kind.upper()}"
+        try:
+            info = await link.api(f"STREAM.INFO.{name}")
+        except Refused:
+            info = await _create_stream(link, name, f"{PREFIX}.{kind}.>", max_bytes, age, wanted.num_replicas)
+        if info["config"].get("num_replicas", 1) > 1:
+            replicated.add(name)
+    return Ledger(link, frozenset(replicated))
+
+
+async def _create_stream(link: Link, name: str, subjects: str, max_bytes: int, max_age_ns: int, num_replicas: int) -> Any:
+    config = {
+        "name": name,
+        "subjects": [subjects],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "old",
+        "max_age": max_age_ns,
+        "max_bytes": max_bytes,
+        "num_replicas": num_replicas,
+        "allow_direct": True,
+        "duplicate_window": min(max_age_ns, 120_000_000_000),
+    }
+    try:
+        return await link.api(f"STREAM.CREATE.{name}", config)
+    except Refused as error:
+        if error.code != NAME_IN_USE:  # made by someone else in the meantime
+            raise
+        return await link.api(f"STREAM.INFO.{name}")
+
+
+def stream_of(subject: str) -> str:
+    """The JetStream stream that keeps a subject."""
+    return f"{PREFIX.upper()}_{subject.split('.', 2)[1].upper()}"
+
+
+_WRONG_LAST = re.compile(r"wrong last sequence: (\d+)")
+
+
+def _standing_seq(error: nats.js.errors.APIError) -> int:
+    """The sequence of the record already there, which the refusal tells. Any other error is raised on."""
+    match = _WRONG_LAST.search(error.description or "")
+    if error.err_code != WRONG_LAST_SEQUENCE or match is None:
+        raise error
+    return int(match[1])
+
+
+def _status(message: Msg) -> str:
+    return (message.headers or {}).get("Status", "") if not message.data else ""
