@@ -1,0 +1,212 @@
+"""A one-shot job: media in, progress and answers out.
+
+The job publishes the source's segments, never further ahead of its stages than `MAX_AHEAD`, counts what is stored in
+the ledger, and makes an answer of every output of the plan's last stages. It computes nothing itself and keeps no state
+that the ledger does not hold: run again, it goes on where things stand.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from engine.answers import Answer, make_answer, upstream_of
+from engine.catalogue import Catalogue
+from engine.operator import Reduce
+from engine.plan import Plan
+from engine.telemetry import Telemetry, trace_id
+from streams import subjects
+from streams.errors import LinkError, PenstockError, UserError
+from streams.ledger import Ledger, Stored
+from streams.records import EndOfStream, Gap, Result, Segment, decode_media, decode_result, encode
+from streams.subjects import Key
+
+log = structlog.get_logger(__name__)
+
+MAX_AHEAD = 64  # segments: bounds what the ledger must hold of media that nobody has looked at
+RECOUNT_S = 2.0  # how often the count is checked against the ledger: what came by core NATS may have been missed
+
+Source = Callable[[], Iterator[Segment | EndOfStream]]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the stages are, by stage name, in outputs stored; of how many, where that is known."""
+
+    stored: dict[str, int]
+    total: dict[str, int | None]
+
+
+class Job:
+    """One run of a plan over one stream. `on_progress` and `on_answer` are called as things happen."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        plan: Plan,
+        stream: str,
+        id: str,
+        catalogue: Catalogue,
+        traces: Telemetry,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_answer: Callable[[Answer], None] = lambda answer: None,
+    ) -> None:
+        self.id = id
+        self._ledger = ledger
+        self._plan = plan
+        self._stream = stream
+        self._catalogue = catalogue
+        self._traces = traces
+        self._on_progress = on_progress
+        self._on_answer = on_answer
+        self._stored: dict[str, set[Key]] = {stage.id: set() for stage in plan.stages}
+        self._num_segments: int | None = None
+        self._changed = anyio.Event()
+        self._started_s = 0.0
+
+    async def run(self, source: Source) -> list[Answer]:
+        """Publish, wait, answer. Raises UserError if the source cannot be read."""
+        self._started_s = anyio.current_time()
+        span = self._traces.span("job", attributes={"job": self.id, "workflow": self._plan.workflow, "stream": self._stream})
+        forget = self._ledger.link.on_reconnect(self._wake)
+        watches = [await self._watch(stage.id) for stage in self._plan.stages]
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._recount_regularly)
+                tasks.start_soon(self._publish, source, span.traceparent)
+                answers = [answer async for answer in self._answers()]
+                tasks.cancel_scope.cancel()
+            return answers
+        finally:
+            forget()
+            span.end()
+            with anyio.move_on_after(1, shield=True):
+                for watch in watches:
+                    await watch.unsubscribe()
+
+    # --- media in ----------------------------------------------------------------------------------------------
+
+    async def _publish(self, source: Source, job_trace: str) -> None:
+        """Store every segment and the end. What is there already is refused by the ledger, and that is fine."""
+        end = await self._ledger.get(subjects.media_end(self._stream))
+        if end is None:
+            iterator = source()
+            num_segments = 0
+            while True:
+                started_ns = time.time_ns()
+                record = await anyio.to_thread.run_sync(next, iterator, None)
+                if record is None:
+                    raise PenstockError(f"the source of {self._stream} stopped without saying that it ended")
+                if isinstance(record, EndOfStream):
+                    break
+                span = self._traces.span(
+                    "ingest", started_ns=started_ns, links=[job_trace], attributes={"stream": self._stream, "segment": record.index}
+                )
+                await self._ledger.put(subjects.media(self._stream, record.index), encode(record), span.traceparent)
+                span.end()
+                num_segments += 1
+                await self._until(lambda n=num_segments: n - self._slowest() <= MAX_AHEAD)
+            if num_segments == 0:
+                raise UserError("the input has no segment: it holds neither video nor audio that can be read")
+            await self._ledger.put(subjects.media_end(self._stream), encode(record), job_trace)
+            self._num_segments = record.num_segments
+        else:
+            ended = decode_media(end.data)
+            self._num_segments = ended.num_segments if isinstance(ended, EndOfStream) else None
+        self._wake()
+
+    def _slowest(self) -> int:
+        """How many outputs the stage has that is furthest behind, among those with one for each segment."""
+        counts = [len(self._stored[stage.id]) for stage in self._plan.stages if not isinstance(stage.scope, Reduce)]
+        return min(counts, default=self._num_segments or 0)
+
+    # --- counting ----------------------------------------------------------------------------------------------
+
+    async def _watch(self, stage_id: str) -> Any:
+        async def on_message(message: Any) -> None:
+            self._note(stage_id, message.subject)
+
+        return await self._ledger.link.subscribe(subjects.results_of(stage_id, self._stream), on_message)
+
+    def _note(self, stage_id: str, subject: str) -> None:
+        key = subjects.parse(subject).key
+        if key is not None and key not in self._stored[stage_id]:
+            self._stored[stage_id].add(key)
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        stored = {stage.name: len(self._stored[stage.id]) for stage in self._plan.stages}
+        total = {s.name: 1 if isinstance(s.scope, Reduce) else self._num_segments for s in self._plan.stages}
+        self._on_progress(Progress(stored, total))
+
+    async def _recount_regularly(self) -> None:
+        while True:
+            try:
+                for stage in self._plan.stages:
+                    for subject in await self._ledger.subjects(subjects.results_of(stage.id, self._stream)):
+                        self._note(stage.id, subject)
+            except LinkError as error:
+                log.warning("cannot_count", error=str(error))
+            await anyio.sleep(RECOUNT_S)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed = anyio.Event()
+            if condition():
+                return
+            await self._changed.wait()
+
+    # --- answers out -------------------------------------------------------------------------------------------
+
+    async def _answers(self) -> AsyncIterator[Answer]:
+        await self._until(lambda: self._num_segments is not None)
+        waiting = {id: set(self._expected(id)) for id in self._plan.answers}
+        while any(waiting.values()):
+            await self._until(lambda: any(keys & self._stored[id] for id, keys in waiting.items()))
+            for id, keys in waiting.items():
+                for key in sorted(keys & self._stored[id]):
+                    keys.discard(key)
+                    answer = await self._answer(id, key)
+                    self._on_answer(answer)
+                    yield answer
+
+    def _expected(self, stage_id: str) -> list[Key]:
+        num_segments = self._num_segments or 0
+        if isinstance(self._plan.stage(stage_id).scope, Reduce):
+            return [Key(0, num_segments - 1)] if num_segments else []
+        return [Key.of(index) for index in range(num_segments)]
+
+    async def _answer(self, stage_id: str, key: Key) -> Answer:
+        stored = await self._ledger.get(subjects.result(stage_id, self._stream, key))
+        if stored is None:
+            raise PenstockError(f"the answer {stage_id}/{key} fell out of retention before it was read")
+        record = decode_result(stored.data)
+        capability = self._catalogue.capability(self._plan.stage(stage_id).capability)
+        output = msgspec.msgpack.decode(record.output, type=capability.output) if isinstance(record, Result) else None
+        used: dict[str, list[Result | Gap]] = {}
+        for source in upstream_of(self._plan, stage_id):
+            if source != stage_id:
+                names = [subjects.result(source, self._stream, Key.of(i)) for i in range(key.first, key.last + 1)]
+                used[source] = [decode_result(item.data) for item in await self._read(names)]
+        answer = make_answer(
+            self._plan,
+            self.id,
+            record,
+            output,
+            used,
+            anyio.current_time() - self._started_s,
+            trace_id(stored.traceparent),
+        )
+        subject = subjects.answers(self.id, self._stream)
+        await self._ledger.append(subject, msgspec.json.encode(answer), f"{self.id}-{stage_id}-{key}", stored.traceparent)
+        return answer
+
+    async def _read(self, names: list[str]) -> list[Stored]:
+        found = await self._ledger.get_many(names)
+        return [found[name] for name in names if name in found]

@@ -1,0 +1,112 @@
+"""A node: the worker processes of one machine, kept running.
+
+A worker that dies is started again with backoff; one that keeps dying at once is reported, with the end of its log.
+Leaving the node ends its workers, within `GRACE_S` by request and then by force, with all they started.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from engine.worker import Assignment
+from streams.errors import PenstockError
+
+log = structlog.get_logger(__name__)
+
+GRACE_S = 0.5
+QUICK_DEATH_S, MAX_QUICK_DEATHS = 2.0, 6
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
+
+
+class Node:
+    """Keeps `num_workers` workers at one assignment. `pids` are those alive now."""
+
+    def __init__(self, assignment: Assignment, num_workers: int, log_file: Path) -> None:
+        self.pids: dict[int, int] = {}
+        self.num_restarts = 0
+        self._assignment = assignment
+        self._num_workers = num_workers
+        self._log_file = log_file
+
+    async def run(self) -> None:
+        """Until canceled. Raises PenstockError when a worker cannot stay alive."""
+        async with anyio.create_task_group() as tasks:
+            for number in range(self._num_workers):
+                tasks.start_soon(self._keep, number)
+
+    async def _keep(self, number: int) -> None:
+        num_quick = 0
+        pause_s = FIRST_PAUSE_S
+        while True:
+            started_s = anyio.current_time()
+            code = await self._run_once(number)
+            lived_s = anyio.current_time() - started_s
+            num_quick = num_quick + 1 if lived_s < QUICK_DEATH_S and code != -signal.SIGKILL else 0
+            if num_quick >= MAX_QUICK_DEATHS:
+                raise PenstockError(
+                    f"worker {number} ended {num_quick} times in a row at once (exit {code}): {self._last_words()}; "
+                    f"its log is {self._log_file}"
+                )
+            pause_s = FIRST_PAUSE_S if lived_s > QUICK_DEATH_S else min(2 * pause_s, MAX_PAUSE_S)
+            log.warning("worker_ended", number=number, exit=code, pause_s=pause_s)
+            self.num_restarts += 1
+            await anyio.sleep(pause_s)
+
+    async def _run_once(self, number: int) -> int:
+        assignment = msgspec.structs.replace(self._assignment, name=f"{self._assignment.name}-{number}")
+        with self._log_file.open("ab") as errors:
+            process = await anyio.open_process(
+                [sys.executable, "-m", "engine.worker"],
+                stdout=errors,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C at the terminal is for the one who started it all
+            )
+        self.pids[number] = process.pid
+        try:
+            assert process.stdin is not None
+            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                await process.stdin.send(msgspec.json.encode(assignment) + b"\n")
+            return await process.wait()
+        finally:
+            del self.pids[number]
+            with anyio.CancelScope(shield=True):
+                await _end(process)
+
+    def _last_words(self) -> str:
+        try:
+            lines = self._log_file.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return lines[-1][:300] if lines else "it left no word"
+
+
+async def _end(process: anyio.abc.Process) -> None:
+    """End a worker and all it started."""
+    if process.returncode is None and process.stdin is not None:
+        with anyio.move_on_after(GRACE_S), suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            await process.stdin.aclose()
+            await process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+    await process.aclose()
+
+
+@asynccontextmanager
+async def node(assignment: Assignment, num_workers: int, log_file: Path) -> AsyncIterator[Node]:
+    """A running node."""
+    running = Node(assignment, num_workers, log_file)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.run)
+        try:
+            yield running
+        finally:
+            tasks.cancel_scope.cancel()

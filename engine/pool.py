@@ -1,0 +1,195 @@
+"""A pool: all instances of one implementation in this worker, batching across whoever calls.
+
+Callers hand in items and wait; a lane takes what has queued up, as much as the operator's largest batch, and runs it in
+a thread, a process or the loop itself, as the operator declares. A batch that fails is run again item by item, so that
+one bad item does not fail its neighbours.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.to_process
+import anyio.to_thread
+import msgspec
+import structlog
+
+from engine.operator import Device, Inputs, Operator, Settings
+from streams.errors import Permanent, Transient
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of one item: an output or the error, and when the batch it was in ran (Unix time, ns)."""
+
+    output: msgspec.Struct | None
+    error: Exception | None
+    started_ns: int
+    ended_ns: int
+    batch_size: int
+
+    @property
+    def compute_s(self) -> float:
+        """This item's share of the batch."""
+        return (self.ended_ns - self.started_ns) / 1e9 / self.batch_size
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """One caller's items, settled in order."""
+
+    items: Sequence[Inputs]
+    done: dict[int, Done] = field(default_factory=dict)
+    num_taken: int = 0
+    settled: anyio.Event = field(default_factory=anyio.Event)
+
+
+class Pool:
+    """Runs one operator. `capacity` is shared by all pools of the worker: it bounds how many batches run at once."""
+
+    def __init__(
+        self,
+        operator: type[Operator],
+        knobs: Settings,
+        device: Device,
+        capacity: anyio.CapacityLimiter,
+        tasks: anyio.abc.TaskGroup,
+        num_lanes: int,
+    ) -> None:
+        self.operator = operator
+        self._knobs = knobs
+        self._device = device
+        self._capacity = capacity
+        self._tasks = tasks
+        self._max_lanes = num_lanes
+        self._num_lanes = 0
+        self._idle: list[Operator] = []
+        self._waiting: deque[_Ticket] = deque()
+
+    async def process(self, items: Sequence[Inputs]) -> list[Done]:
+        """What became of each item, in order. Never raises for a failing item."""
+        if not items:
+            return []
+        ticket = _Ticket(items)
+        self._waiting.append(ticket)
+        num_batches = -(-len(items) // self.operator.max_batch)
+        for _ in range(min(num_batches, self._max_lanes - self._num_lanes)):
+            self._num_lanes += 1
+            self._tasks.start_soon(self._lane)
+        await ticket.settled.wait()
+        return [ticket.done[index] for index in range(len(items))]
+
+    async def _lane(self) -> None:
+        try:
+            while self._waiting:
+                taken = self._take()
+                batch = [ticket.items[index] for ticket, index in taken]
+                for (ticket, index), done in zip(taken, await self._run(batch), strict=True):
+                    ticket.done[index] = done
+                    if len(ticket.done) == len(ticket.items):
+                        ticket.settled.set()
+        finally:
+            self._num_lanes -= 1
+
+    def _take(self) -> list[tuple[_Ticket, int]]:
+        """Up to `max_batch` waiting items, oldest first: each as its ticket and its place in it."""
+        taken: list[tuple[_Ticket, int]] = []
+        while self._waiting and len(taken) < self.operator.max_batch:
+            ticket = self._waiting[0]
+            taken.append((ticket, ticket.num_taken))
+            ticket.num_taken += 1
+            if ticket.num_taken == len(ticket.items):
+                self._waiting.popleft()
+        return taken
+
+    async def _run(self, batch: list[Inputs]) -> list[Done]:
+        started_ns = time.time_ns()
+        try:
+            outputs, started_ns, ended_ns = await self._call(batch)
+            self._check(outputs, len(batch))
+        except Exception as error:
+            if len(batch) > 1:
+                return [done for item in batch for done in await self._run([item])]
+            return [Done(None, _translated(error, self.operator), started_ns, time.time_ns(), 1)]
+        return [Done(output, None, started_ns, ended_ns, len(batch)) for output in outputs]
+
+    async def _call(self, batch: list[Inputs]) -> tuple[Sequence[msgspec.Struct], int, int]:
+        if self.operator.runs_in == "loop":
+            operator = self._idle[0] if self._idle else self._loaded()
+            return _timed(operator, batch)
+        with anyio.fail_after(self.operator.timeout_s):
+            if self.operator.runs_in == "process":
+                call = (self.operator, self._knobs, self._device, batch)
+                return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=self._capacity)
+            return await anyio.to_thread.run_sync(
+                self._in_thread, batch, abandon_on_cancel=True, limiter=self._capacity
+            )
+
+    def _in_thread(self, batch: list[Inputs]) -> tuple[Sequence[msgspec.Struct], int, int]:
+        operator = self._idle.pop() if self._idle else load(self.operator, self._knobs, self._device)
+        answer = _timed(operator, batch)
+        self._idle.append(operator)  # one that raised is left to be loaded anew
+        return answer
+
+    def _loaded(self) -> Operator:
+        operator = load(self.operator, self._knobs, self._device)
+        self._idle.append(operator)
+        return operator
+
+    def _check(self, outputs: Sequence[msgspec.Struct], num_expected: int) -> None:
+        wanted = self.operator.capability.output
+        if len(outputs) != num_expected:
+            raise Permanent(f"{self.operator.name} returned {len(outputs)} outputs for {num_expected} inputs")
+        for output in outputs:
+            if not isinstance(output, wanted):
+                raise Permanent(f"{self.operator.name} returned {type(output).__name__}, not {wanted.__name__}")
+
+
+def load(operator: type[Operator], knobs: Settings, device: Device) -> Operator:
+    """An instance ready to process."""
+    instance = operator(knobs)
+    instance.load(device)
+    return instance
+
+
+def _timed(operator: Operator, batch: Sequence[Inputs]) -> tuple[Sequence[msgspec.Struct], int, int]:
+    started_ns = time.time_ns()
+    outputs = operator.process(batch)
+    return outputs, started_ns, time.time_ns()
+
+
+_children: dict[Any, Operator] = {}
+
+
+def _in_child(
+    operator: type[Operator], knobs: Settings, device: Device, batch: Sequence[Inputs]
+) -> tuple[Sequence[msgspec.Struct], int, int]:
+    """Runs in a child process, which keeps the operator loaded."""
+    key = (operator, msgspec.json.encode(knobs), device)
+    if key not in _children:
+        _children[key] = load(operator, knobs, device)
+    return _timed(_children[key], batch)
+
+
+def _translated(error: Exception, operator: type[Operator]) -> Exception:
+    """The failure as the retry rule understands it. What an operator did not foresee fails the same way each time,
+    unless it is the machine that ran short."""
+    if isinstance(error, Transient | Permanent):
+        return error
+    if isinstance(error, TimeoutError):
+        translated: Exception = Transient(f"{operator.name} did not finish within {operator.timeout_s:.0f} s")
+    elif isinstance(error, MemoryError | OSError | anyio.BrokenWorkerProcess):
+        translated = Transient(f"{operator.name}: {type(error).__name__}: {error}")
+    else:
+        translated = Permanent(f"{operator.name} raised {type(error).__name__}: {error}")
+        log.error("operator_raised", operator=operator.name, exc_info=error)
+    translated.__cause__ = error
+    return translated
+
+

@@ -1,0 +1,141 @@
+"""What a worker has at hand of one stream: records it has read or written, decoded, within a bound.
+
+The ledger is the truth; the shelf only saves reading and decoding twice. Results are write-once, so nothing on the
+shelf can be stale, but a gap may be replaced once, so gaps are not kept.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from engine.operator import Media
+from engine.workflow import MEDIA
+from streams import subjects
+from streams.errors import Permanent
+from streams.ledger import Ledger, Stored
+from streams.records import EndOfStream, Gap, Result, Segment, decode_media, decode_result
+from streams.subjects import Key
+
+MAX_RESULTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A stored input: its place in the order of storing, and its value (None where it is a gap)."""
+
+    seq: int
+    traceparent: str
+    value: Any = None
+    gap: Gap | None = None
+
+
+class Shelf:
+    """Inputs of one stream by source and segment. `outputs` tells the type of each stage's output, `demands` what
+    will be asked of the media's decoder."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        stream: str,
+        outputs: Mapping[str, type[msgspec.Struct]],
+        demands: tuple[Hashable, ...],
+        max_segments: int,
+    ) -> None:
+        self.stream = stream
+        self._ledger = ledger
+        self._decoders = {stage: msgspec.msgpack.Decoder(type) for stage, type in outputs.items()}
+        self._demands = demands
+        self._media: OrderedDict[int, Known] = OrderedDict()
+        self._results: OrderedDict[tuple[str, Key], Known] = OrderedDict()
+        self._max_segments = max_segments
+        self._end: tuple[int, EndOfStream] | None = None
+
+    @property
+    def num_segments(self) -> int | None:
+        """How many segments the stream has, if that is known here already."""
+        return None if self._end is None else self._end[1].num_segments
+
+    async def end(self) -> tuple[int, EndOfStream] | None:
+        """The stream's end and where it stands in the order of storing; None while it goes on."""
+        if self._end is None:
+            stored = await self._ledger.get(subjects.media_end(self.stream))
+            if stored is not None:
+                self.keep_media(None, stored.seq, stored.data, stored.traceparent)
+        return self._end
+
+    async def get(self, source: str, indices: Iterable[int]) -> dict[int, Known]:
+        """The inputs of these segments that are stored."""
+        found: dict[int, Known] = {}
+        missing: dict[str, int] = {}
+        for index in indices:
+            known = self._media.get(index) if source == MEDIA else self._results.get((source, Key.of(index)))
+            if known is not None:
+                found[index] = known
+            elif source == MEDIA:
+                missing[subjects.media(self.stream, index)] = index
+            else:
+                missing[subjects.result(source, self.stream, Key.of(index))] = index
+        if missing:
+            for subject, stored in (await self._ledger.get_many(missing)).items():
+                found[missing[subject]] = self._keep(source, missing[subject], stored)
+        return found
+
+    def _keep(self, source: str, index: int, stored: Stored) -> Known:
+        if source == MEDIA:
+            known = self.keep_media(index, stored.seq, stored.data, stored.traceparent)
+            assert known is not None  # only a stream's end has no index
+            return known
+        return self.keep_result(source, Key.of(index), stored.seq, stored.data, stored.traceparent)
+
+    def keep_media(self, index: int | None, seq: int, data: bytes, traceparent: str) -> Known | None:
+        """Take in what a media subject holds; None for the end of the stream. A record that cannot be read counts as a
+        gap that says so."""
+        if index is not None and (kept := self._media.get(index)) is not None:
+            return kept
+        try:
+            record = decode_media(data)
+        except msgspec.DecodeError as error:
+            if index is None:
+                raise Permanent(f"the end of stream {self.stream} cannot be read: {error}") from error
+            record = self._unreadable(MEDIA, Key.of(index), error)
+        match record:
+            case EndOfStream():
+                self._end = (seq, record)
+                return None
+            case Gap():
+                return Known(seq, traceparent, gap=record)
+            case Segment():
+                known = Known(seq, traceparent, Media(record, self._demands))
+                _put(self._media, record.index, known, self._max_segments)
+                return known
+
+    def keep_result(self, stage: str, key: Key, seq: int, data: bytes, traceparent: str) -> Known:
+        """Take in what a result subject holds."""
+        try:
+            record = decode_result(data)
+            value = self._decoders[stage].decode(record.output) if isinstance(record, Result) else None
+        except msgspec.DecodeError as error:
+            record, value = self._unreadable(stage, key, error), None
+        if isinstance(record, Gap):
+            return Known(seq, traceparent, gap=record)
+        return self.keep_value(stage, key, Known(seq, traceparent, value))
+
+    def keep_value(self, stage: str, key: Key, known: Known) -> Known:
+        """Take in a result that was computed here."""
+        if known.gap is None:
+            _put(self._results, (stage, key), known, MAX_RESULTS)
+        return known
+
+    def _unreadable(self, source: str, key: Key, error: Exception) -> Gap:
+        detail = f"the stored record cannot be read: {error}"
+        return Gap(stage=source, stream=self.stream, first=key.first, last=key.last, cause="dead_lettered", detail=detail)
+
+
+def _put(shelf: OrderedDict[Any, Known], key: Any, known: Known, max_entries: int) -> None:
+    shelf[key] = known
+    shelf.move_to_end(key)
+    while len(shelf) > max_entries:
+        shelf.popitem(last=False)

@@ -1,0 +1,208 @@
+"""Traces: one for each segment from ingest to the answer that used it, and log lines that carry its id.
+
+Spans go to an OTLP collector when the standard OTEL_* variables name one, and to a file of OTLP JSON, one export
+request a line, when asked (collectors read it with the `otlpjsonfile` receiver). Without either, contexts still travel,
+so an answer always has a trace id, but no span is made.
+"""
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from streams.errors import UserError
+
+OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+FLUSH_TIMEOUT_MS = 800
+Attributes = Mapping[str, str | int | float | bool]
+
+
+class Span:
+    """A piece of work under way. `traceparent` is what its children and followers carry (W3C Trace Context)."""
+
+    def __init__(self, traceparent: str, span: Any = None) -> None:
+        self.traceparent = traceparent
+        self._span = span
+
+    def end(self, ended_ns: int | None = None, **attributes: str | int | float | bool) -> None:
+        if self._span is not None:
+            self._span.set_attributes(attributes)
+            self._span.end(ended_ns or time.time_ns())
+
+
+class Telemetry:
+    """Makes spans where somebody wants them, and passes contexts on where nobody does."""
+
+    def __init__(self, service: str, trace_file: Path | None = None, instance: str = "") -> None:
+        exports_otlp = any(os.environ.get(name) for name in OTLP_ENDPOINTS)
+        wanted = os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
+        self._provider: Any = None
+        if wanted and (exports_otlp or trace_file is not None):
+            self._provider = _provider(service, instance, trace_file, exports_otlp)
+            self._tracer = self._provider.get_tracer("penstock")
+
+    @property
+    def enabled(self) -> bool:
+        return self._provider is not None
+
+    def span(
+        self,
+        name: str,
+        parent: str = "",
+        *,
+        started_ns: int | None = None,
+        links: Iterable[str] = (),
+        attributes: Attributes | None = None,
+    ) -> Span:
+        """Begin a span under `parent` (a traceparent; a new trace where empty). Times are Unix nanoseconds."""
+        if self._provider is None:
+            return Span(parent or new_traceparent())
+        from opentelemetry import trace
+
+        context = _context(parent)
+        linked = [trace.Link(trace.get_current_span(_context(link)).get_span_context()) for link in links if link]
+        span = self._tracer.start_span(
+            name, context, start_time=started_ns or time.time_ns(), links=linked, attributes=dict(attributes or {})
+        )
+        own = span.get_span_context()
+        return Span(f"00-{own.trace_id:032x}-{own.span_id:016x}-{int(own.trace_flags):02x}", span)
+
+    def record(
+        self,
+        name: str,
+        parent: str,
+        started_ns: int,
+        ended_ns: int,
+        *,
+        links: Iterable[str] = (),
+        attributes: Attributes | None = None,
+    ) -> str:
+        """A span that is over already; its traceparent."""
+        if self._provider is None:
+            return parent
+        span = self.span(name, parent, started_ns=started_ns, links=links, attributes=attributes)
+        span.end(ended_ns)
+        return span.traceparent
+
+    def close(self) -> None:
+        """Send what is still here, within a second."""
+        if self._provider is not None:
+            self._provider.force_flush(FLUSH_TIMEOUT_MS)
+            self._provider.shutdown()
+
+
+def new_traceparent() -> str:
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def trace_id(traceparent: str) -> str:
+    """The trace id of a traceparent, empty where it is malformed."""
+    parts = traceparent.split("-")
+    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else ""
+
+
+def _context(traceparent: str) -> Any:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator().extract({"traceparent": traceparent} if traceparent else {})
+
+
+def _provider(service: str, instance: str, trace_file: Path | None, exports_otlp: bool) -> Any:
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    resource = Resource.create({"service.name": service, "service.instance.id": instance or str(os.getpid())})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    if exports_otlp:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=5)))
+    if trace_file is not None:
+        provider.add_span_processor(BatchSpanProcessor(_file_exporter(trace_file), schedule_delay_millis=500))
+    return provider
+
+
+def _file_exporter(path: Path) -> Any:
+    """Appends OTLP JSON lines. Several processes may write one file: each line is one write."""
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+    try:
+        file = path.open("ab", buffering=0)
+    except OSError as error:
+        raise UserError(f"cannot write the trace to {path}: {error.strerror}") from error
+
+    class FileExporter(SpanExporter):
+        def export(self, spans: Sequence[Any]) -> Any:
+            file.write(msgspec.json.encode(_otlp(spans)) + b"\n")
+            return SpanExportResult.SUCCESS
+
+        def shutdown(self) -> None:
+            file.close()
+
+    return FileExporter()
+
+
+def _otlp(spans: Sequence[Any]) -> dict[str, Any]:
+    """Spans of one process as an OTLP ExportTraceServiceRequest in its JSON form (ids in hex, 64-bit integers as
+    strings). Source: OpenTelemetry Protocol 1.x, "JSON Protobuf Encoding"."""
+    scope_spans = [{"scope": {"name": "penstock"}, "spans": [_otlp_span(span) for span in spans]}]
+    resource = {"attributes": _otlp_attributes(spans[0].resource.attributes)} if spans else {}
+    return {"resourceSpans": [{"resource": resource, "scopeSpans": scope_spans}]}
+
+
+def _otlp_span(span: Any) -> dict[str, Any]:
+    context = span.context
+    return {
+        "traceId": f"{context.trace_id:032x}",
+        "spanId": f"{context.span_id:016x}",
+        "parentSpanId": f"{span.parent.span_id:016x}" if span.parent else "",
+        "name": span.name,
+        "kind": 1,
+        "startTimeUnixNano": str(span.start_time),
+        "endTimeUnixNano": str(span.end_time),
+        "attributes": _otlp_attributes(span.attributes or {}),
+        "links": [
+            {"traceId": f"{link.context.trace_id:032x}", "spanId": f"{link.context.span_id:016x}"} for link in span.links
+        ],
+        "status": {},
+    }
+
+
+def _otlp_attributes(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": _otlp_value(value)} for key, value in attributes.items()]
+
+
+def _otlp_value(value: Any) -> dict[str, Any]:
+    match value:
+        case bool():
+            return {"boolValue": value}
+        case int():
+            return {"intValue": str(value)}
+        case float():
+            return {"doubleValue": value}
+    return {"stringValue": str(value)}
+
+
+def configure_logging(level: str = "warning") -> None:
+    """structlog to stderr: lines for people on a terminal, JSON elsewhere; each with the trace id where there is one."""
+    people = sys.stderr.isatty()
+    renderer: Any = structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer()
+    levels = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if people else [structlog.processors.format_exc_info]),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(levels.get(level.lower(), 30)),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,0 +1,139 @@
+"""Workflows: what is to be found out, as stages over capabilities. No models, devices or keys in them.
+
+The same workflow can be written in TOML or in Python; both give the same structure and so the same plan.
+A stage input is "media" (the stream itself) or the name of another stage. A parameter "$ask" stands for a question
+that the job brings; stages that use it run once for each question.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from streams.errors import UserError
+from streams.subjects import token
+
+MEDIA = "media"
+ASK = "$ask"
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A node of a workflow: a capability, where its inputs come from, and the parameters that say what."""
+
+    capability: str
+    inputs: dict[str, str | tuple[str, ...]] = {}
+    params: dict[str, Any] = {}
+
+    def sources(self, port: str) -> tuple[str, ...]:
+        given = self.inputs.get(port, ())
+        return (given,) if isinstance(given, str) else given
+
+    @property
+    def all_sources(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(source for port in self.inputs for source in self.sources(port)))
+
+    @property
+    def asks(self) -> bool:
+        return ASK in self.params.values()
+
+
+class Workflow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Stages by name. Stages that no other stage reads are the workflow's answers."""
+
+    name: str
+    stages: dict[str, Stage]
+
+    def __post_init__(self) -> None:
+        for name, stage in self.stages.items():
+            _check_name(name)
+            for source in stage.all_sources:
+                if source != MEDIA and source not in self.stages:
+                    raise UserError(f"stage {name!r} reads {source!r}, which is no stage; there are {_names(self.stages)}")
+        if not self.stages:
+            raise UserError(f"workflow {self.name!r} has no stages: give it at least one [stages.NAME]")
+        self.order()
+
+    def order(self) -> list[str]:
+        """Names of stages, each after those it reads. Raises UserError for a cycle."""
+        graph = {name: [s for s in stage.all_sources if s != MEDIA] for name, stage in self.stages.items()}
+        try:
+            return list(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            circle = " -> ".join(reversed(error.args[1]))
+            raise UserError(f"workflow {self.name!r} has a cycle: {circle}; a stage cannot wait for itself") from error
+
+    @property
+    def answers(self) -> list[str]:
+        read = {source for stage in self.stages.values() for source in stage.all_sources}
+        return [name for name in self.order() if name not in read]
+
+    def for_asks(self, asks: Sequence[str]) -> "Workflow":
+        """The workflow with "$ask" filled in: a stage that uses it, and every stage after it, once for each question.
+        Raises UserError where questions are missing or nothing takes them."""
+        taking = {name for name, stage in self.stages.items() if stage.asks}
+        if taking and not asks:
+            raise UserError(f"workflow {self.name!r} answers questions: ask at least one (--ask TEXT)")
+        if asks and not taking:
+            raise UserError(f'workflow {self.name!r} takes no question: no stage has a parameter "{ASK}"')
+        if any(not ask.strip() for ask in asks):
+            raise UserError("a question is empty: say what you want to know (--ask TEXT)")
+        for name in self.order():
+            if taking & set(self.stages[name].all_sources):
+                taking.add(name)
+        filled: dict[str, Stage] = {}
+        for name, stage in self.stages.items():
+            if name not in taking:
+                filled[name] = stage
+                continue
+            for number, ask in enumerate(dict.fromkeys(ask.strip() for ask in asks), 1):
+                inputs = {
+                    port: tuple(f"{s}-{number}" if s in taking else s for s in stage.sources(port))
+                    for port in stage.inputs
+                }
+                params = {key: ask if value == ASK else value for key, value in stage.params.items()}
+                filled[f"{name}-{number}"] = Stage(capability=stage.capability, inputs=inputs, params=params)
+        return Workflow(name=self.name, stages=filled)
+
+
+def load_workflow(path: Path) -> Workflow:
+    """Read a workflow from a TOML file. Raises UserError with the file and what would be right."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read workflow {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    try:
+        return parse_workflow(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def parse_workflow(text: str) -> Workflow:
+    """Read a workflow from TOML text."""
+    try:
+        return msgspec.convert(tomllib.loads(text), Workflow)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"not valid TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise UserError(_explained(str(error))) from error
+
+
+def _explained(message: str) -> str:
+    """msgspec's message with the path first and the keys that would be right."""
+    what, _, path = message.partition(" - at ")
+    where = path.strip("`").removeprefix("$").removeprefix(".") or "workflow"
+    fields = Stage if where.startswith("stages") else Workflow
+    allowed = ", ".join(fields.__struct_fields__)
+    return f"{where}: {what[:1].lower()}{what[1:]}; its keys are {allowed}"
+
+
+def _check_name(name: str) -> None:
+    token(name)
+    if name == MEDIA:
+        raise UserError(f'a stage cannot be named "{MEDIA}": that is the stream itself')
+
+
+def _names(stages: Mapping[str, Stage]) -> str:
+    return ", ".join([MEDIA, *stages])
