@@ -1,0 +1,154 @@
+"""One call from a workflow and a file to answers: finds or starts NATS, plans, runs workers, waits."""
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import anyio
+import anyio.to_thread
+
+from engine.answers import Answer
+from engine.catalogue import installed
+from engine.job import Job, Progress
+from engine.node import node
+from engine.operator import Machine
+from engine.plan import Plan, make_plan
+from engine.telemetry import Telemetry
+from engine.worker import Assignment
+from engine.workflow import Workflow
+from streams.errors import PenstockError, UserError
+from streams.ledger import open_ledger
+from streams.link import connect
+from streams.probe import probe
+from streams.segmenter import segments, stream_id
+from streams.server import embedded
+
+MIN_SEGMENT_S, MAX_SEGMENT_S = 0.2, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run; every one has a default that works on a laptop."""
+
+    segment_s: float = 5.0
+    url: str | None = None  # of a NATS server; None: an embedded one over `store`
+    store: Path | None = None  # None: `default_store()`
+    trace_file: Path | None = None
+    num_workers: int = 1
+    groups: str = "fused"  # or "apart": every stage in a group of its own
+    ack_wait_s: float = 10.0
+    log_level: str = "warning"
+
+
+def default_store() -> Path:
+    """Where results are kept between runs: $PENSTOCK_STORE, or the user's data folder."""
+    if given := os.environ.get("PENSTOCK_STORE"):
+        return Path(given)
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "penstock"
+
+
+def this_machine() -> Machine:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(num_cores=cores, has_gpu=any(Path("/dev").glob("nvidia[0-9]*")))
+
+
+async def run(
+    workflow: Workflow,
+    input: str | Path,
+    asks: Sequence[str] = (),
+    options: Options | None = None,
+    *,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_answer: Callable[[Answer], None] = lambda answer: None,
+) -> list[Answer]:
+    """Answers to `asks` about the file `input`, in the order they were found.
+
+    Raises UserError for a bad workflow, input or option, LinkError without NATS, PenstockError if it cannot go on.
+    """
+    chosen = options or Options()
+    if not MIN_SEGMENT_S <= chosen.segment_s <= MAX_SEGMENT_S:
+        raise UserError(f"a segment of {chosen.segment_s:g} s: give between {MIN_SEGMENT_S:g} and {MAX_SEGMENT_S:g} s")
+    asked = workflow.for_asks(asks)
+    path = _local_file(str(input))
+    traces = Telemetry("penstock", chosen.trace_file)
+    try:
+        async with _server(chosen) as url, connect(url) as link:
+            plan, stream = await _planned(asked, path, chosen)
+            on_plan(plan)
+            ledger = await open_ledger(link)
+            machine = this_machine()
+            assignment = Assignment(
+                plan=plan,
+                stream=stream,
+                url=url,
+                num_cores=max(1, machine.num_cores // chosen.num_workers),
+                ack_wait_s=chosen.ack_wait_s,
+                trace_file=str(chosen.trace_file.absolute()) if chosen.trace_file else "",
+                log_level=chosen.log_level,
+            )
+            id = f"j{secrets.token_hex(6)}"
+            job = Job(ledger, plan, stream, id, installed(), traces, on_progress, on_answer)
+            source = partial(segments, str(path), stream=stream, target_s=chosen.segment_s)
+            log_file = (chosen.store or default_store()) / "workers.log"
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            async with node(assignment, chosen.num_workers, log_file):
+                return await job.run(source)
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+    finally:
+        traces.close()
+
+
+async def _planned(workflow: Workflow, path: Path, options: Options) -> tuple[Plan, str]:
+    info = await anyio.to_thread.run_sync(probe, str(path))
+    plan = await anyio.to_thread.run_sync(make_plan, workflow, installed(), this_machine(), info)
+    if options.groups == "apart":
+        plan = plan.regrouped([[stage.id] for stage in plan.stages])
+    return plan, await anyio.to_thread.run_sync(stream_id, path, options.segment_s)
+
+
+@asynccontextmanager
+async def _server(options: Options) -> AsyncIterator[str]:
+    if options.url is not None:
+        yield options.url
+        return
+    async with embedded(options.store or default_store()) as url:
+        yield url
+
+
+def _local_file(input: str) -> Path:
+    parts = urlsplit(input)
+    if parts.scheme == "file":
+        input = unquote(parts.path)
+    elif parts.scheme and "://" in input:
+        raise UserError(f"cannot read {parts.scheme}:// inputs: give a file (a path or file:// URL)")
+    path = Path(input)
+    if not path.exists():
+        raise UserError(f"no file {input}: give the path of a video or audio file")
+    if not path.is_file():
+        raise UserError(f"{input} is not a file: give the path of a video or audio file")
+    return path
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that matters of those a task group collected: the user's first, then ours, then any."""
+    flat: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending = list(error.exceptions) + pending
+        else:
+            flat.append(error)
+    for kind in (UserError, PenstockError):
+        for error in flat:
+            if isinstance(error, kind):
+                return error
+    return flat[0]

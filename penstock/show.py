@@ -1,0 +1,153 @@
+"""What people see: progress bars, answers and tables on stderr; and JSON lines on stdout for machines."""
+
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from engine import job
+from engine.answers import Answer
+from engine.operator import Reduce
+from engine.plan import Plan
+from penstock.demo import Question
+from penstock.doctor import Finding, OperatorRow
+
+ANSWERS = "answers"  # all last stages that reduce share one bar
+
+
+class Display:
+    """Shows a run as it happens. Use as a context manager."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self._console = Console(stderr=True, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description:<16}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=False,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._reducing: set[str] = set()
+
+    def __enter__(self) -> "Display":
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def plan(self, plan: Plan) -> None:
+        for notice in plan.notices:
+            self._console.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True)
+        self._reducing = {stage.name for stage in plan.stages if isinstance(stage.scope, Reduce)}
+        for stage in plan.stages:
+            if stage.name not in self._reducing:
+                self._tasks[stage.name] = self._bars.add_task(stage.name, total=None, unit="segments")
+        if self._reducing:
+            self._tasks[ANSWERS] = self._bars.add_task(ANSWERS, total=len(self._reducing), unit="")
+
+    def progress(self, progress: job.Progress) -> None:
+        for name, stored in progress.stored.items():
+            if name not in self._reducing and name in self._tasks:
+                self._bars.update(self._tasks[name], completed=stored, total=progress.total[name])
+        if self._reducing:
+            self._bars.update(self._tasks[ANSWERS], completed=sum(progress.stored[name] for name in self._reducing))
+
+    def answer(self, answer: Answer) -> None:
+        if self._as_json:
+            lines([answer])
+            return
+        show = self._console.print
+        show()
+        if answer.question:
+            show(f"[bold]{escape(answer.question)}[/]", soft_wrap=True)
+            show(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
+        else:
+            show(escape(msgspec.json.encode(answer.output).decode()), soft_wrap=True)
+        for item in answer.evidence:
+            span = f"{clock(item.start_s)} - {clock(item.end_s)}"
+            show(f"  [cyan]{span}[/]  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
+        for gap in answer.gaps:
+            where = f"segment {gap.first}" if gap.first == gap.last else f"segments {gap.first}-{gap.last}"
+            show(f"  [yellow]without[/] {gap.stage}, {where}: {escape(gap.detail or gap.cause)}", soft_wrap=True)
+        stages = ", ".join(f"{note.stage}: {note.implementation}" for note in answer.stages)
+        cost = f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute; trace {answer.trace_id}"
+        show(f"  [dim]{escape(stages)}; {cost}[/]", soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """Media time as people write it: 1:05.2."""
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{int(minutes)}:{rest:04.1f}"
+
+
+def lines(items: Iterable[Any]) -> None:
+    """One JSON object a line on stdout."""
+    for item in items:
+        sys.stdout.write(msgspec.json.encode(item).decode() + "\n")
+    sys.stdout.flush()
+
+
+def verdict(asked: Sequence[Question], answers: Sequence[Answer]) -> None:
+    """How the demo's answers compare with the clip's ground truth."""
+    given = {answer.question: answer.answer for answer in answers}
+    right = [item for item in asked if is_right(item, given.get(item.question, ""))]
+    console = Console(stderr=True, highlight=False)
+    console.print(f"\n{len(right)} of {len(asked)} answers are as the clip's ground truth has them.")
+    for item in asked:
+        if item not in right:
+            console.print(f"  [yellow]not as expected:[/] {escape(item.question)}", soft_wrap=True)
+
+
+def is_right(question: Question, answer: str) -> bool:
+    """Whether an answer contains one of the accepted ones; or, where the clip holds none, says so."""
+    if not question.answerable:
+        return answer == "not in the video"
+    said = _normal(answer)
+    return any(_normal(accepted) in said for accepted in question.accepted)
+
+
+def _normal(text: str) -> str:
+    kept = "".join(c if c.isalnum() or c in ":.," else " " for c in text.lower())
+    return f" {' '.join(kept.split()).rstrip('.')} "
+
+
+@contextmanager
+def scratch_store(given: Path | None) -> Iterator[Path]:
+    """The store asked for, or one that is gone afterwards, so that the demo computes everything each time."""
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="penstock-demo-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def operators(rows: Sequence[OperatorRow]) -> None:
+    table = Table("capability", "rung", "quality", "here", box=None, pad_edge=False)
+    for row in rows:
+        here = "[green]yes[/]" if row.missing is None else f"[yellow]no:[/] {escape(row.missing)}"
+        table.add_row(row.capability, row.rung, f"{row.quality:.2f}", here)
+    Console(stderr=True, highlight=False).print(table)
+
+
+def findings(found: Sequence[Finding]) -> None:
+    console = Console(stderr=True, highlight=False)
+    for finding in found:
+        mark = "[green]ok  [/]" if finding.ok else "[yellow]none[/]" if finding.optional else "[red]bad [/]"
+        console.print(f"{mark} {finding.what:<14} {escape(finding.found)}", soft_wrap=True)
+        if finding.advice:
+            console.print(f"{'':<20}{escape(finding.advice)}", soft_wrap=True)
