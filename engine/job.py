@@ -29,6 +29,7 @@ from streams.subjects import Key
 log = structlog.get_logger(__name__)
 
 MAX_AHEAD = 64  # segments: bounds what the ledger must hold of media that nobody has looked at
+STORING_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # pauses while a record we heard of is being stored
 RECOUNT_S = 2.0  # how often the count is checked against the ledger: what came by core NATS may have been missed
 
 Source = Callable[[], Iterator[Segment | EndOfStream]]
@@ -171,8 +172,12 @@ class Job:
             await self._until(lambda: any(keys & self._stored[id] for id, keys in waiting.items()))
             for id, keys in waiting.items():
                 for key in sorted(keys & self._stored[id]):
+                    stored = await self._once_stored(id, key)
+                    if stored is None:
+                        self._stored[id].discard(key)
+                        continue
                     keys.discard(key)
-                    answer = await self._answer(id, key)
+                    answer = await self._answer(id, key, stored)
                     self._on_answer(answer)
                     yield answer
 
@@ -182,10 +187,17 @@ class Job:
             return [Key(0, num_segments - 1)] if num_segments else []
         return [Key.of(index) for index in range(num_segments)]
 
-    async def _answer(self, stage_id: str, key: Key) -> Answer:
-        stored = await self._ledger.get(subjects.result(stage_id, self._stream, key))
-        if stored is None:
-            raise PenstockError(f"the answer {stage_id}/{key} fell out of retention before it was read")
+    async def _once_stored(self, stage_id: str, key: Key) -> Stored | None:
+        """The record we heard of. What core NATS tells is sent before it is stored, and may never be: then None, and
+        it will be heard of again."""
+        for pause_s in (0.0, *STORING_S):
+            await anyio.sleep(pause_s)
+            stored = await self._ledger.get(subjects.result(stage_id, self._stream, key))
+            if stored is not None:
+                return stored
+        return None
+
+    async def _answer(self, stage_id: str, key: Key, stored: Stored) -> Answer:
         record = decode_result(stored.data)
         capability = self._catalogue.capability(self._plan.stage(stage_id).capability)
         output = msgspec.msgpack.decode(record.output, type=capability.output) if isinstance(record, Result) else None

@@ -24,7 +24,7 @@ from engine import joins, telemetry
 from engine.catalogue import Catalogue, installed
 from engine.group import Group, GroupStage
 from engine.operator import Device, Fold
-from engine.plan import Plan, PlannedStage, settings_of
+from engine.plan import Plan, settings_of
 from engine.pool import Pool
 from engine.retry import Again, RetryPolicy
 from engine.shelf import Shelf
@@ -32,6 +32,7 @@ from streams.errors import LinkError, PenstockError
 from streams.ledger import Ledger, open_ledger
 from streams.link import connect
 from streams.pull import Acks, Arrival, Pull
+from streams.records import encode
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +83,7 @@ class Worker:
     def _groups(self, tasks: anyio.abc.TaskGroup) -> list[Group]:
         plan = self._assignment.plan
         capabilities = {stage.id: self._catalogue.capability(stage.capability) for stage in plan.stages}
-        pools = {stage.id: self._pool(stage, tasks) for stage in plan.stages}
+        pools = self._pools(tasks)
         demands: dict[Hashable, None] = {}
         for stage in plan.stages:
             operator = pools[stage.id].operator
@@ -113,10 +114,19 @@ class Worker:
             groups.append(group)
         return groups
 
-    def _pool(self, stage: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
-        operator = self._catalogue.implementation(stage.capability, stage.rung.implementation)
-        knobs = settings_of(operator.Knobs, stage.rung.knobs)
-        return Pool(operator, knobs, Device(), self._capacity, tasks, self._assignment.num_cores)
+    def _pools(self, tasks: anyio.abc.TaskGroup) -> dict[str, Pool]:
+        """The pool of each stage, by its id: one for all stages on the same rung."""
+        by_rung: dict[bytes, Pool] = {}
+        pools: dict[str, Pool] = {}
+        for stage in self._assignment.plan.stages:
+            rung = encode([stage.capability, stage.rung])
+            if rung not in by_rung:
+                operator = self._catalogue.implementation(stage.capability, stage.rung.implementation)
+                knobs = settings_of(operator.Knobs, stage.rung.knobs)
+                num_lanes = self._assignment.num_cores
+                by_rung[rung] = Pool(operator, knobs, Device(), self._capacity, tasks, num_lanes)
+            pools[stage.id] = by_rung[rung]
+        return pools
 
     async def _serve(self, group: Group, pull: Pull, tasks: anyio.abc.TaskGroup) -> None:
         batch = min(stage.operator.max_batch for stage in group.stages)

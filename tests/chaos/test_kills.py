@@ -1,0 +1,144 @@
+"""Workers and the server are killed at random moments: the answers and the ledger must be those of a quiet run.
+
+Moments are drawn as numbers of stored outputs plus a short delay, so that every kill falls inside the run however fast
+the machine is, and a seed draws the same moments each time.
+"""
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+from clips import EXAMPLES, first_seconds
+
+from engine.answers import Answer
+from engine.catalogue import installed
+from engine.job import Job, Progress
+from engine.node import Node, node
+from engine.operator import Machine, Reduce
+from engine.plan import Plan, make_plan
+from engine.telemetry import Telemetry
+from engine.worker import Assignment
+from engine.workflow import load_workflow
+from streams import subjects
+from streams.ledger import Ledger, open_ledger
+from streams.link import connect
+from streams.records import Gap, decode_result, encode
+from streams.segmenter import segments, stream_id
+from streams.server import embedded
+
+pytestmark = pytest.mark.anyio
+
+NUM_WORKER_KILLS, NUM_SERVER_KILLS = 30, 5
+SEGMENT_S = 2.0
+CLIP_S = 36.0
+ASKS = ("When does Martin's train leave?", "Where can I park my car?", "Who found the umbrella on the train?")
+
+
+def plan_of() -> Plan:
+    workflow = load_workflow(EXAMPLES / "video_qa.toml").for_asks(ASKS)
+    return make_plan(workflow, installed(), Machine(num_cores=2))
+
+
+async def contents(ledger: Ledger) -> dict[str, bytes]:
+    """Everything the ledger holds, without what was measured."""
+    found: dict[str, bytes] = {}
+    for kind in ("media", "results", "dead"):
+        for name, stored in (await ledger.get_many(await ledger.subjects(f"penstock.{kind}.>"))).items():
+            data = stored.data
+            if kind == "results":
+                record = decode_result(data)
+                data = encode(record if isinstance(record, Gap) else msgspec.structs.replace(record, measured=None))
+            found[name] = data
+    return found
+
+
+async def run_job(
+    store: Path, clip: Path, disturb: Callable[[Node, Callable[[], int]], object] | None
+) -> tuple[dict[str, bytes], list[Answer], int]:
+    stored = 0
+
+    def note(progress: Progress) -> None:
+        nonlocal stored
+        stored = sum(progress.stored.values())
+
+    plan = plan_of()
+    stream = stream_id(clip, SEGMENT_S)
+    async with embedded(store) as url, connect(url) as link:
+        ledger = await open_ledger(link)
+        assignment = Assignment(plan=plan, stream=stream, url=url, num_cores=1, ack_wait_s=1.5)
+        job = Job(ledger, plan, stream, "job", installed(), Telemetry("test"), note)
+        async with node(assignment, 2, store / "workers.log") as workers, anyio.create_task_group() as tasks:
+            if disturb is not None:
+                tasks.start_soon(disturb, workers, lambda: stored)
+            with anyio.fail_after(240):
+                answers = await job.run(partial(segments, str(clip), stream=stream, target_s=SEGMENT_S))
+            tasks.cancel_scope.cancel()
+        assert_complete(plan, stream, found := await contents(ledger))
+        return found, answers, workers.num_restarts
+
+
+def assert_complete(plan: Plan, stream: str, found: dict[str, bytes]) -> None:
+    """Every stage has exactly one message for each segment 0 .. n (a subject holds one: the ledger is write-once)."""
+    num_segments = sum(name.startswith(f"penstock.media.{stream}.") for name in found) - 1
+    assert num_segments > 10
+    expected = {subjects.media(stream, index) for index in range(num_segments)} | {subjects.media_end(stream)}
+    for stage in plan.stages:
+        whole = subjects.Key(0, num_segments - 1)
+        keys = [whole] if isinstance(stage.scope, Reduce) else [subjects.Key.of(i) for i in range(num_segments)]
+        expected |= {subjects.result(stage.id, stream, key) for key in keys}
+    assert set(found) == expected
+
+
+class Killer:
+    """Kills a random worker each time enough is stored, and now and then the server."""
+
+    def __init__(self, store: Path, num_outputs: int, seed: int) -> None:
+        self._store = store
+        self._random = random.Random(seed)
+        self._moments = sorted(self._random.randrange(num_outputs - 4) for _ in range(NUM_WORKER_KILLS))
+        self._with_server = set(self._random.sample(range(NUM_WORKER_KILLS), NUM_SERVER_KILLS))
+        self.num_workers = self.num_servers = 0
+
+    async def __call__(self, workers: Node, num_stored: Callable[[], int]) -> None:
+        for number, moment in enumerate(self._moments):
+            while num_stored() < moment or not workers.pids:  # noqa: ASYNC110 - other processes bring it about
+                await anyio.sleep(0.01)
+            await anyio.sleep(self._random.uniform(0, 0.4))
+            while not workers.pids:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            pid = self._random.choice(sorted(workers.pids.values()))
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+                self.num_workers += 1
+            if number in self._with_server:
+                await self._kill_server()
+
+    async def _kill_server(self) -> None:
+        with suppress(ProcessLookupError, FileNotFoundError):
+            os.kill(json.loads((self._store / "server.json").read_text())["pid"], signal.SIGKILL)
+            self.num_servers += 1
+
+
+def essence(answers: list[Answer]) -> list[dict[str, object]]:
+    kept = ("question", "answer", "confidence", "evidence", "stages", "gaps")
+    return sorted(({name: getattr(a, name) for name in kept} for a in answers), key=lambda a: str(a["question"]))
+
+
+async def test_killed_workers_and_servers_change_nothing(tmp_path: Path) -> None:
+    short_clip = first_seconds(tmp_path / "short.mp4", CLIP_S)
+    quiet, quiet_answers, _ = await run_job(tmp_path / "quiet", short_clip, None)
+    num_outputs = sum(name.startswith("penstock.results.") for name in quiet)
+    killer = Killer(tmp_path / "wild", num_outputs, seed=1)
+    wild, wild_answers, num_restarts = await run_job(tmp_path / "wild", short_clip, killer)
+    assert (killer.num_workers, killer.num_servers) == (NUM_WORKER_KILLS, NUM_SERVER_KILLS)
+    assert num_restarts >= NUM_WORKER_KILLS // 2  # the last ones may have come after the last answer
+    assert wild == quiet
+    assert essence(wild_answers) == essence(quiet_answers)
