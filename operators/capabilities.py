@@ -5,19 +5,37 @@ from typing import ClassVar
 import msgspec
 
 from engine.operator import Capability, Media, Port, Settings
+from streams.records import NOT_IN_THE_VIDEO as NOT_IN_THE_VIDEO
 from streams.records import Evidence, Observation, Record
+from streams.records import Reply as Reply
+from streams.records import Support as Support
 
 
 class Shot(Observation):
     """A stretch of one camera take inside one segment (`text` stays empty). `cut` says that a cut opens it; false
-    where the take goes on from the segment before."""
+    where the take may go on from the segment before."""
 
     cut: bool = False
 
 
+class Glimpse(Record, frozen=True):
+    """What the first or last picture of a segment looked like: enough to judge whether a cut stands at the boundary.
+
+    `colours`: mean RGB of 16 x 9 blocks, uint8 [9, 16, 3] as bytes. `changes`: the two largest changes of picture near
+    it in the segment, in the same units."""
+
+    colours: bytes
+    changes: tuple[float, float] = (0.0, 0.0)
+
+
 class Scenes(Evidence):
+    """Shots that tile a segment with pictures. Whether a cut stands between two segments is for the reader of both to
+    judge (operators.vision.detect_scenes.cut_between)."""
+
     kind: ClassVar[str] = "scene"
     observations: tuple[Shot, ...] = ()
+    opening: Glimpse | None = None
+    closing: Glimpse | None = None
 
 
 class Word(msgspec.Struct, frozen=True, array_like=True):
@@ -46,27 +64,6 @@ class TextLine(Observation):
 class ScreenText(Evidence):
     kind: ClassVar[str] = "text"
     observations: tuple[TextLine, ...] = ()
-
-
-class Support(Record):
-    """One piece of evidence behind an answer."""
-
-    kind: str  # the kind of evidence: "speech", "text"
-    start_ns: int
-    end_ns: int
-    text: str
-
-
-class Reply(Record):
-    """The answer to one question. `answer` is NOT_IN_THE_VIDEO, with no evidence, when nothing supports one."""
-
-    question: str
-    answer: str
-    confidence: float  # 0..1
-    evidence: tuple[Support, ...] = ()
-
-
-NOT_IN_THE_VIDEO = "not in the video"
 
 
 class TranscribeParams(Settings):

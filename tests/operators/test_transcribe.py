@@ -1,0 +1,486 @@
+"""Transcription: regions that neither lose nor double speech, and the implementations that hear or read it."""
+
+import http.server
+import itertools
+import json
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ctranslate2.specs import WhisperSpec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from media_zoo import make
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from engine.operator import Device, Entry, Inputs, Machine, Media, Operator, Settings
+from operators.capabilities import TranscribeParams, Transcript
+from operators.speech import captions, pocketsphinx_words, whisper
+from operators.speech.captions import Captions
+from operators.speech.pocketsphinx_words import PocketSphinxWords
+from operators.speech.regions import (
+    HOP,
+    MAX_UTTERANCE_S,
+    RATE,
+    SEARCH_S,
+    Clip,
+    moved_boundary,
+    region,
+    region_of,
+    utterances,
+)
+from operators.speech.whisper import NEEDS_GPU, QUALITY, Whisper, WhisperKnobs
+from streams.errors import Permanent
+from streams.records import MediaInfo, Packet, Segment, Track
+from streams.segmenter import segments
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ENGLISH = TranscribeParams()
+
+
+def station(max_segments: int) -> list[Media]:
+    found: list[Media] = []
+    for segment in segments(str(EXAMPLES / "station.mp4"), stream="station"):
+        if isinstance(segment, Segment) and len(found) < max_segments:
+            found.append(Media(segment))
+    return found
+
+
+def around(media: Sequence[Media | None], index: int, params: Settings = ENGLISH) -> Inputs:
+    entries = tuple(Entry(at, media[at]) for at in range(max(0, index - 1), min(len(media), index + 2)))
+    return Inputs("station", index, index, params, {"media": (entries,)})
+
+
+def transcribed(operator: Operator, media: Sequence[Media | None], index: int) -> Transcript:
+    (transcript,) = operator.process([around(media, index)])
+    assert isinstance(transcript, Transcript)
+    return transcript
+
+
+# --- regions ---------------------------------------------------------------------------------------------
+
+
+def noise(seed: int, num_samples: int, level: float = 3000.0) -> np.ndarray[Any, np.dtype[np.int16]]:
+    return np.random.default_rng(seed).normal(0, level, num_samples).clip(-32768, 32767).astype(np.int16)
+
+
+def talk(seed: int, duration_s: float) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """Noise with the rhythm of syllables: four swells a second."""
+    num_samples = round(duration_s * RATE)
+    swell = np.sin(np.arange(num_samples) * (4 * np.pi / RATE)) ** 2
+    return (noise(seed, num_samples) * swell).astype(np.int16)
+
+
+def silence(duration_s: float) -> np.ndarray[Any, np.dtype[np.int16]]:
+    return np.zeros(round(duration_s * RATE), np.int16)
+
+
+def cut_at(samples: np.ndarray[Any, np.dtype[np.int16]], lengths: Sequence[int], first: int) -> list[Clip]:
+    starts = np.cumsum([0, *lengths])
+    return [
+        Clip(first + int(start), samples[start : start + size]) for start, size in zip(starts, lengths, strict=False)
+    ]
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40_000), min_size=1, max_size=7),
+    first=st.integers(0, 10**9),
+    seed=st.integers(0, 99),
+)
+def test_regions_tile_the_audio_however_short_the_segments(lengths: list[int], first: int, seed: int) -> None:
+    samples = noise(seed, sum(lengths), level=800)
+    clips = [None, *cut_at(samples, lengths, first), None]
+    regions = [region(*clips[at : at + 3]) for at in range(len(lengths))]  # type: ignore[arg-type]
+    assert regions[0].first == first
+    assert np.array_equal(np.concatenate([each.samples for each in regions]), samples)
+    for left, right in itertools.pairwise(regions):
+        assert left.end == right.first
+
+
+@settings(deadline=None)
+@given(left=st.integers(1, 60_000), right=st.integers(1, 60_000), seed=st.integers(0, 99))
+def test_a_boundary_moves_no_further_than_the_search_and_half_a_segment(left: int, right: int, seed: int) -> None:
+    before, after = cut_at(noise(seed, left + right), (left, right), 777)
+    moved = moved_boundary(before, after) - after.first
+    assert -min(left / 2, SEARCH_S * RATE) <= moved <= min(right / 2, SEARCH_S * RATE)
+
+
+@pytest.mark.parametrize("pause_at_s", [-1.2, -0.3, 0.4, 1.1])
+def test_a_boundary_moves_into_the_pause(pause_at_s: float) -> None:
+    samples = noise(1, 10 * RATE)
+    middle = round((5 + pause_at_s) * RATE)
+    samples[middle - RATE // 10 : middle + RATE // 10] = 0
+    before, after = cut_at(samples, (5 * RATE, 5 * RATE), 0)
+    assert abs(moved_boundary(before, after) - middle) <= RATE // 10
+
+
+def test_a_boundary_stays_where_all_is_silent() -> None:
+    before, after = cut_at(silence(10), (5 * RATE + 7, 5 * RATE - 7), 0)
+    assert moved_boundary(before, after) == after.first
+
+
+def test_a_boundary_stays_at_a_missing_or_detached_neighbour() -> None:
+    before, here, after = cut_at(noise(3, 15 * RATE), (5 * RATE,) * 3, 0)
+    alone = region(None, here, None)
+    assert (alone.first, alone.end) == (here.first, here.end)
+    detached = region(Clip(before.first - 1, before.samples), here, Clip(after.first + 1, after.samples))
+    assert (detached.first, detached.end) == (here.first, here.end)
+
+
+def test_utterances_are_found_between_pauses() -> None:
+    hiss = noise(9, 8 * RATE, level=20)
+    heard = np.concatenate((silence(0.5), talk(1, 2.0), silence(1.0), talk(2, 1.5), silence(3.0))) + hiss
+    first, second = utterances(Clip(1000, heard))
+    for clip, begin_s, end_s in ((first, 0.5, 2.5), (second, 3.5, 5.0)):
+        assert begin_s - 0.2 <= (clip.first - 1000) / RATE <= begin_s + 0.1
+        assert end_s - 0.1 <= (clip.end - 1000) / RATE <= end_s + 0.2
+
+
+@pytest.mark.parametrize("level", [0, 5, 60])
+def test_silence_and_even_noise_hold_no_utterance(level: float) -> None:
+    assert utterances(Clip(0, noise(4, 5 * RATE, level))) == ()
+
+
+def test_nothing_is_found_in_nothing() -> None:
+    assert utterances(Clip(0, np.zeros(0, np.int16))) == ()
+    assert utterances(Clip(0, np.zeros(HOP - 1, np.int16))) == ()
+
+
+@settings(deadline=None, max_examples=30)
+@given(parts=st.lists(st.tuples(st.booleans(), st.floats(0.05, 9.0)), min_size=1, max_size=12), seed=st.integers(0, 9))
+def test_utterances_are_in_order_and_inside_the_region(parts: list[tuple[bool, float]], seed: int) -> None:
+    samples = np.concatenate([talk(seed, size) if spoken else silence(size) for spoken, size in parts])
+    clip = Clip(12_345, samples)
+    edges = [clip.first, *(edge for each in utterances(clip) for edge in (each.first, each.end)), clip.end]
+    assert edges == sorted(edges)
+    assert all(len(each.samples) <= (MAX_UTTERANCE_S + 0.3) * RATE for each in utterances(clip))
+
+
+def test_regions_of_real_segments_tile_the_soundtrack() -> None:
+    media: list[Media | None] = [*station(4)]
+    regions = [region_of(around(media, at)) for at in range(3)]
+    assert regions[0].first == 0
+    assert all(left.end == right.first for left, right in itertools.pairwise(regions))
+    media[1] = None
+    first = media[0]
+    assert first is not None
+    assert region_of(around(media, 0)).end == -(-first.segment.duration_ns * RATE // 10**9)
+
+
+def test_a_segment_without_sound_has_a_silent_region() -> None:
+    media = Media(Segment(stream="mute", index=0, start_ns=0, duration_ns=2 * 10**9))
+    heard = region_of(around([media], 0))
+    assert len(heard.samples) == 2 * RATE
+    assert not heard.samples.any()
+
+
+# --- PocketSphinx ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pocketsphinx() -> PocketSphinxWords:
+    operator = PocketSphinxWords(Settings())
+    operator.load(Device())
+    return operator
+
+
+def test_pocketsphinx_hears_the_station(pocketsphinx: PocketSphinxWords) -> None:
+    media = station(3)
+    heard = [
+        word for at in range(2) for speech in transcribed(pocketsphinx, media, at).observations for word in speech.words
+    ]
+    until_s = heard[-1].end_ns / 1e9
+    truth = json.loads((EXAMPLES / "station.json").read_text())["transcript"]
+    expected = [
+        word.strip(".,").lower() for said in truth if said["end_s"] < until_s + 0.5 for word in said["text"].split()
+    ]
+    found = [word.text for word in heard]
+    assert len(expected) >= 8
+    assert len(set(expected) & set(found)) >= 0.8 * len(set(expected))
+    assert abs(len(found) - len(expected)) <= 2  # nothing lost or doubled at the boundary
+    assert truth[0]["start_s"] - 0.3 <= heard[0].start_ns / 1e9 <= truth[0]["start_s"] + 0.5
+    assert all(left.end_ns <= right.start_ns for left, right in itertools.pairwise(heard))
+
+
+def test_pocketsphinx_does_not_remember_what_it_heard_before(pocketsphinx: PocketSphinxWords) -> None:
+    media = station(3)
+    spoken = [clip for at in range(2) for clip in utterances(region_of(around(media, at)))]
+    spoken.append(Clip(0, (spoken[0].samples // 5).astype(np.int16)))
+    decoder = pocketsphinx._decoder
+    forwards = [pocketsphinx_words.hear(decoder, clip) for clip in spoken]
+    pocketsphinx_words.hear(decoder, Clip(0, silence(0.2)))  # digital silence drives an adapting mean to NaN
+    backwards = [pocketsphinx_words.hear(decoder, clip) for clip in reversed(spoken)]
+    assert len(spoken) >= 3
+    assert forwards == backwards[::-1]
+
+
+def test_pocketsphinx_refuses_other_languages(pocketsphinx: PocketSphinxWords) -> None:
+    with pytest.raises(Permanent, match="English only, not 'de'"):
+        pocketsphinx.process([around(station(1), 0, TranscribeParams(language="de"))])
+
+
+# --- Whisper ---------------------------------------------------------------------------------------------
+
+
+def write_random_whisper(folder: Path, width: int = 16) -> None:
+    """A Whisper of one small layer with random weights that speaks in single bytes, made without torch."""
+    rng = np.random.default_rng(4)  # a seed whose noise has words in it
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    marks = ["endoftext", "startoftranscript", "en", "translate", "transcribe", "startoflm", "startofprev"]
+    specials = [f"<|{mark}|>" for mark in (*marks, "nospeech", "notimestamps")]
+    times = [f"<|{step * 0.02:.2f}|>" for step in range(1501)]
+    tokens = letters + specials + times
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    tokenizer.add_tokens([AddedToken(token) for token in times])
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    def weights(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return rng.normal(0, 0.3, shape).astype(np.float32)
+
+    def fill_linear(layer: Any, num_out: int, num_in: int) -> None:
+        layer.weight, layer.bias = weights(num_out, num_in), weights(num_out)
+
+    def fill_norm(layer: Any) -> None:
+        layer.gamma, layer.beta = np.ones(width, np.float32), np.zeros(width, np.float32)
+
+    def fill_attention(layer: Any, sizes: Sequence[int]) -> None:
+        fill_norm(layer.layer_norm)
+        for linear, size in zip(layer.linear, sizes, strict=True):
+            fill_linear(linear, size, width)
+
+    def fill_feed_forward(layer: Any) -> None:
+        fill_norm(layer.layer_norm)
+        fill_linear(layer.linear_0, 4 * width, width)
+        fill_linear(layer.linear_1, width, 4 * width)
+
+    spec = WhisperSpec(1, 2, 1, 2)
+    encoder, decoder = spec.encoder, spec.decoder
+    encoder.conv1.weight, encoder.conv1.bias = weights(width, 80, 3), weights(width)
+    encoder.conv2.weight, encoder.conv2.bias = weights(width, width, 3), weights(width)
+    encoder.position_encodings.encodings = weights(1500, width)
+    decoder.position_encodings.encodings = weights(448, width)
+    decoder.embeddings.weight = weights(len(tokens), width)
+    fill_linear(decoder.projection, len(tokens), width)
+    for half in (encoder, decoder):
+        fill_norm(half.layer_norm)
+        fill_attention(half.layer[0].self_attention, (3 * width, width))
+        fill_feed_forward(half.layer[0].ffn)
+    fill_attention(decoder.layer[0].attention, (width, 2 * width, width))
+    spec.config.suppress_ids = spec.config.suppress_ids_begin = []
+    spec.config.lang_ids = [tokens.index("<|en|>")]
+    spec.config.alignment_heads = [(0, 0)]
+    spec.register_vocabulary(tokens)
+    spec.validate()
+    spec.save(str(folder))
+
+
+@pytest.fixture(scope="module")
+def random_whisper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whisper]:
+    folder = tmp_path_factory.mktemp("whisper")
+    write_random_whisper(folder / "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PENSTOCK_WHISPER_DIR", str(folder))
+        operator = Whisper(WhisperKnobs(size="tiny", beam_size=1))
+        operator.load(Device())
+        yield operator
+
+
+def test_whisper_is_deterministic_and_stays_in_its_region(random_whisper: Whisper) -> None:
+    media = station(3)
+    once = [transcribed(random_whisper, media, at) for at in (0, 1)]
+    again = [transcribed(random_whisper, media, at) for at in (1, 0)]
+    assert once == again[::-1]
+    assert any(each.observations for each in once)
+    for at, transcript in enumerate(once):
+        heard = region_of(around(media, at))
+        for speech in transcript.observations:
+            assert heard.first / RATE * 1e9 - 1 <= speech.start_ns <= speech.end_ns <= heard.end / RATE * 1e9 + 1
+            assert 0 <= speech.confidence <= 1
+
+
+def test_whisper_is_never_shown_silence(random_whisper: Whisper) -> None:
+    media = Media(Segment(stream="mute", index=0, start_ns=0, duration_ns=2 * 10**9))
+    assert transcribed(random_whisper, [media], 0) == Transcript()
+
+
+def test_whisper_refuses_a_language_it_does_not_know(random_whisper: Whisper) -> None:
+    with pytest.raises(Permanent, match="language 'xx'"):
+        random_whisper.process([around(station(1), 0, TranscribeParams(language="xx"))])
+
+
+def test_broken_weights_are_permanent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "model.bin").write_bytes(b"no model")
+    monkeypatch.setenv("PENSTOCK_WHISPER_DIR", str(tmp_path))
+    with pytest.raises(Permanent, match="whisper tiny cannot be loaded on cpu"):
+        Whisper(WhisperKnobs(size="tiny")).load(Device())
+
+
+@pytest.fixture
+def empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No weights here and no hub; the folder where weights may be put."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("PENSTOCK_WHISPER_DIR", str(tmp_path / "own"))
+    whisper.hub_answers.cache_clear()
+    return tmp_path / "own"
+
+
+@pytest.mark.usefixtures("empty_machine")
+def test_whisper_without_weights_or_network_says_so() -> None:
+    with_gpu = Machine(num_cores=2, has_gpu=True)
+    reasons = [Whisper.missing(rung.knobs, with_gpu, None) for rung in Whisper.rungs()]
+    assert len(reasons) == len(QUALITY)
+    assert all(reason and "not on this machine and the hub cannot be reached" in reason for reason in reasons)
+
+
+def test_whisper_takes_weights_from_a_folder(empty_machine: Path) -> None:
+    (empty_machine / "small").mkdir(parents=True)
+    (empty_machine / "small" / "model.bin").touch()
+    assert Whisper.missing(WhisperKnobs(size="small"), Machine(num_cores=2), None) is None
+    assert Whisper.missing(WhisperKnobs(size="base"), Machine(num_cores=2), None) is not None
+
+
+@pytest.mark.parametrize("size", NEEDS_GPU)
+def test_large_whispers_need_a_gpu(size: Any) -> None:
+    reason = Whisper.missing(WhisperKnobs(size=size), Machine(num_cores=64), None)
+    assert reason is not None
+    assert "needs a GPU" in reason
+
+
+class Quiet(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(200 if self.path == "/here" else 404)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_answers_tells_a_server_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.HTTPServer(("127.0.0.1", 0), Quiet) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        port = server.server_address[1]
+        try:
+            assert whisper.answers(f"http://127.0.0.1:{port}/here", 2.0)
+            assert not whisper.answers(f"http://127.0.0.1:{port}/gone", 2.0)
+        finally:
+            server.shutdown()
+            serving.join()
+    assert not whisper.answers(f"http://127.0.0.1:{port}/here", 2.0)
+
+
+def test_answers_does_not_wait_for_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        assert not whisper.answers(f"http://127.0.0.1:{mute.getsockname()[1]}", 0.05)
+
+
+# --- captions --------------------------------------------------------------------------------------------
+
+
+def captioned(codec: str, payloads: Sequence[tuple[int, int, bytes]], language: str = "eng") -> Media:
+    """A segment of 10 s .. 15 s with captions (start_ms, duration_ms, data), on a clock that starts at 2 s."""
+    tracks = (
+        Track(kind="video", codec="h264", time_base=(1, 90_000)),
+        Track(kind="subtitle", codec=codec, time_base=(1, 1000), language=language),
+    )
+    packets = tuple(Packet(1, start + 2000, start + 2000, size, True, data) for start, size, data in payloads)
+    return Media(
+        Segment(
+            stream="station",
+            index=0,
+            start_ns=10 * 10**9,
+            duration_ns=5 * 10**9,
+            origin_ns=2 * 10**9,
+            tracks=tracks,
+            packets=(Packet(0, 0, 0, 1, True, b"picture"), *packets),
+        )
+    )
+
+
+def timed_text(text: bytes, boxes: bytes = b"") -> bytes:
+    return len(text).to_bytes(2, "big") + text + boxes
+
+
+@pytest.mark.parametrize(
+    ("codec", "data", "text"),
+    [
+        ("mov_text", timed_text("Café at noon".encode()), "Café at noon"),
+        ("mov_text", timed_text(b"styled", b"\0\0\0\x0cstyl\0\0\0\0"), "styled"),
+        ("mov_text", timed_text(b"\xfe\xff" + "über".encode("utf-16-be")), "über"),
+        ("mov_text", timed_text(b"two\nlines"), "two lines"),
+        ("subrip", b"{\\an8}<i>Mind</i> the <font color='#fff'>gap</font>", "Mind the gap"),
+        ("subrip", b"2 < 3 and 5 > 4", "2 < 3 and 5 > 4"),
+        ("webvtt", b"<v Anna>Tom &amp; <00:00:01.000><c>Jerry</c>", "Tom & Jerry"),
+        ("ass", b"0,0,Default,,0,0,0,,{\\i1}Yes,{\\i0} no\\Nand\\hso", "Yes, no and so"),
+        ("text", b"plain", "plain"),
+    ],
+)
+def test_captions_are_read_in_every_format(codec: str, data: bytes, text: str) -> None:
+    (speech,) = transcribed(Captions(Settings()), [captioned(codec, [(11_000, 1500, data)])], 0).observations
+    assert (speech.text, speech.start_ns, speech.end_ns) == (text, 11 * 10**9, 12_500_000_000)
+
+
+def test_a_caption_belongs_to_the_segment_in_which_it_appears() -> None:
+    payloads = [(at, 4000, str(at).encode()) for at in (9999, 10_000, 14_999, 15_000)]
+    found = transcribed(Captions(Settings()), [captioned("text", payloads)], 0).observations
+    assert [speech.text for speech in found] == ["10000", "14999"]
+    assert found[1].end_ns == 18_999_000_000
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
+def test_captions_of_a_file_are_read_once_each(tmp_path: Path, name: str) -> None:
+    shown = ((0.5, 1.5, "one"), (2.2, 3.9, "two"), (4.0, 5.5, "three"))
+    path = make(tmp_path / name, video="libx264", captions=shown, seconds=6, options={"g": "25", "bf": "0"})
+    media = [Media(each) for each in segments(str(path), stream="film", target_s=2.0) if isinstance(each, Segment)]
+    assert len(media) > 1
+    found = [speech for at in range(len(media)) for speech in transcribed(Captions(Settings()), media, at).observations]
+    assert [(each.start_ns / 1e9, each.end_ns / 1e9, each.text) for each in found] == list(shown)
+
+
+def test_an_empty_caption_only_clears_the_screen() -> None:
+    assert (
+        transcribed(Captions(Settings()), [captioned("mov_text", [(11_000, 10, timed_text(b""))])], 0) == Transcript()
+    )
+
+
+@pytest.mark.parametrize(("language", "asked"), [("ger", "de"), ("deu", "de"), ("", "de"), ("und", "fr"), ("en", "en")])
+def test_captions_of_the_language_asked_for_are_taken(language: str, asked: str) -> None:
+    assert captions.captions_track(captioned("text", [], language).segment, asked) == 1
+
+
+def test_captions_in_another_language_are_refused() -> None:
+    with pytest.raises(Permanent, match=r"no captions in 'en' .*found: text fra"):
+        captions.captions_track(captioned("text", [], "fra").segment, "en")
+
+
+@pytest.mark.parametrize(
+    ("codecs", "reason"),
+    [
+        ({"subtitle": ("mov_text",)}, None),
+        ({"subtitle": ("dvd_subtitle", "ass")}, None),
+        ({"subtitle": ("dvd_subtitle",)}, "captions are dvd_subtitle"),
+        ({"audio": ("aac",)}, "no captions"),
+    ],
+)
+def test_captions_need_a_track_of_text(codecs: dict[str, tuple[str, ...]], reason: str | None) -> None:
+    missing = Captions.missing(Settings(), Machine(num_cores=1), MediaInfo(codecs=codecs))
+    assert missing is None if reason is None else missing is not None and reason in missing
+
+
+def test_quality_orders_captions_before_whisper_before_pocketsphinx() -> None:
+    rungs = [*Captions.rungs(), *Whisper.rungs(), *PocketSphinxWords.rungs()]
+    assert [rung.quality for rung in rungs] == sorted((rung.quality for rung in rungs), reverse=True)
+    assert len({rung.name for rung in rungs}) == len(rungs)
