@@ -61,6 +61,7 @@ class Worker:
         self._traces = traces
         self._acks = Acks(ledger)
         self._in_flight: dict[int, Arrival] = {}
+        self._pulls: list[Pull] = []
         self._capacity = anyio.CapacityLimiter(assignment.num_cores)
 
     async def run(self) -> None:
@@ -77,7 +78,7 @@ class Worker:
                 tasks.start_soon(self._show_progress)
         finally:
             with anyio.move_on_after(0.3, shield=True):
-                for arrival in list(self._in_flight.values()):
+                for arrival in self._unfinished():
                     await self._acks.again(arrival, 0)
 
     def _groups(self, tasks: anyio.abc.TaskGroup) -> list[Group]:
@@ -129,25 +130,24 @@ class Worker:
         return pools
 
     async def _serve(self, group: Group, pull: Pull, tasks: anyio.abc.TaskGroup) -> None:
-        batch = min(stage.operator.max_batch for stage in group.stages)
-        slots = anyio.Semaphore(max(self._assignment.num_cores, 2 * batch if batch > 1 else 0))
+        """Work that comes one by one fills the cores. Work that is batched has two batches on the way, one being
+        computed and one being stored; what arrives meanwhile makes the next one larger."""
+        max_batch = min(stage.operator.max_batch for stage in group.stages)
+        lanes = anyio.Semaphore(self._assignment.num_cores if max_batch == 1 else 1)
+        self._pulls.append(pull)
         while True:
-            await slots.acquire()
-            slots.release()
+            await lanes.acquire()
             try:
-                arrivals = await pull.take(slots.value)
+                arrivals = await pull.take(max_batch)
             except LinkError as error:
                 log.warning("cannot_take", error=str(error))
+                lanes.release()
                 await anyio.sleep(1)
                 continue
-            for start in range(0, len(arrivals), batch):
-                some = arrivals[start : start + batch]
-                for arrival in some:
-                    slots.acquire_nowait()
-                    self._in_flight[id(arrival)] = arrival
-                tasks.start_soon(self._work, group, some, slots)
+            self._in_flight |= {id(arrival): arrival for arrival in arrivals}
+            tasks.start_soon(self._work, group, arrivals, lanes)
 
-    async def _work(self, group: Group, arrivals: Sequence[Arrival], slots: anyio.Semaphore) -> None:
+    async def _work(self, group: Group, arrivals: Sequence[Arrival], lane: anyio.Semaphore) -> None:
         structlog.contextvars.bind_contextvars(trace_id=telemetry.trace_id(arrivals[0].traceparent))
         try:
             verdicts: Sequence[Again | None]
@@ -168,13 +168,16 @@ class Worker:
         except LinkError as error:
             log.warning("not_acknowledged", error=str(error))  # it will come again, and be found done
         finally:
-            for _ in arrivals:
-                slots.release()
+            lane.release()
+
+    def _unfinished(self) -> list[Arrival]:
+        """What this worker has taken and not yet done."""
+        return [*self._in_flight.values(), *(arrival for pull in self._pulls for arrival in pull.waiting)]
 
     async def _show_progress(self) -> None:
         while True:
             await anyio.sleep(self._assignment.ack_wait_s / 3)
-            for arrival in list(self._in_flight.values()):
+            for arrival in self._unfinished():
                 try:
                     await self._acks.progress(arrival)
                 except LinkError:

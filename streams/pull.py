@@ -71,6 +71,11 @@ class Pull:
         if self._subscription is not None:
             await self._subscription.unsubscribe()
 
+    @property
+    def waiting(self) -> list[Arrival]:
+        """What has come and was not taken yet."""
+        return list(self._arrived)
+
     async def take(self, room: int) -> list[Arrival]:
         """Up to `room` messages, at least one: waits for it for as long as it takes."""
         while not self._arrived:

@@ -1,0 +1,276 @@
+"""What a hop costs: three stages in a chain, durable and write-once, against raw nats-py and against FastStream.
+
+- limit: raw nats-py doing the same for each hop (fetch, write-once publish, acknowledge), in one process;
+- peer: FastStream with JetStream pull subscribers that publish to the next subject;
+- latency of a hop at low load: the time from one stage's record being seen to the next stage's, one item at a time.
+
+All of it in the same run, on one embedded nats-server, interleaved; medians are reported. Prints one JSON line and keeps
+it in bench/results/hops.json.
+
+    python bench/hops.py [--items N] [--rounds N]
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import nats
+from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
+from measure import keep
+from nats.js.api import ConsumerConfig, StreamConfig
+
+from engine.catalogue import Catalogue
+from engine.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings
+from engine.plan import Plan, make_plan
+from engine.telemetry import Telemetry
+from engine.worker import Assignment, Worker
+from engine.workflow import Stage, Workflow
+from streams import subjects
+from streams.ledger import Entry, Ledger, open_ledger
+from streams.link import connect
+from streams.records import Packet, Record, Segment, Track, encode
+from streams.server import embedded
+
+BATCH = 256
+ONCE = {"Nats-Expected-Last-Subject-Sequence": "0"}
+HOPS = 3
+
+
+class Blob(Record):
+    data: bytes
+
+
+FIRST = Capability("first", {"media": Port(Media)}, Blob)
+NEXT = Capability("next", {"blob": Port(Blob)}, Blob)
+
+
+class Pass(Operator):
+    """Hands on what it gets: all that is left is the hop."""
+
+    name = "pass"
+    runs_in = "loop"
+    max_batch = BATCH
+
+    @classmethod
+    def rungs(cls) -> Sequence[Rung]:
+        return [Rung(cls.capability.name, 1.0, Settings())]
+
+    def process(self, batch: Sequence[Inputs]) -> Sequence[Blob]:
+        return [item.here("blob") for item in batch]
+
+
+class PassNext(Pass):
+    capability = NEXT
+
+
+class PassFirst(Pass):
+    capability = FIRST
+
+    def process(self, batch: Sequence[Inputs]) -> Sequence[Blob]:
+        return [Blob(data=item.here("media").segment.packets[0].data) for item in batch]
+
+
+CATALOGUE = Catalogue([PassFirst, PassNext])
+
+
+def chain() -> Plan:
+    stages = {"a": Stage(capability="first", inputs={"media": "media"})}
+    for before, name in (("a", "b"), ("b", "c")):
+        stages[name] = Stage(capability="next", inputs={"blob": before})
+    return make_plan(Workflow(name="chain", stages=stages), CATALOGUE, Machine(num_cores=1))
+
+
+def segment(stream: str, index: int, data: bytes) -> bytes:
+    track = Track(kind="video", codec="none", time_base=(1, 1))
+    packets = (Packet(0, index, index, 1, True, data),)
+    return encode(Segment(stream=stream, index=index, start_ns=index, duration_ns=1, tracks=(track,), packets=packets))
+
+
+async def seen(client: Any, subject: str, num: int) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Counts distinct messages on a subject; what is returned waits for `num` of them."""
+    names: set[str] = set()
+    done = asyncio.Event()
+
+    async def on_message(message: Any) -> None:
+        names.add(message.subject)
+        if len(names) >= num:
+            done.set()
+
+    subscription = await client.subscribe(subject, cb=on_message, pending_msgs_limit=-1, pending_bytes_limit=-1)
+    await client.flush()
+
+    async def wait() -> None:
+        async with asyncio.timeout(300):
+            await done.wait()
+        await subscription.unsubscribe()
+
+    return wait
+
+
+async def ours(ledger: Ledger, run: str, data: bytes, num: int) -> float:
+    """Items a second through three stages of Penstock, one worker in this process."""
+    plan = chain()
+    for start in range(0, num, BATCH):
+        entries = [Entry(subjects.media(run, i), segment(run, i, data)) for i in range(start, min(num, start + BATCH))]
+        await ledger.put_many(entries)
+    last = plan.stage(plan.answers[0])
+    wait = await seen(ledger.link.client, subjects.results_of(last.id, run), num)
+    assignment = Assignment(plan=plan, stream=run, url="", num_cores=1)
+    async with anyio.create_task_group() as tasks:
+        began_s = time.perf_counter()
+        tasks.start_soon(Worker(ledger, assignment, CATALOGUE, Telemetry("bench")).run)
+        await wait()
+        taken_s = time.perf_counter() - began_s
+        tasks.cancel_scope.cancel()
+    for stage in plan.stages:
+        assert len(await ledger.subjects(subjects.results_of(stage.id, run))) == num
+    return num / taken_s
+
+
+async def raw(url: str, run: str, data: bytes, num: int) -> float:
+    """Items a second through three hops of plain nats-py: fetch, write-once publish, acknowledge."""
+    client = await nats.connect(url)
+    js = client.jetstream(publish_async_max_pending=4096)
+    await js.add_stream(StreamConfig(name=run, subjects=[f"{run}.>"]))
+    for start in range(0, num, BATCH):
+        futures = [await js.publish_async(f"{run}.0.{i}", data, headers=ONCE) for i in range(start, min(num, start + BATCH))]
+        await asyncio.gather(*futures)
+
+    async def hop(number: int) -> None:
+        config = ConsumerConfig(max_ack_pending=65536)
+        pull = await js.pull_subscribe(f"{run}.{number}.*", durable=f"hop{number}", stream=run, config=config)
+        while True:
+            try:
+                messages = await pull.fetch(BATCH, timeout=5)
+            except TimeoutError:
+                continue
+            futures = [
+                await js.publish_async(f"{run}.{number + 1}.{m.subject.rsplit('.', 1)[1]}", m.data, headers=ONCE)
+                for m in messages
+            ]
+            await asyncio.gather(*futures)
+            for message in messages:
+                await message.ack()
+
+    wait = await seen(client, f"{run}.{HOPS}.*", num)
+    began_s = time.perf_counter()
+    hops = [asyncio.create_task(hop(number)) for number in range(HOPS)]
+    await wait()
+    taken_s = time.perf_counter() - began_s
+    for task in hops:
+        task.cancel()
+    await asyncio.gather(*hops, return_exceptions=True)
+    assert (await js.stream_info(run)).state.messages == num * (HOPS + 1)
+    await js.delete_stream(run)
+    await client.close()
+    return num / taken_s
+
+
+async def faststream(url: str, run: str, data: bytes, num: int) -> float:
+    """Items a second through three FastStream subscribers on JetStream pull consumers."""
+    client = await nats.connect(url)
+    js = client.jetstream(publish_async_max_pending=4096)
+    await js.add_stream(StreamConfig(name=run, subjects=[f"{run}.>"]))
+    for start in range(0, num, BATCH):
+        futures = [await js.publish_async(f"{run}.0.{i}", data, headers=ONCE) for i in range(start, min(num, start + BATCH))]
+        await asyncio.gather(*futures)
+    broker = NatsBroker(url, logger=None)
+    stream = JStream(run, subjects=[f"{run}.>"], declare=False)
+
+    def hop(number: int) -> None:
+        @broker.subscriber(
+            f"{run}.{number}.*", stream=stream, durable=f"hop{number}", pull_sub=PullSub(batch_size=BATCH, timeout=5.0)
+        )
+        async def handle(body: bytes, message: NatsMessage) -> None:
+            item = message.raw_message.subject.rsplit(".", 1)[1]
+            await broker.publish(body, f"{run}.{number + 1}.{item}", stream=run, headers=ONCE)
+
+    for number in range(HOPS):
+        hop(number)
+    wait = await seen(client, f"{run}.{HOPS}.*", num)
+    began_s = time.perf_counter()
+    await broker.start()
+    await wait()
+    taken_s = time.perf_counter() - began_s
+    await broker.stop()
+    await js.delete_stream(run)
+    await client.close()
+    return num / taken_s
+
+
+async def latency(ledger: Ledger, run: str, data: bytes, num: int) -> list[float]:
+    """Seconds a hop adds at low load: from stage a's record being seen to stage b's, and from b's to c's."""
+    plan = chain()
+    times: dict[str, dict[str, float]] = {stage.id: {} for stage in plan.stages}
+    arrived = asyncio.Event()
+
+    async def on_message(message: Any) -> None:
+        _, _, stage, _, index = message.subject.split(".")
+        times[stage][index] = time.perf_counter()
+        if stage == plan.answers[0]:
+            arrived.set()
+
+    subscription = await ledger.link.client.subscribe(f"penstock.results.*.{run}.*", cb=on_message)
+    assignment = Assignment(plan=plan, stream=run, url="", num_cores=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Worker(ledger, assignment, CATALOGUE, Telemetry("bench")).run)
+        for index in range(num):
+            arrived.clear()
+            await ledger.put(subjects.media(run, index), segment(run, index, data))
+            async with asyncio.timeout(30):
+                await arrived.wait()
+        tasks.cancel_scope.cancel()
+    await subscription.unsubscribe()
+    a, b, c = (times[stage.id] for stage in plan.stages)
+    warm = [str(index) for index in range(num // 10, num)]
+    return [b[i] - a[i] for i in warm] + [c[i] - b[i] for i in warm]
+
+
+async def measured(num_items: int, num_rounds: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"items": num_items, "rounds": num_rounds, "hops": HOPS}
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
+        async with embedded(Path(folder)) as url, connect(url) as link:
+            ledger = await open_ledger(link)
+            for size in (300, 20_000):
+                num = num_items if size < 1000 else max(200, num_items // 4)
+                rates: dict[str, list[float]] = {"penstock": [], "raw": [], "faststream": []}
+                for number in range(num_rounds):
+                    run = f"r{size}-{number}"
+                    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+                    rates["penstock"].append(await ours(ledger, run, data, num))
+                    rates["raw"].append(await raw(url, f"raw-{run}", data, num))
+                    rates["faststream"].append(await faststream(url, f"fast-{run}", data, max(200, num // 4)))
+                    print(f"{size} B, round {number}: " + str({k: round(v[-1]) for k, v in rates.items()}), file=sys.stderr)
+                ratios = [p / r for p, r in zip(rates["penstock"], rates["raw"], strict=True)]
+                peers = [p / f for p, f in zip(rates["penstock"], rates["faststream"], strict=True)]
+                found[f"{size}_B"] = {
+                    "items_per_s": {name: round(statistics.median(values)) for name, values in rates.items()},
+                    "vs_raw": round(statistics.median(ratios), 3),
+                    "vs_faststream": round(statistics.median(peers), 2),
+                }
+            taken = sorted(await latency(ledger, "slow", bytes(300), 1000))
+            found["hop_latency_ms"] = {
+                "p50": round(1e3 * taken[len(taken) // 2], 3),
+                "p99": round(1e3 * taken[int(len(taken) * 0.99)], 3),
+            }
+    found["targets"] = {"vs_raw": 0.7, "vs_faststream": 3}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--items", type=int, default=8000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    keep("hops", anyio.run(measured, options.items, options.rounds))
+
+
+if __name__ == "__main__":
+    main()
