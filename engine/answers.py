@@ -15,14 +15,14 @@ from streams.records import Gap, Record, Reply, Result
 SECOND_NS = 1_000_000_000
 
 
-class EvidenceItem(Record):
+class EvidenceItem(Record, frozen=True):
     kind: str
     start_s: float
     end_s: float
     text: str
 
 
-class StageNote(Record):
+class StageNote(Record, frozen=True):
     """Which implementation a stage ran on."""
 
     stage: str
@@ -30,7 +30,7 @@ class StageNote(Record):
     implementation: str
 
 
-class GapNote(Record):
+class GapNote(Record, frozen=True):
     """What was missing when the answer was made."""
 
     stage: str
@@ -103,7 +103,11 @@ def make_answer(
         ),
         gaps=tuple(
             GapNote(
-                stage=names.get(gap.stage, gap.stage), first=gap.first, last=gap.last, cause=gap.cause, detail=gap.detail
+                stage=names.get(gap.stage, gap.stage),
+                first=gap.first,
+                last=gap.last,
+                cause=gap.cause,
+                detail=gap.detail,
             )
             for gap in gaps
         ),

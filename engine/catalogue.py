@@ -33,7 +33,8 @@ class Catalogue:
             raise UserError(f"{_place(operator)} declares {capability.name!r} with other ports than those known of it")
         named = self._implementations.setdefault(capability.name, {})
         if named.setdefault(operator.name, operator) is not operator:
-            raise UserError(f"{_place(operator)} and {_place(named[operator.name])} both implement {capability.name!r} as {operator.name!r}")
+            both = f"{_place(operator)} and {_place(named[operator.name])}"
+            raise UserError(f"{both} both implement {capability.name!r} as {operator.name!r}")
 
     def capability(self, name: str) -> Capability:
         try:

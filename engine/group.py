@@ -21,7 +21,7 @@ from engine.operator import Capability, Entry, Fold, Inputs, Map, Operator, Redu
 from engine.plan import Plan, PlannedStage
 from engine.pool import Done, Pool
 from engine.shelf import Known, Shelf
-from engine.telemetry import Span, Telemetry
+from engine.telemetry import Attributes, Span, Telemetry
 from engine.workflow import MEDIA
 from streams import ledger, subjects
 from streams.ledger import Ledger
@@ -56,8 +56,7 @@ class GroupStage:
         return self.planned.scope == Map() and len(self.planned.sources) == 1
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, eq=False):
     """An input that is stored: a segment, a stage's output, or the end of the stream (key None)."""
 
     source: str
@@ -66,8 +65,7 @@ class Event:
     root: Arrival  # the message that led to it
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True, eq=False):
     """An output to compute now: from inputs, or a gap that is already certain."""
 
     stage: GroupStage
@@ -79,8 +77,7 @@ class Work:
     gap: Gap | None = None
 
 
-@dataclass(slots=True)
-class _Outcome:
+class _Outcome(msgspec.Struct, frozen=True, eq=False):
     """What a piece of work came to: a record to store."""
 
     work: Work
@@ -222,7 +219,9 @@ class Group:
             if previous is None:
                 return None
         on_media = event.source == MEDIA
-        seqs = [known.seq for source, found in entries.items() for known in found.values() if (source == MEDIA) == on_media]
+        seqs = [
+            known.seq for source, found in entries.items() for known in found.values() if (source == MEDIA) == on_media
+        ]
         if previous is not None and not on_media:
             seqs.append(previous.seq)
         if on_media and end is not None and self._is_bounded(stage, key, end[1].num_segments):
@@ -356,7 +355,9 @@ class Group:
                 continue
             jitter = 0.5 + self.random.random()
             verdict = retry.after_failure(ran.error, item.event.root.num_delivered, self.policy, jitter)
-            log.warning("stage_failed", stage=stage.planned.name, key=str(item.key), error=str(ran.error), then=str(verdict))
+            log.warning(
+                "stage_failed", stage=stage.planned.name, key=str(item.key), error=str(ran.error), then=str(verdict)
+            )
             if isinstance(verdict, retry.Again):
                 again[id(item.event.root)] = verdict
                 span.end(error=str(ran.error))
@@ -364,14 +365,14 @@ class Group:
                 gap = self._gap(stage, item.key, "dead_lettered", verdict.cause)
                 outcomes.append(_Outcome(item, gap, None, span, self._dead(item, verdict.cause)))
         for (started_ns, ended_ns), links in batches.items():
-            attributes = {"stage": stage.planned.name, "batch.size": len(links)}
+            attributes: Attributes = {"stage": stage.planned.name, "batch.size": len(links)}
             self.telemetry.record("batch", "", started_ns, ended_ns, links=links, attributes=attributes)
 
     def _span(self, item: Work) -> Span:
         if not self.telemetry.enabled:
             return Span(item.parent)
         planned = item.stage.planned
-        attributes = {
+        attributes: Attributes = {
             "stage": planned.name,
             "stage.id": planned.id,
             "implementation": planned.rung.rung,
@@ -396,9 +397,7 @@ class Group:
             last=item.key.last,
             output=msgspec.Raw(encode(ran.output)),
             implementation=item.stage.planned.rung.rung,
-            measured=Measured(
-                compute_s=ran.compute_s, wait_s=waited_s, batch_size=ran.batch_size, worker=self.worker
-            ),
+            measured=Measured(compute_s=ran.compute_s, wait_s=waited_s, batch_size=ran.batch_size, worker=self.worker),
         )
 
     def _dead(self, item: Work, cause: str) -> DeadLetter:

@@ -8,6 +8,7 @@ that the ledger does not hold: run again, it goes on where things stand.
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
@@ -73,7 +74,9 @@ class Job:
     async def run(self, source: Source) -> list[Answer]:
         """Publish, wait, answer. Raises UserError if the source cannot be read."""
         self._started_s = anyio.current_time()
-        span = self._traces.span("job", attributes={"job": self.id, "workflow": self._plan.workflow, "stream": self._stream})
+        span = self._traces.span(
+            "job", attributes={"job": self.id, "workflow": self._plan.workflow, "stream": self._stream}
+        )
         forget = self._ledger.link.on_reconnect(self._wake)
         watches = [await self._watch(stage.id) for stage in self._plan.stages]
         try:
@@ -106,12 +109,15 @@ class Job:
                 if isinstance(record, EndOfStream):
                     break
                 span = self._traces.span(
-                    "ingest", started_ns=started_ns, links=[job_trace], attributes={"stream": self._stream, "segment": record.index}
+                    "ingest",
+                    started_ns=started_ns,
+                    links=[job_trace],
+                    attributes={"stream": self._stream, "segment": record.index},
                 )
                 await self._ledger.put(subjects.media(self._stream, record.index), encode(record), span.traceparent)
                 span.end()
                 num_segments += 1
-                await self._until(lambda n=num_segments: n - self._slowest() <= MAX_AHEAD)
+                await self._until(partial(self._has_room_for, num_segments))
             if num_segments == 0:
                 raise UserError("the input has no segment: it holds neither video nor audio that can be read")
             await self._ledger.put(subjects.media_end(self._stream), encode(record), job_trace)
@@ -121,10 +127,10 @@ class Job:
             self._num_segments = ended.num_segments if isinstance(ended, EndOfStream) else None
         self._wake()
 
-    def _slowest(self) -> int:
-        """How many outputs the stage has that is furthest behind, among those with one for each segment."""
+    def _has_room_for(self, num_published: int) -> bool:
+        """Whether the stage furthest behind, of those with an output for each segment, is near enough."""
         counts = [len(self._stored[stage.id]) for stage in self._plan.stages if not isinstance(stage.scope, Reduce)]
-        return min(counts, default=self._num_segments or 0)
+        return num_published - min(counts, default=num_published) <= MAX_AHEAD
 
     # --- counting ----------------------------------------------------------------------------------------------
 
@@ -216,7 +222,9 @@ class Job:
             trace_id(stored.traceparent),
         )
         subject = subjects.answers(self.id, self._stream)
-        await self._ledger.append(subject, msgspec.json.encode(answer), f"{self.id}-{stage_id}-{key}", stored.traceparent)
+        await self._ledger.append(
+            subject, msgspec.json.encode(answer), f"{self.id}-{stage_id}-{key}", stored.traceparent
+        )
         return answer
 
     async def _read(self, names: list[str]) -> list[Stored]:

@@ -50,8 +50,10 @@ def outputs_of_own(scope: Scope, key: Key, num_segments: int | None) -> list[Key
 
 
 def needs(scope: Scope, key: Key, num_segments: int | None) -> range:
-    """The inputs that an output needs of each source. Beyond a stream's end nothing is needed; while the end is not
-    known, it is needed in full."""
+    """The inputs that an output needs of each source. Beyond a stream's end nothing is needed, and an output there does
+    not exist: it needs nothing at all. While the end is not known, the view is needed in full."""
+    if num_segments is not None and key.first >= num_segments:
+        return range(0)
     match scope:
         case Map(before, after):
             first, last = max(0, key.first - before), key.last + after
@@ -81,4 +83,6 @@ def awaited(sources: Sequence[str], ancestors: dict[str, frozenset[str]]) -> lis
     """The sources whose arrival a stage must await: not those that another source was itself made from, because what
     stands before a result in the graph was stored before it. `ancestors[s]` are the sources that `s` was made from,
     segment by segment, with the same or a wider view."""
-    return [s for s in dict.fromkeys(sources) if not any(s in ancestors.get(other, ()) for other in sources if other != s)]
+    return [
+        s for s in dict.fromkeys(sources) if not any(s in ancestors.get(other, ()) for other in sources if other != s)
+    ]

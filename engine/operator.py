@@ -87,8 +87,7 @@ class Media:
         return Media, (self.segment, self.demands)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One input at one segment: `value` is `Media` or the source stage's output; None where there is a gap."""
 
     index: int
@@ -96,8 +95,7 @@ class Entry:
     gap: Gap | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(msgspec.Struct, frozen=True):
     """Everything one output is computed from.
 
     `ports[name]` has one tuple for each source of the port (one, unless the port is `many`), each with the entries of

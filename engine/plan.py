@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 
 from engine.catalogue import Catalogue
-from engine.operator import Capability, Machine, Media, MediaInfo, Operator, Reduce, Rung, Scope, Settings
+from engine.operator import Capability, Machine, Media, Operator, Reduce, Rung, Scope, Settings
 from engine.workflow import MEDIA, Stage, Workflow
 from streams.errors import UserError
-from streams.records import encode
+from streams.records import MediaInfo, encode
 
 
 class PlannedRung(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +97,13 @@ def make_plan(workflow: Workflow, catalogue: Catalogue, machine: Machine, media:
         chosen = PlannedRung(implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs)
         id = stage_id(capability.name, [chosen], operator.scope, params, inputs)
         planned[name] = PlannedStage(
-            id=id, name=name, capability=capability.name, rung=chosen, scope=operator.scope, params=params, inputs=inputs
+            id=id,
+            name=name,
+            capability=capability.name,
+            rung=chosen,
+            scope=operator.scope,
+            params=params,
+            inputs=inputs,
         )
         operators[id] = operator(rung.knobs)
     stages = tuple({stage.id: stage for stage in planned.values()}.values())
@@ -151,9 +157,7 @@ def fuse(stages: Sequence[PlannedStage], operators: Mapping[str, Operator]) -> t
     return tuple(tuple(group) for group in groups.values())
 
 
-def _ids(
-    stage: Stage, port: str, capability: Capability, planned: Mapping[str, PlannedStage]
-) -> tuple[str, ...]:
+def _ids(stage: Stage, port: str, capability: Capability, planned: Mapping[str, PlannedStage]) -> tuple[str, ...]:
     """The ids a port reads from; of a port that takes many, sorted, for their order means nothing."""
     ids = [source if source == MEDIA else planned[source].id for source in stage.sources(port)]
     return tuple(sorted(set(ids)) if capability.inputs[port].many else ids)
@@ -165,19 +169,22 @@ def _checked(name: str, stage: Stage, workflow: Workflow, catalogue: Catalogue) 
     except UserError as error:
         raise UserError(f"stage {name!r}: {error}") from None
     ports = capability.inputs
-    for port in stage.inputs:
-        if port not in ports:
-            raise UserError(f"stage {name!r}: {capability.name!r} has no input {port!r}; it has {', '.join(ports)}")
+    for given in stage.inputs:
+        if given not in ports:
+            raise UserError(f"stage {name!r}: {capability.name!r} has no input {given!r}; it has {', '.join(ports)}")
     for port_name, port in ports.items():
         sources = stage.sources(port_name)
         if not sources or (len(sources) > 1 and not port.many):
             wanted = "one source or more" if port.many else "exactly one source"
-            raise UserError(f"stage {name!r}: input {port_name!r} of {capability.name!r} takes {wanted}, got {len(sources)}")
+            raise UserError(
+                f"stage {name!r}: input {port_name!r} of {capability.name!r} takes {wanted}, got {len(sources)}"
+            )
         for source in sources:
-            given = Media if source == MEDIA else catalogue.capability(workflow.stages[source].capability).output
-            if not issubclass(given, port.type):
+            type_ = Media if source == MEDIA else catalogue.capability(workflow.stages[source].capability).output
+            if not issubclass(type_, port.type):
+                wanted = port.type.__name__
                 raise UserError(
-                    f"stage {name!r}: input {port_name!r} takes {port.type.__name__}, but {source!r} gives {given.__name__}"
+                    f"stage {name!r}: input {port_name!r} takes {wanted}, but {source!r} gives {type_.__name__}"
                 )
     try:
         msgspec.convert(stage.params, capability.params)

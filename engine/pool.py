@@ -24,8 +24,7 @@ from streams.errors import Permanent, Transient
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """What became of one item: an output or the error, and when the batch it was in ran (Unix time, ns)."""
 
     output: msgspec.Struct | None
@@ -191,5 +190,3 @@ def _translated(error: Exception, operator: type[Operator]) -> Exception:
         log.error("operator_raised", operator=operator.name, exc_info=error)
     translated.__cause__ = error
     return translated
-
-

@@ -39,7 +39,8 @@ def after_failure(error: Exception, attempt: int, policy: RetryPolicy, jitter: f
         return GiveUp(cause)
     if attempt >= policy.max_attempts:
         return GiveUp(f"{cause} (tried {attempt} times)")
-    return Again(min(policy.first_delay_s * 2 ** (attempt - 1), policy.max_delay_s) * jitter)
+    num_doublings = min(attempt - 1, 64)
+    return Again(min(policy.first_delay_s * 2**num_doublings, policy.max_delay_s) * jitter)
 
 
 def before_attempt(num_delivered: int, policy: RetryPolicy) -> GiveUp | None:

@@ -6,7 +6,6 @@ shelf can be stale, but a gap may be replaced once, so gaps are not kept.
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,8 +21,7 @@ from streams.subjects import Key
 MAX_RESULTS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True, eq=False):
     """A stored input: its place in the order of storing, and its value (None where it is a gap)."""
 
     seq: int
@@ -131,7 +129,9 @@ class Shelf:
 
     def _unreadable(self, source: str, key: Key, error: Exception) -> Gap:
         detail = f"the stored record cannot be read: {error}"
-        return Gap(stage=source, stream=self.stream, first=key.first, last=key.last, cause="dead_lettered", detail=detail)
+        return Gap(
+            stage=source, stream=self.stream, first=key.first, last=key.last, cause="dead_lettered", detail=detail
+        )
 
 
 def _put(shelf: OrderedDict[Any, Known], key: Any, known: Known, max_entries: int) -> None:

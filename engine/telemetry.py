@@ -169,7 +169,8 @@ def _otlp_span(span: Any) -> dict[str, Any]:
         "endTimeUnixNano": str(span.end_time),
         "attributes": _otlp_attributes(span.attributes or {}),
         "links": [
-            {"traceId": f"{link.context.trace_id:032x}", "spanId": f"{link.context.span_id:016x}"} for link in span.links
+            {"traceId": f"{link.context.trace_id:032x}", "spanId": f"{link.context.span_id:016x}"}
+            for link in span.links
         ],
         "status": {},
     }
@@ -191,7 +192,7 @@ def _otlp_value(value: Any) -> dict[str, Any]:
 
 
 def configure_logging(level: str = "warning") -> None:
-    """structlog to stderr: lines for people on a terminal, JSON elsewhere; each with the trace id where there is one."""
+    """structlog to stderr: lines for people on a terminal, JSON elsewhere, each with its trace id."""
     people = sys.stderr.isatty()
     renderer: Any = structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer()
     levels = {"debug": 10, "info": 20, "warning": 30, "error": 40}

@@ -54,7 +54,9 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 class Worker:
     """Serves an assignment over a ledger until canceled."""
 
-    def __init__(self, ledger: Ledger, assignment: Assignment, catalogue: Catalogue, traces: telemetry.Telemetry) -> None:
+    def __init__(
+        self, ledger: Ledger, assignment: Assignment, catalogue: Catalogue, traces: telemetry.Telemetry
+    ) -> None:
         self._ledger = ledger
         self._assignment = assignment
         self._catalogue = catalogue

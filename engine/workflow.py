@@ -51,7 +51,9 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             _check_name(name)
             for source in stage.all_sources:
                 if source != MEDIA and source not in self.stages:
-                    raise UserError(f"stage {name!r} reads {source!r}, which is no stage; there are {_names(self.stages)}")
+                    raise UserError(
+                        f"stage {name!r} reads {source!r}, which is no stage; there are {_names(self.stages)}"
+                    )
         if not self.stages:
             raise UserError(f"workflow {self.name!r} has no stages: give it at least one [stages.NAME]")
         self.order()
@@ -89,7 +91,7 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 filled[name] = stage
                 continue
             for number, ask in enumerate(dict.fromkeys(ask.strip() for ask in asks), 1):
-                inputs = {
+                inputs: dict[str, str | tuple[str, ...]] = {
                     port: tuple(f"{s}-{number}" if s in taking else s for s in stage.sources(port))
                     for port in stage.inputs
                 }
@@ -103,7 +105,9 @@ def load_workflow(path: Path) -> Workflow:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read workflow {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+        raise UserError(
+            f"cannot read workflow {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+        ) from error
     try:
         return parse_workflow(text)
     except UserError as error:

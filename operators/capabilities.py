@@ -11,7 +11,7 @@ from streams.records import Reply as Reply
 from streams.records import Support as Support
 
 
-class Shot(Observation):
+class Shot(Observation, frozen=True):
     """A stretch of one camera take inside one segment (`text` stays empty). `cut` says that a cut opens it; false
     where the take may go on from the segment before."""
 
@@ -28,7 +28,7 @@ class Glimpse(Record, frozen=True):
     changes: tuple[float, float] = (0.0, 0.0)
 
 
-class Scenes(Evidence):
+class Scenes(Evidence, frozen=True):
     """Shots that tile a segment with pictures. Whether a cut stands between two segments is for the reader of both to
     judge (operators.vision.detect_scenes.cut_between)."""
 
@@ -44,33 +44,33 @@ class Word(msgspec.Struct, frozen=True, array_like=True):
     text: str
 
 
-class Speech(Observation):
+class Speech(Observation, frozen=True):
     """One utterance: `text` as a reader expects it, with the time of each word where it is known."""
 
     words: tuple[Word, ...] = ()
 
 
-class Transcript(Evidence):
+class Transcript(Evidence, frozen=True):
     kind: ClassVar[str] = "speech"
     observations: tuple[Speech, ...] = ()
 
 
-class TextLine(Observation):
+class TextLine(Observation, frozen=True):
     """A line of text seen in the picture. `box` is (x, y, width, height) in fractions of the upright frame."""
 
     box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
 
-class ScreenText(Evidence):
+class ScreenText(Evidence, frozen=True):
     kind: ClassVar[str] = "text"
     observations: tuple[TextLine, ...] = ()
 
 
-class TranscribeParams(Settings):
+class TranscribeParams(Settings, frozen=True):
     language: str = "en"  # ISO 639-1
 
 
-class AnswerParams(Settings):
+class AnswerParams(Settings, frozen=True):
     question: str
 
 

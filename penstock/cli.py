@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -136,7 +136,9 @@ def _empty(path: Path) -> None:
     try:
         path.write_bytes(b"")
     except OSError as error:
-        raise UserError(f"cannot write the trace to {path}: {error.strerror}; give a file in a folder you can write") from error
+        raise UserError(
+            f"cannot write the trace to {path}: {error.strerror}; give a file in a folder you can write"
+        ) from error
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -154,36 +156,33 @@ def _demo(parsed: argparse.Namespace) -> int:
     return DONE
 
 
-def _answers(work: Callable[..., object], as_json: bool) -> list[Answer]:
+def _answers(work: Callable[..., Awaitable[list[Answer]]], as_json: bool) -> list[Answer]:
     with show.Display(as_json) as display:
-        calls = {"on_plan": display.plan, "on_progress": display.progress, "on_answer": display.answer}
-        return anyio.run(_interruptible, partial(work, **calls))  # type: ignore[arg-type,call-overload,no-any-return]
+        shown = partial(work, on_plan=display.plan, on_progress=display.progress, on_answer=display.answer)
+        return anyio.run(_interruptible, shown)
 
 
-async def _interruptible(work: Callable[[], object]) -> object:
+async def _interruptible(work: Callable[[], Awaitable[list[Answer]]]) -> list[Answer]:
     """`work`, given up on SIGINT or SIGTERM: everything it opened is closed on the way out."""
-    interrupted = False
-    result: object = None
+    outcome: list[Answer] | PenstockError | None = None
     async with anyio.create_task_group() as tasks:
 
         async def listen() -> None:
-            nonlocal interrupted
             with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                 async for _ in signals:
-                    interrupted = True
                     tasks.cancel_scope.cancel()
 
         tasks.start_soon(listen)
         try:
-            result = await work()  # type: ignore[misc]
+            outcome = await work()
         except PenstockError as error:
-            result = error  # raised outside, so that it is not wrapped in a group
+            outcome = error  # raised outside, so that no group is wrapped around it
         tasks.cancel_scope.cancel()
-    if interrupted:
+    if outcome is None:
         raise KeyboardInterrupt
-    if isinstance(result, PenstockError):
-        raise result
-    return result
+    if isinstance(outcome, PenstockError):
+        raise outcome
+    return outcome
 
 
 def _operators(parsed: argparse.Namespace) -> int:

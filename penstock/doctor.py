@@ -94,7 +94,9 @@ def _decoding() -> Finding:
     try:
         paths = [f"{feed.track.kind}: {decode_path(feed.track)}" for feed in inspect(str(clip()))]
     except PenstockError as error:
-        return Finding(what="decoding", ok=False, found=str(error), advice="reinstall PyAV: pip install --force-reinstall av")
+        return Finding(
+            what="decoding", ok=False, found=str(error), advice="reinstall PyAV: pip install --force-reinstall av"
+        )
     return Finding(what="decoding", ok=True, found="; ".join(paths))
 
 
@@ -121,5 +123,7 @@ def _capabilities(rows: Sequence[OperatorRow]) -> list[Finding]:
         better = offered[: offered.index(best)] if best else offered
         reasons = "; ".join(dict.fromkeys(row.missing for row in better if row.missing))
         found = f"runs on {best.rung}" if best else "nothing here can compute it"
-        findings.append(Finding(what=name, ok=best is not None, found=found, advice=f"better: {reasons}" if reasons else ""))
+        findings.append(
+            Finding(what=name, ok=best is not None, found=found, advice=f"better: {reasons}" if reasons else "")
+        )
     return findings

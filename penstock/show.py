@@ -1,5 +1,6 @@
 """What people see: progress bars, answers and tables on stderr; and JSON lines on stdout for machines."""
 
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from engine.plan import Plan
 from penstock.demo import Question
 from penstock.doctor import Finding, OperatorRow
 
+_LEADING_ZEROS = re.compile(r"^0+(?=\d)")
 ANSWERS = "answers"  # all last stages that reduce share one bar
 
 
@@ -47,7 +49,9 @@ class Display:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bars.stop()
 
     def plan(self, plan: Plan) -> None:
@@ -122,8 +126,9 @@ def is_right(question: Question, answer: str) -> bool:
 
 
 def _normal(text: str) -> str:
-    kept = "".join(c if c.isalnum() or c in ":.," else " " for c in text.lower())
-    return f" {' '.join(kept.split()).rstrip('.')} "
+    """Words and figures between single spaces, "08:10" as "8:10"."""
+    words = re.findall(r"[a-z]+|\d+(?:[:.,]\d+)*", text.lower())
+    return f" {' '.join(_LEADING_ZEROS.sub('', word) for word in words)} "
 
 
 @contextmanager

@@ -7,16 +7,14 @@ to the leader (where a stream has one replica, a direct get is answered by it).
 Records above the payload limit are cut into chunks on subjects named by their content, and read back whole.
 """
 
-import asyncio
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
 import msgspec
-import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
@@ -24,6 +22,7 @@ from nats.js.api import Header
 
 from streams.errors import LinkError, Permanent
 from streams.link import REQUEST_TIMEOUT_S, Link, Refused
+from streams.publisher import Message, Publisher
 from streams.subjects import PREFIX
 
 log = structlog.get_logger(__name__)
@@ -47,8 +46,7 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     num_replicas: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """A record as the ledger holds it. `seq` orders all records of one JetStream stream by the time of storing."""
 
     subject: str
@@ -57,16 +55,14 @@ class Stored:
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True, gc=False):
     """Where a record stands after `put`; `fresh` is false where one stood there before."""
 
     seq: int
     fresh: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A record to put."""
 
     subject: str
@@ -80,84 +76,63 @@ class Ledger:
     def __init__(self, link: Link, replicated: frozenset[str]) -> None:
         self.link = link
         self._replicated = replicated
+        self._publisher = Publisher(link.client)
         self._max_inline_bytes = min(MAX_INLINE_BYTES, link.max_payload_bytes) - HEADROOM_BYTES
 
     # --- writing -------------------------------------------------------------------------------------------
 
     async def put(self, subject: str, data: bytes, traceparent: str = "") -> Placed:
         """Store a record where there is none yet."""
-        data, headers = await self._prepared(data, traceparent)
-
-        async def attempt() -> Placed:
-            try:
-                ack = await self.link.jetstream.publish(subject, data, headers=headers, timeout=REQUEST_TIMEOUT_S)
-            except nats.js.errors.APIError as error:
-                return Placed(_standing_seq(error), False)
-            return Placed(ack.seq, True)
-
-        return await self.link.patiently(attempt, f"store {subject}")
+        message = await self._message(Entry(subject, data, traceparent))
+        seq = await self._publish(message, f"store {subject}")
+        return Placed(abs(seq), seq > 0)
 
     async def put_many(self, entries: Sequence[Entry]) -> list[Placed]:
         """Store several records, all under way at once; in their order. Not atomic: each is stored or not."""
-        if len(entries) == 1:
-            (entry,) = entries
-            return [await self.put(entry.subject, entry.data, entry.traceparent)]
-        futures: list[asyncio.Future[Any] | None] = []
-        try:
-            for entry in entries:
-                data, headers = await self._prepared(entry.data, entry.traceparent)
-                try:
-                    publish = self.link.jetstream.publish_async
-                    futures.append(await publish(entry.subject, data, wait_stall=REQUEST_TIMEOUT_S, headers=headers))
-                except (nats.errors.Error, OSError):
-                    futures.append(None)
-            under_way = [future for future in futures if future is not None]
-            if under_way:
-                await asyncio.wait(under_way, timeout=REQUEST_TIMEOUT_S)
-            return [await self._settled(entry, future) for entry, future in zip(entries, futures, strict=True)]
-        finally:
-            for future in futures:
-                if future is not None and not future.done():
-                    future.cancel()
+        messages = [await self._message(entry) for entry in entries]
+        acks = await self._publisher.send(messages, REQUEST_TIMEOUT_S)
+        placed = []
+        for entry, ack in zip(entries, acks, strict=True):
+            if ack is not None and ack.error is None:
+                placed.append(Placed(ack.seq, True))
+            elif ack is not None and ack.error is not None and ack.error.err_code == WRONG_LAST_SEQUENCE:
+                placed.append(Placed(_standing_seq(ack.error.description), False))
+            else:  # no word, or no: ask again, patiently
+                placed.append(await self.put(entry.subject, entry.data, entry.traceparent))
+        return placed
 
     async def append(self, subject: str, data: bytes, once: str, traceparent: str = "") -> None:
         """Add a record to a subject that holds many; `once` names it, so that a retry does not add it again."""
         headers = {Header.MSG_ID.value: once} | ({TRACEPARENT: traceparent} if traceparent else {})
-
-        async def attempt() -> None:
-            await self.link.jetstream.publish(subject, data, headers=headers, timeout=REQUEST_TIMEOUT_S)
-
-        await self.link.patiently(attempt, f"append to {subject}")
+        await self._publish(Message(subject, data, headers), f"append to {subject}")
 
     async def replace(self, subject: str, data: bytes, seq: int) -> bool:
         """Replace what stands at `seq`, if it still does (a gap whose dead letter was retried); False if not."""
         headers = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(seq)}
+        return await self._publish(Message(subject, data, headers), f"replace {subject}") > 0
 
-        async def attempt() -> bool:
+    async def _publish(self, message: Message, what: str) -> int:
+        """The sequence it was stored at; where another record stood in the way, minus that one's."""
+
+        async def attempt() -> int:
+            publish = self.link.jetstream.publish
             try:
-                await self.link.jetstream.publish(subject, data, headers=headers, timeout=REQUEST_TIMEOUT_S)
+                return (await publish(message.subject, message.data, REQUEST_TIMEOUT_S, headers=message.headers)).seq
             except nats.js.errors.APIError as error:
-                _standing_seq(error)
-                return False
-            return True
+                if error.err_code != WRONG_LAST_SEQUENCE:
+                    raise
+                return -_standing_seq(error.description or "")
 
-        return await self.link.patiently(attempt, f"replace {subject}")
+        return await self.link.patiently(attempt, what)
 
-    async def _settled(self, entry: Entry, future: "asyncio.Future[Any] | None") -> Placed:
-        if future is not None and future.done() and not future.cancelled():
-            error = future.exception()
-            if error is None:
-                return Placed(future.result().seq, True)
-            if isinstance(error, nats.js.errors.APIError) and error.err_code == WRONG_LAST_SEQUENCE:
-                return Placed(_standing_seq(error), False)
-        return await self.put(entry.subject, entry.data, entry.traceparent)
-
-    async def _prepared(self, data: bytes, traceparent: str) -> tuple[bytes, dict[str, str]]:
-        headers = {**EXPECT_EMPTY, TRACEPARENT: traceparent} if traceparent else EXPECT_EMPTY.copy()
+    async def _message(self, entry: Entry) -> Message:
+        data, headers = entry.data, EXPECT_EMPTY
+        if entry.traceparent:
+            headers = {**EXPECT_EMPTY, TRACEPARENT: entry.traceparent}
         if len(data) > self._max_inline_bytes:
-            headers[BULK] = await self._put_chunks(data)
+            headers = {**headers, BULK: await self._put_chunks(data)}
             data = b""
-        return data, headers
+        return Message(entry.subject, data, headers)
 
     async def _put_chunks(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()[:40]
@@ -171,8 +146,7 @@ class Ledger:
 
     async def get(self, subject: str) -> Stored | None:
         """The record at `subject`, None where there is none."""
-        found = await (self._get_from_leader(subject) if self._is_replicated(subject) else self._get_direct(subject))
-        return found
+        return await (self._get_from_leader(subject) if self._is_replicated(subject) else self._get_direct(subject))
 
     async def get_many(self, subjects: Iterable[str]) -> dict[str, Stored]:
         """The records at `subjects`, those that exist; all of one JetStream stream."""
@@ -182,7 +156,7 @@ class Ledger:
             page = wanted[start : start + MAX_SUBJECTS_A_READ]
             if len(page) > 1:
                 stream = stream_of(page[0])
-                found |= await self.link.patiently(lambda s=stream, p=page: self._read_page(s, p), f"read from {stream}")
+                found |= await self.link.patiently(partial(self._read_page, stream, page), f"read from {stream}")
         for subject in wanted:  # single reads, and what a lagging replica did not have yet
             if subject not in found and (len(wanted) == 1 or self._is_replicated(subject)):
                 stored = await self.get(subject)
@@ -216,7 +190,9 @@ class Ledger:
         chunks = [await self.get(name) for name in names]
         whole = b"".join(chunk.data for chunk in chunks if chunk is not None)
         if hashlib.sha256(whole).hexdigest()[:40] != digest:
-            raise Permanent(f"part of a record of {number} chunks is gone from the ledger ({digest}): it fell out of retention")
+            raise Permanent(
+                f"part of a record of {number} chunks is gone from the ledger ({digest}): it fell out of retention"
+            )
         return whole
 
     def _is_replicated(self, subject: str) -> bool:
@@ -303,7 +279,9 @@ async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
     return Ledger(link, frozenset(replicated))
 
 
-async def _create_stream(link: Link, name: str, subjects: str, max_bytes: int, max_age_ns: int, num_replicas: int) -> Any:
+async def _create_stream(
+    link: Link, name: str, subjects: str, max_bytes: int, max_age_ns: int, num_replicas: int
+) -> Any:
     config = {
         "name": name,
         "subjects": [subjects],
@@ -332,11 +310,11 @@ def stream_of(subject: str) -> str:
 _WRONG_LAST = re.compile(r"wrong last sequence: (\d+)")
 
 
-def _standing_seq(error: nats.js.errors.APIError) -> int:
-    """The sequence of the record already there, which the refusal tells. Any other error is raised on."""
-    match = _WRONG_LAST.search(error.description or "")
-    if error.err_code != WRONG_LAST_SEQUENCE or match is None:
-        raise error
+def _standing_seq(refusal: str) -> int:
+    """The sequence of the record already there, which the refusal tells."""
+    match = _WRONG_LAST.search(refusal)
+    if match is None:
+        raise LinkError(f"the server refused a write-once record without saying why: {refusal!r}")
     return int(match[1])
 
 

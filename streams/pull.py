@@ -10,7 +10,6 @@ sign of progress comes again, here or elsewhere.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import anyio
 import msgspec
@@ -28,8 +27,7 @@ EXPIRES_S = 5.0
 INACTIVE_S = 600.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
 
 
-@dataclass(slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, eq=False):
     """A message that was delivered and is not yet acknowledged."""
 
     subject: str

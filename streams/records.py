@@ -20,7 +20,7 @@ class Record(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
 # --- media -----------------------------------------------------------------------------------------------
 
 
-class Track(Record):
+class Track(Record, frozen=True):
     """One elementary stream inside a segment: what a decoder needs before the first packet."""
 
     kind: Literal["video", "audio", "subtitle"]
@@ -52,7 +52,7 @@ class Packet(msgspec.Struct, frozen=True, array_like=True):
     position: int = -1  # byte offset in the source, -1 where unknown
 
 
-class Segment(Record, tag="segment"):
+class Segment(Record, frozen=True, tag="segment"):
     """A slice of a stream, decodable alone.
 
     It *owns* the samples whose media time t satisfies start_ns <= t < start_ns + duration_ns. It may carry packets
@@ -71,7 +71,7 @@ class Segment(Record, tag="segment"):
     version: int = VERSION
 
 
-class EndOfStream(Record, tag="end"):
+class EndOfStream(Record, frozen=True, tag="end"):
     """The stream has ended: it has exactly the segments 0 .. num_segments - 1."""
 
     stream: str
@@ -81,7 +81,7 @@ class EndOfStream(Record, tag="end"):
     version: int = VERSION
 
 
-class MediaInfo(Record):
+class MediaInfo(Record, frozen=True):
     """What is known of a source before it is segmented."""
 
     codecs: dict[str, tuple[str, ...]]  # kind of track -> decoder names, e.g. {"subtitle": ("mov_text",)}
@@ -91,7 +91,7 @@ class MediaInfo(Record):
 # --- results ---------------------------------------------------------------------------------------------
 
 
-class Observation(Record):
+class Observation(Record, frozen=True):
     """Something seen or heard, with the media time it holds for."""
 
     start_ns: int
@@ -100,14 +100,14 @@ class Observation(Record):
     confidence: float = 1.0
 
 
-class Evidence(Record):
+class Evidence(Record, frozen=True):
     """The output of any operator whose findings can support an answer."""
 
     kind: ClassVar[str] = "observation"  # what a reader sees: "speech", "text", "scene"
     observations: tuple[Observation, ...] = ()
 
 
-class Support(Record):
+class Support(Record, frozen=True):
     """One piece of evidence behind an answer."""
 
     kind: str  # the kind of evidence: "speech", "text"
@@ -116,7 +116,7 @@ class Support(Record):
     text: str
 
 
-class Reply(Record):
+class Reply(Record, frozen=True):
     """The answer to one question. `answer` is NOT_IN_THE_VIDEO, with no evidence, when nothing supports one."""
 
     question: str
@@ -128,7 +128,7 @@ class Reply(Record):
 NOT_IN_THE_VIDEO = "not in the video"
 
 
-class Measured(Record):
+class Measured(Record, frozen=True):
     """What a result cost. Never part of what makes two results the same."""
 
     compute_s: float = 0.0  # this item's share of its batch's processing time
@@ -137,7 +137,7 @@ class Measured(Record):
     worker: str = ""
 
 
-class Result(Record, tag="result"):
+class Result(Record, frozen=True, tag="result"):
     """What a stage found for one segment (first == last) or for a range of them. `output` is the msgpack encoding of
     the capability's output type: the plan knows which."""
 
@@ -151,7 +151,7 @@ class Result(Record, tag="result"):
     version: int = VERSION
 
 
-class Gap(Record, tag="gap"):
+class Gap(Record, frozen=True, tag="gap"):
     """A result a stage owed and could not deliver, and why."""
 
     stage: str  # "media" where the source itself lacks the segment
@@ -163,7 +163,7 @@ class Gap(Record, tag="gap"):
     version: int = VERSION
 
 
-class DeadLetter(Record, tag="dead"):
+class DeadLetter(Record, frozen=True, tag="dead"):
     """Work that failed for good: kept with its cause, so that it can be looked at and tried again."""
 
     stage: str
@@ -179,8 +179,8 @@ MediaMessage = Segment | EndOfStream | Gap
 ResultMessage = Result | Gap
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
-_media_decoder = msgspec.msgpack.Decoder(MediaMessage)
-_result_decoder = msgspec.msgpack.Decoder(ResultMessage)
+_media_decoder: msgspec.msgpack.Decoder[MediaMessage] = msgspec.msgpack.Decoder(MediaMessage)
+_result_decoder: msgspec.msgpack.Decoder[ResultMessage] = msgspec.msgpack.Decoder(ResultMessage)
 
 
 def encode(record: Any) -> bytes:

@@ -5,7 +5,8 @@ A subject names a computation and its place in the stream. Tokens are `[A-Za-z0-
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 from streams.errors import UserError
 
@@ -13,11 +14,10 @@ PREFIX = "penstock"
 END = "end"
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_KEY = re.compile(r"(0|[1-9][0-9]*)(?:-(0|[1-9][0-9]*))?")
+_KEY = re.compile(r"(0|[1-9][0-9]{0,17})(?:-(0|[1-9][0-9]{0,17}))?")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
+class Key(NamedTuple):
     """Which output of a stage: one segment (first == last) or a range of them, both ends included."""
 
     first: int
@@ -41,6 +41,7 @@ class Address:
     key: Key | None
 
 
+@lru_cache(maxsize=4096)
 def token(text: str) -> str:
     """`text` if it can stand as one token of a subject; UserError otherwise."""
     if not _TOKEN.fullmatch(text):
@@ -79,6 +80,8 @@ def answers(job: str, stream: str) -> str:
 
 def parse_key(text: str) -> Key:
     """`7` or `0-16`. Raises UserError on anything else."""
+    if len(text) < 19 and text.isdecimal() and text.isascii() and (text[0] != "0" or text == "0"):
+        return Key.of(int(text))
     match = _KEY.fullmatch(text)
     if match is None:
         raise UserError(f"{text!r} is neither a segment number nor a range first-last")

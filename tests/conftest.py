@@ -1,0 +1,37 @@
+"""What every test may ask for: an event loop, a NATS server of its own, and waiting for a condition."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+from streams.server import embedded
+
+Eventually = Callable[[Callable[[], object]], Awaitable[None]]
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def nats_url(tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of a real nats-server with JetStream that only this test uses."""
+    async with embedded(tmp_path / "nats") as url:
+        yield url
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """`await eventually(condition)` returns when the condition holds and fails when it does not within 15 s."""
+
+    async def wait_until(condition: Callable[[], object]) -> None:
+        with anyio.move_on_after(15.0):
+            while not condition():  # noqa: ASYNC110 - what it waits for happens in other processes
+                await anyio.sleep(0.01)
+            return
+        pytest.fail("the condition did not hold within 15 s")
+
+    return wait_until
