@@ -72,10 +72,12 @@ def make_answer(
     record: Result | Gap,
     output: msgspec.Struct | None,
     used: Mapping[str, Iterable[Result | Gap]],
+    flaws: Iterable[str],
     latency_s: float,
     trace_id: str,
 ) -> Answer:
-    """The answer from a last stage's record; `used` holds the records of the stages it was made from, by stage id."""
+    """The answer from a last stage's record; `used` holds the records of the stages it was made from, by stage id, and
+    `flaws` what was wrong with the media as it was read."""
     stages = [plan.stage(id) for id in upstream_of(plan, record.stage)]
     names = {stage.id: stage.name for stage in plan.stages}
     everything = [record, *(item for records in used.values() for item in records)]
@@ -102,6 +104,10 @@ def make_answer(
             StageNote(stage=stage.name, capability=stage.capability, implementation=stage.rung.rung) for stage in stages
         ),
         gaps=tuple(
+            GapNote(stage="media", first=record.first, last=record.last, cause="source_lost", detail=flaw)
+            for flaw in flaws
+        )
+        + tuple(
             GapNote(
                 stage=names.get(gap.stage, gap.stage),
                 first=gap.first,

@@ -67,7 +67,7 @@ class Job:
         self._on_progress = on_progress
         self._on_answer = on_answer
         self._stored: dict[str, set[Key]] = {stage.id: set() for stage in plan.stages}
-        self._num_segments: int | None = None
+        self._end: EndOfStream | None = None
         self._changed = anyio.Event()
         self._started_s = 0.0
 
@@ -92,6 +92,10 @@ class Job:
             with anyio.move_on_after(1, shield=True):
                 for watch in watches:
                     await watch.unsubscribe()
+
+    @property
+    def _num_segments(self) -> int | None:
+        return None if self._end is None else self._end.num_segments
 
     # --- media in ----------------------------------------------------------------------------------------------
 
@@ -121,10 +125,10 @@ class Job:
             if num_segments == 0:
                 raise UserError("the input has no segment: it holds neither video nor audio that can be read")
             await self._ledger.put(subjects.media_end(self._stream), encode(record), job_trace)
-            self._num_segments = record.num_segments
+            self._end = record
         else:
             ended = decode_media(end.data)
-            self._num_segments = ended.num_segments if isinstance(ended, EndOfStream) else None
+            self._end = ended if isinstance(ended, EndOfStream) else None
         self._wake()
 
     def _has_room_for(self, num_published: int) -> bool:
@@ -218,6 +222,7 @@ class Job:
             record,
             output,
             used,
+            self._end.flaws if self._end else (),
             anyio.current_time() - self._started_s,
             trace_id(stored.traceparent),
         )

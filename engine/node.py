@@ -1,5 +1,7 @@
 """A node: the worker processes of one machine, kept running.
 
+Workers are started at once, so that they are up by the time there is something to do, and told what when it is known.
+
 A worker that dies is started again with backoff; one that keeps dying at once is reported, with the end of its log.
 Leaving the node ends its workers, within `GRACE_S` by request and then by force, with all they started.
 """
@@ -17,7 +19,7 @@ import msgspec
 import structlog
 
 from engine.worker import Assignment
-from streams.errors import PenstockError
+from streams.errors import PenstockError, UserError
 
 log = structlog.get_logger(__name__)
 
@@ -29,12 +31,18 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
 class Node:
     """Keeps `num_workers` workers at one assignment. `pids` are those alive now."""
 
-    def __init__(self, assignment: Assignment, num_workers: int, log_file: Path) -> None:
+    def __init__(self, num_workers: int, log_file: Path) -> None:
         self.pids: dict[int, int] = {}
         self.num_restarts = 0
-        self._assignment = assignment
+        self._assignment: Assignment | None = None
+        self._assigned = anyio.Event()
         self._num_workers = num_workers
         self._log_file = log_file
+
+    def assign(self, assignment: Assignment) -> None:
+        """Say what the workers are to do, once."""
+        self._assignment = assignment
+        self._assigned.set()
 
     async def run(self) -> None:
         """Until canceled. Raises PenstockError when a worker cannot stay alive."""
@@ -61,7 +69,6 @@ class Node:
             await anyio.sleep(pause_s)
 
     async def _run_once(self, number: int) -> int:
-        assignment = msgspec.structs.replace(self._assignment, name=f"{self._assignment.name}-{number}")
         with self._log_file.open("ab") as errors:
             process = await anyio.open_process(
                 [sys.executable, "-m", "engine.worker"],
@@ -72,8 +79,11 @@ class Node:
         self.pids[number] = process.pid
         try:
             assert process.stdin is not None
+            await self._assigned.wait()
+            assert self._assignment is not None
+            named = msgspec.structs.replace(self._assignment, name=f"{self._assignment.name}-{number}")
             with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-                await process.stdin.send(msgspec.json.encode(assignment) + b"\n")
+                await process.stdin.send(msgspec.json.encode(named) + b"\n")
             return await process.wait()
         finally:
             del self.pids[number]
@@ -101,9 +111,14 @@ async def _end(process: anyio.abc.Process) -> None:
 
 
 @asynccontextmanager
-async def node(assignment: Assignment, num_workers: int, log_file: Path) -> AsyncIterator[Node]:
-    """A running node."""
-    running = Node(assignment, num_workers, log_file)
+async def node(num_workers: int, log_file: Path) -> AsyncIterator[Node]:
+    """A running node, with nothing to do yet. Raises UserError where its log cannot be written."""
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        log_file.touch()
+    except OSError as error:
+        raise UserError(f"cannot write {log_file}: {error.strerror}; choose another store") from error
+    running = Node(num_workers, log_file)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(running.run)
         try:

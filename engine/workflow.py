@@ -9,12 +9,14 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from streams.errors import UserError
 from streams.subjects import token
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 MEDIA = "media"
 ASK = "$ask"
@@ -106,7 +108,7 @@ def load_workflow(path: Path) -> Workflow:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"cannot read workflow {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+            f"cannot read workflow {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}; give a TOML file"
         ) from error
     try:
         return parse_workflow(text)
@@ -117,20 +119,24 @@ def load_workflow(path: Path) -> Workflow:
 def parse_workflow(text: str) -> Workflow:
     """Read a workflow from TOML text."""
     try:
-        return msgspec.convert(tomllib.loads(text), Workflow)
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"not valid TOML: {error}") from error
+    stages = table.get("stages")
+    if isinstance(stages, dict):
+        table["stages"] = {name: _read(stage, Stage, f"stages.{name}") for name, stage in stages.items()}
+    return _read(table, Workflow, "workflow")
+
+
+def _read(table: Any, kind: type[T], where: str) -> T:
+    """A table as a struct. Raises UserError with the place and the keys that would be right."""
+    try:
+        return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
-        raise UserError(_explained(str(error))) from error
-
-
-def _explained(message: str) -> str:
-    """msgspec's message with the path first and the keys that would be right."""
-    what, _, path = message.partition(" - at ")
-    where = path.strip("`").removeprefix("$").removeprefix(".") or "workflow"
-    fields = Stage if where.startswith("stages") else Workflow
-    allowed = ", ".join(fields.__struct_fields__)
-    return f"{where}: {what[:1].lower()}{what[1:]}; its keys are {allowed}"
+        what, _, path = str(error).partition(" - at ")
+        place = where + path.strip("`").removeprefix("$")
+        allowed = ", ".join(kind.__struct_fields__)
+        raise UserError(f"{place}: {what[:1].lower()}{what[1:]}; the keys of {where} are {allowed}") from error
 
 
 def _check_name(name: str) -> None:

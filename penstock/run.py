@@ -79,7 +79,8 @@ async def run(
     path = _local_file(str(input))
     traces = Telemetry("penstock", chosen.trace_file)
     try:
-        async with _server(chosen) as url, connect(url) as link:
+        log_file = (chosen.store or default_store()) / "workers.log"
+        async with node(chosen.num_workers, log_file) as workers, _server(chosen) as url, connect(url) as link:
             plan, stream = await _planned(asked, path, chosen)
             on_plan(plan)
             ledger = await open_ledger(link)
@@ -96,10 +97,8 @@ async def run(
             id = f"j{secrets.token_hex(6)}"
             job = Job(ledger, plan, stream, id, installed(), traces, on_progress, on_answer)
             source = partial(segments, str(path), stream=stream, target_s=chosen.segment_s)
-            log_file = (chosen.store or default_store()) / "workers.log"
-            log_file.parent.mkdir(parents=True, exist_ok=True)
-            async with node(assignment, chosen.num_workers, log_file):
-                return await job.run(source)
+            workers.assign(assignment)
+            return await job.run(source)
     except BaseExceptionGroup as group:
         raise _first(group) from group
     finally:

@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 REQUEST_TIMEOUT_S = 5.0
+SCHEMES = ("nats", "tls", "ws", "wss")
 FIRST_RETRY_S, MAX_RETRY_S = 0.05, 1.0
 
 # What may pass if the same is asked again: the server is restarting, electing a leader or out of room.
@@ -127,6 +128,7 @@ class Link:
 async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0) -> AsyncIterator[Link]:
     """A link to the server at `url`. Raises LinkError if it cannot be reached within 5 s, UserError for a bad URL."""
     place = without_credentials(url)
+    await _reachable(url, place)
     link: Link | None = None
 
     async def on_error(error: Exception) -> None:
@@ -177,11 +179,33 @@ async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0)
 
 def without_credentials(url: str) -> str:
     """The URL as it may be shown and logged."""
+    scheme, host, port = _parts(url)
+    return f"{scheme}://{host}:{port}"
+
+
+def _parts(url: str) -> tuple[str, str, int]:
     try:
         parts = urlsplit(url)
-        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
-    except ValueError as error:
-        raise UserError(f"not a NATS URL: {error}; it should look like nats://host:4222") from error
+        if parts.scheme in SCHEMES and parts.hostname:
+            return parts.scheme, parts.hostname, parts.port or 4222
+    except ValueError:
+        pass
+    raise UserError("that is not the URL of a NATS server: it should look like nats://host:4222")
+
+
+async def _reachable(url: str, place: str) -> None:
+    """Raises LinkError, with the reason, where nothing listens: the client itself would only go on trying."""
+    _, host, port = _parts(url)
+    try:
+        with anyio.fail_after(REQUEST_TIMEOUT_S):
+            await (await anyio.connect_tcp(host, port)).aclose()
+    except TimeoutError:
+        reason = f"nothing within {REQUEST_TIMEOUT_S:.0f} s"
+    except OSError as error:
+        reason = _one_line(error.__cause__ or error)
+    else:
+        return
+    raise LinkError(f"no NATS server answers at {place}: {reason}; start one or give --nats URL")
 
 
 def _quiet_until_open(

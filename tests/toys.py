@@ -10,12 +10,12 @@ from streams.errors import Permanent, Transient
 from streams.records import Packet, Record, Segment, Track
 
 
-class Number(Record):
+class Number(Record, frozen=True):
     value: int
     seen: tuple[int, ...] = ()  # which inputs it was made from
 
 
-class Added(Settings):
+class Added(Settings, frozen=True):
     add: int = 0
 
 

@@ -75,7 +75,8 @@ async def run_job(
         ledger = await open_ledger(link)
         assignment = Assignment(plan=plan, stream=stream, url=url, num_cores=1, ack_wait_s=1.5)
         job = Job(ledger, plan, stream, "job", installed(), Telemetry("test"), note)
-        async with node(assignment, 2, store / "workers.log") as workers, anyio.create_task_group() as tasks:
+        async with node(2, store / "workers.log") as workers, anyio.create_task_group() as tasks:
+            workers.assign(assignment)
             if disturb is not None:
                 tasks.start_soon(disturb, workers, lambda: stored)
             with anyio.fail_after(240):

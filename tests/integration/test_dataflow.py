@@ -78,7 +78,9 @@ async def outputs(ledger: Ledger, plan: Plan, stream: str) -> dict[str, dict[Key
             record = decode_result(stored.data)
             key = subjects.parse(name).key
             assert key is not None
-            value = msgspec.msgpack.decode(record.output, type=toys.Number).value if isinstance(record, Result) else record
+            value = (
+                msgspec.msgpack.decode(record.output, type=toys.Number).value if isinstance(record, Result) else record
+            )
             found[planned.name][key] = value
     return found
 

@@ -57,7 +57,9 @@ async def test_every_grouping_gives_the_same_results(nats_url: str, tmp_path: Pa
                     await job.run(partial(segments, str(clip), stream="", target_s=SEGMENT_S))
                 tasks.cancel_scope.cancel()
             seen[number] = {}
-            for name, stored in (await ledger.get_many(await ledger.subjects(f"penstock.results.*.{stream}.*"))).items():
+            for name, stored in (
+                await ledger.get_many(await ledger.subjects(f"penstock.results.*.{stream}.*"))
+            ).items():
                 record = decode_result(stored.data)
                 assert not isinstance(record, Gap)
                 bare = msgspec.structs.replace(record, measured=None, stream="")
