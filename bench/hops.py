@@ -4,8 +4,8 @@
 - peer: FastStream with JetStream pull subscribers that publish to the next subject;
 - latency of a hop at low load: the time from one stage's record being seen to the next stage's, one item at a time.
 
-All of it in the same run, on one embedded nats-server, interleaved; medians are reported. Prints one JSON line and keeps
-it in bench/results/hops.json.
+All of it in the same run, on one embedded nats-server, interleaved; medians are reported. Prints one JSON line and
+keeps it in bench/results/hops.json.
 
     python bench/hops.py [--items N] [--rounds N]
 """
@@ -43,7 +43,7 @@ ONCE = {"Nats-Expected-Last-Subject-Sequence": "0"}
 HOPS = 3
 
 
-class Blob(Record):
+class Blob(Record, frozen=True):
     data: bytes
 
 
@@ -140,7 +140,9 @@ async def raw(url: str, run: str, data: bytes, num: int) -> float:
     js = client.jetstream(publish_async_max_pending=4096)
     await js.add_stream(StreamConfig(name=run, subjects=[f"{run}.>"]))
     for start in range(0, num, BATCH):
-        futures = [await js.publish_async(f"{run}.0.{i}", data, headers=ONCE) for i in range(start, min(num, start + BATCH))]
+        futures = [
+            await js.publish_async(f"{run}.0.{i}", data, headers=ONCE) for i in range(start, min(num, start + BATCH))
+        ]
         await asyncio.gather(*futures)
 
     async def hop(number: int) -> None:
@@ -179,7 +181,9 @@ async def faststream(url: str, run: str, data: bytes, num: int) -> float:
     js = client.jetstream(publish_async_max_pending=4096)
     await js.add_stream(StreamConfig(name=run, subjects=[f"{run}.>"]))
     for start in range(0, num, BATCH):
-        futures = [await js.publish_async(f"{run}.0.{i}", data, headers=ONCE) for i in range(start, min(num, start + BATCH))]
+        futures = [
+            await js.publish_async(f"{run}.0.{i}", data, headers=ONCE) for i in range(start, min(num, start + BATCH))
+        ]
         await asyncio.gather(*futures)
     broker = NatsBroker(url, logger=None)
     stream = JStream(run, subjects=[f"{run}.>"], declare=False)
@@ -247,7 +251,10 @@ async def measured(num_items: int, num_rounds: int) -> dict[str, Any]:
                     rates["penstock"].append(await ours(ledger, run, data, num))
                     rates["raw"].append(await raw(url, f"raw-{run}", data, num))
                     rates["faststream"].append(await faststream(url, f"fast-{run}", data, max(200, num // 4)))
-                    print(f"{size} B, round {number}: " + str({k: round(v[-1]) for k, v in rates.items()}), file=sys.stderr)
+                    print(
+                        f"{size} B, round {number}: " + str({k: round(v[-1]) for k, v in rates.items()}),
+                        file=sys.stderr,
+                    )
                 ratios = [p / r for p, r in zip(rates["penstock"], rates["raw"], strict=True)]
                 peers = [p / f for p, f in zip(rates["penstock"], rates["faststream"], strict=True)]
                 found[f"{size}_B"] = {

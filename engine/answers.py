@@ -104,7 +104,7 @@ def make_answer(
             StageNote(stage=stage.name, capability=stage.capability, implementation=stage.rung.rung) for stage in stages
         ),
         gaps=tuple(
-            GapNote(stage="media", first=record.first, last=record.last, cause="source_lost", detail=flaw)
+            GapNote(stage="media", first=record.last, last=record.last, cause="source_lost", detail=flaw)
             for flaw in flaws
         )
         + tuple(

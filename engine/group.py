@@ -122,12 +122,19 @@ class Group:
             by_stream.setdefault(ledger.stream_of(subject), []).append(subject)
         return by_stream
 
-    async def open(self) -> None:
-        """Learn which outputs are stored already."""
+    async def open(self) -> bool:
+        """Learn which outputs are stored already; whether there is anything left to do."""
+        end = await self.shelf.end()
+        lacks_some = end is None
         for stage in self.stages:
-            for subject in await self.ledger.subjects(subjects.results_of(stage.id, self.stream)):
+            stored = await self.ledger.subjects(subjects.results_of(stage.id, self.stream))
+            for subject in stored:
                 if key := subjects.parse(subject).key:
                     self._remember(stage, key)
+            if end is not None:
+                num_owed = 1 if isinstance(stage.planned.scope, Reduce) else end[1].num_segments
+                lacks_some |= len(stored) < num_owed
+        return lacks_some
 
     async def handle(self, arrivals: Sequence[Arrival]) -> list[retry.Again | None]:
         """Do all that these messages set off. For each: None when it is done, or when to bring it again."""
@@ -395,7 +402,7 @@ class Group:
             stream=self.stream,
             first=item.key.first,
             last=item.key.last,
-            output=msgspec.Raw(encode(ran.output)),
+            output=msgspec.Raw(ran.encoded),
             implementation=item.stage.planned.rung.rung,
             measured=Measured(compute_s=ran.compute_s, wait_s=waited_s, batch_size=ran.batch_size, worker=self.worker),
         )

@@ -36,6 +36,13 @@ RECOUNT_S = 2.0  # how often the count is checked against the ledger: what came 
 Source = Callable[[], Iterator[Segment | EndOfStream]]
 
 
+async def round_of(ledger: Ledger, stream: str) -> int:
+    """Which round of deliveries a job that starts now belongs to. What an earlier round delivered and acknowledged is
+    not delivered again in it; but results made from it may have fallen out of retention since, or belong to stages that
+    are new, so a job that finds something stored starts another. All that start from the same state share one."""
+    return await ledger.last_seq(subjects.results_of("*", stream))
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far the stages are, by stage name, in outputs stored; of how many, where that is known."""
@@ -101,8 +108,8 @@ class Job:
 
     async def _publish(self, source: Source, job_trace: str) -> None:
         """Store every segment and the end. What is there already is refused by the ledger, and that is fine."""
-        end = await self._ledger.get(subjects.media_end(self._stream))
-        if end is None:
+        self._end = await self._stored_end()
+        if self._end is None:
             iterator = source()
             num_segments = 0
             while True:
@@ -126,10 +133,20 @@ class Job:
                 raise UserError("the input has no segment: it holds neither video nor audio that can be read")
             await self._ledger.put(subjects.media_end(self._stream), encode(record), job_trace)
             self._end = record
-        else:
-            ended = decode_media(end.data)
-            self._end = ended if isinstance(ended, EndOfStream) else None
         self._wake()
+
+    async def _stored_end(self) -> EndOfStream | None:
+        """The end of the stream, if it and every segment before it are there; what fell out of retention is to be
+        published again."""
+        stored = await self._ledger.get(subjects.media_end(self._stream))
+        try:
+            end = decode_media(stored.data) if stored is not None else None
+        except msgspec.DecodeError as error:
+            raise PenstockError(f"the end of stream {self._stream} cannot be read from the ledger: {error}") from error
+        if not isinstance(end, EndOfStream):
+            return None
+        num_there = len(await self._ledger.subjects(subjects.media_of(self._stream))) - 1
+        return end if num_there == end.num_segments else None
 
     def _has_room_for(self, num_published: int) -> bool:
         """Whether the stage furthest behind, of those with an output for each segment, is near enough."""
@@ -152,6 +169,7 @@ class Job:
 
     def _wake(self) -> None:
         self._changed.set()
+        self._changed = anyio.Event()  # whoever waits next waits for the next change
         stored = {stage.name: len(self._stored[stage.id]) for stage in self._plan.stages}
         total = {s.name: 1 if isinstance(s.scope, Reduce) else self._num_segments for s in self._plan.stages}
         self._on_progress(Progress(stored, total))
@@ -168,9 +186,6 @@ class Job:
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
-            self._changed = anyio.Event()
-            if condition():
-                return
             await self._changed.wait()
 
     # --- answers out -------------------------------------------------------------------------------------------

@@ -160,6 +160,7 @@ class Operator(ABC):
     runs_in: ClassVar[Literal["loop", "thread", "process"]] = "thread"  # process: it holds the GIL while it works
     max_batch: ClassVar[int] = 1
     timeout_s: ClassVar[float] = 120.0  # of one call of process
+    devices: ClassVar[tuple[Literal["cpu", "cuda"], ...]] = ("cpu",)  # where it can run, best first
 
     Knobs: ClassVar[type[Settings]] = Settings
 
@@ -174,6 +175,11 @@ class Operator(ABC):
     @classmethod
     def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
         """Why this rung cannot run here on this input, in one line; None where it can. Answers within 3 s."""
+        return None
+
+    @classmethod
+    def notice(cls, knobs: Any) -> str | None:
+        """What a person should know before this rung is used, such as a large download; None for nothing."""
         return None
 
     def demands(self) -> tuple[Hashable, ...]:

@@ -141,7 +141,10 @@ def choose(
         reason = operator.missing(rung.knobs, machine, media)
         if reason is None:
             why = "; ".join(dict.fromkeys(reasons))
-            return operator, rung, [f"{capability.name} runs on {rung.name}: {why}"] if why else []
+            said = [f"{capability.name} runs on {rung.name}: {why}"] if why else []
+            if notice := operator.notice(rung.knobs):
+                said.append(f"{rung.name} {notice}")
+            return operator, rung, said
         reasons.append(reason)
     raise UserError(f"nothing here can compute {capability.name!r}: {'; '.join(dict.fromkeys(reasons))}")
 

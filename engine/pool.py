@@ -20,14 +20,16 @@ import structlog
 
 from engine.operator import Device, Inputs, Operator, Settings
 from streams.errors import Permanent, Transient
+from streams.records import encode
 
 log = structlog.get_logger(__name__)
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What became of one item: an output or the error, and when the batch it was in ran (Unix time, ns)."""
+    """What became of one item: an output and its encoding, or the error; and when its batch ran (Unix time, ns)."""
 
     output: msgspec.Struct | None
+    encoded: bytes
     error: Exception | None
     started_ns: int
     ended_ns: int
@@ -49,25 +51,34 @@ class _Ticket:
     settled: anyio.Event = field(default_factory=anyio.Event)
 
 
+class Capacity:
+    """What all pools of a worker share: as many batches run at once as there are cores, and a pool opens a lane beside
+    its first only while there are fewer lanes than cores, for each costs an instance to load."""
+
+    def __init__(self, num_cores: int) -> None:
+        self.num_cores = num_cores
+        self.num_lanes = 0
+        self.limiter = anyio.CapacityLimiter(num_cores)
+
+
 class Pool:
-    """Runs one operator. `capacity` is shared by all pools of the worker: it bounds how many batches run at once."""
+    """Runs one operator."""
 
     def __init__(
         self,
         operator: type[Operator],
         knobs: Settings,
         device: Device,
-        capacity: anyio.CapacityLimiter,
+        capacity: Capacity,
         tasks: anyio.abc.TaskGroup,
-        num_lanes: int,
     ) -> None:
         self.operator = operator
         self._knobs = knobs
         self._device = device
         self._capacity = capacity
         self._tasks = tasks
-        self._max_lanes = num_lanes
         self._num_lanes = 0
+        self._warmed = False
         self._idle: list[Operator] = []
         self._waiting: deque[_Ticket] = deque()
 
@@ -77,12 +88,30 @@ class Pool:
             return []
         ticket = _Ticket(items)
         self._waiting.append(ticket)
-        num_batches = -(-len(items) // self.operator.max_batch)
-        for _ in range(min(num_batches, self._max_lanes - self._num_lanes)):
+        num_batches = -(-sum(len(t.items) - t.num_taken for t in self._waiting) // self.operator.max_batch)
+        while self._num_lanes < min(num_batches, self._capacity.num_cores) and (
+            self._num_lanes == 0 or self._capacity.num_lanes < self._capacity.num_cores
+        ):
             self._num_lanes += 1
+            self._capacity.num_lanes += 1
             self._tasks.start_soon(self._lane)
         await ticket.settled.wait()
         return [ticket.done[index] for index in range(len(items))]
+
+    async def warm_up(self) -> None:
+        """Load the first lane's instance ahead of the work, once. What fails here will be reported by the work."""
+        if self._warmed or self.operator.runs_in == "loop":
+            return
+        self._warmed = True
+        load_one = (self.operator, self._knobs, self._device)
+        try:
+            with anyio.move_on_after(self.operator.timeout_s):
+                if self.operator.runs_in == "process":
+                    await anyio.to_process.run_sync(_warm_child, *load_one, cancellable=True)
+                else:
+                    self._idle.append(await anyio.to_thread.run_sync(load, *load_one, abandon_on_cancel=True))
+        except Exception as error:
+            log.info("not_warmed_up", operator=self.operator.name, error=str(error))
 
     async def _lane(self) -> None:
         try:
@@ -95,6 +124,7 @@ class Pool:
                         ticket.settled.set()
         finally:
             self._num_lanes -= 1
+            self._capacity.num_lanes -= 1
 
     def _take(self) -> list[tuple[_Ticket, int]]:
         """Up to `max_batch` waiting items, oldest first: each as its ticket and its place in it."""
@@ -111,24 +141,24 @@ class Pool:
         started_ns = time.time_ns()
         try:
             outputs, started_ns, ended_ns = await self._call(batch)
-            self._check(outputs, len(batch))
+            encoded = self._encoded(outputs, len(batch))
         except Exception as error:
             if len(batch) > 1:
                 return [done for item in batch for done in await self._run([item])]
-            return [Done(None, _translated(error, self.operator), started_ns, time.time_ns(), 1)]
-        return [Done(output, None, started_ns, ended_ns, len(batch)) for output in outputs]
+            return [Done(None, b"", _translated(error, self.operator), started_ns, time.time_ns(), 1)]
+        pairs = zip(outputs, encoded, strict=True)
+        return [Done(output, data, None, started_ns, ended_ns, len(batch)) for output, data in pairs]
 
     async def _call(self, batch: list[Inputs]) -> tuple[Sequence[msgspec.Struct], int, int]:
         if self.operator.runs_in == "loop":
             operator = self._idle[0] if self._idle else self._loaded()
             return _timed(operator, batch)
+        limiter = self._capacity.limiter
         with anyio.fail_after(self.operator.timeout_s):
             if self.operator.runs_in == "process":
                 call = (self.operator, self._knobs, self._device, batch)
-                return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=self._capacity)
-            return await anyio.to_thread.run_sync(
-                self._in_thread, batch, abandon_on_cancel=True, limiter=self._capacity
-            )
+                return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=limiter)
+            return await anyio.to_thread.run_sync(self._in_thread, batch, abandon_on_cancel=True, limiter=limiter)
 
     def _in_thread(self, batch: list[Inputs]) -> tuple[Sequence[msgspec.Struct], int, int]:
         operator = self._idle.pop() if self._idle else load(self.operator, self._knobs, self._device)
@@ -141,13 +171,18 @@ class Pool:
         self._idle.append(operator)
         return operator
 
-    def _check(self, outputs: Sequence[msgspec.Struct], num_expected: int) -> None:
+    def _encoded(self, outputs: Sequence[msgspec.Struct], num_expected: int) -> list[bytes]:
+        """What was returned, as it will be stored. Raises Permanent for what breaks the operator's contract."""
         wanted = self.operator.capability.output
         if len(outputs) != num_expected:
             raise Permanent(f"{self.operator.name} returned {len(outputs)} outputs for {num_expected} inputs")
         for output in outputs:
             if not isinstance(output, wanted):
                 raise Permanent(f"{self.operator.name} returned {type(output).__name__}, not {wanted.__name__}")
+        try:
+            return [encode(output) for output in outputs]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise Permanent(f"{self.operator.name} returned what cannot be encoded: {error}") from error
 
 
 def load(operator: type[Operator], knobs: Settings, device: Device) -> Operator:
@@ -170,10 +205,18 @@ def _in_child(
     operator: type[Operator], knobs: Settings, device: Device, batch: Sequence[Inputs]
 ) -> tuple[Sequence[msgspec.Struct], int, int]:
     """Runs in a child process, which keeps the operator loaded."""
+    return _timed(_load_in_child(operator, knobs, device), batch)
+
+
+def _warm_child(operator: type[Operator], knobs: Settings, device: Device) -> None:
+    _load_in_child(operator, knobs, device)
+
+
+def _load_in_child(operator: type[Operator], knobs: Settings, device: Device) -> Operator:
     key = (operator, msgspec.json.encode(knobs), device)
     if key not in _children:
         _children[key] = load(operator, knobs, device)
-    return _timed(_children[key], batch)
+    return _children[key]
 
 
 def _translated(error: Exception, operator: type[Operator]) -> Exception:
@@ -182,7 +225,7 @@ def _translated(error: Exception, operator: type[Operator]) -> Exception:
     if isinstance(error, Transient | Permanent):
         return error
     if isinstance(error, TimeoutError):
-        translated: Exception = Transient(f"{operator.name} did not finish within {operator.timeout_s:.0f} s")
+        translated: Exception = Transient(f"{operator.name} did not finish within {operator.timeout_s:g} s")
     elif isinstance(error, MemoryError | OSError | anyio.BrokenWorkerProcess):
         translated = Transient(f"{operator.name}: {type(error).__name__}: {error}")
     else:

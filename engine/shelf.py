@@ -15,7 +15,7 @@ from engine.workflow import MEDIA
 from streams import subjects
 from streams.errors import Permanent
 from streams.ledger import Ledger, Stored
-from streams.records import EndOfStream, Gap, Result, Segment, decode_media, decode_result
+from streams.records import EndOfStream, Gap, Result, Segment, decode_media, decode_output, decode_result
 from streams.subjects import Key
 
 MAX_RESULTS = 4096
@@ -95,6 +95,8 @@ class Shelf:
             return kept
         try:
             record = decode_media(data)
+            if isinstance(record, EndOfStream) != (index is None):
+                raise msgspec.ValidationError(f"it is a {type(record).__name__}, which has no place there")
         except msgspec.DecodeError as error:
             if index is None:
                 raise Permanent(f"the end of stream {self.stream} cannot be read: {error}") from error
@@ -114,7 +116,7 @@ class Shelf:
         """Take in what a result subject holds."""
         try:
             record = decode_result(data)
-            value = self._decoders[stage].decode(record.output) if isinstance(record, Result) else None
+            value = decode_output(self._decoders[stage], record) if isinstance(record, Result) else None
         except msgspec.DecodeError as error:
             record, value = self._unreadable(stage, key, error), None
         if isinstance(record, Gap):

@@ -44,7 +44,7 @@ class Telemetry:
         wanted = os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
         self._provider: Any = None
         if wanted and (exports_otlp or trace_file is not None):
-            self._provider = _provider(service, instance, trace_file, exports_otlp)
+            self._provider, self._otlp = _provider(service, instance, trace_file, exports_otlp)
             self._tracer = self._provider.get_tracer("penstock")
 
     @property
@@ -94,6 +94,8 @@ class Telemetry:
         """Send what is still here, within a second."""
         if self._provider is not None:
             self._provider.force_flush(FLUSH_TIMEOUT_MS)
+            if self._otlp is not None:
+                self._otlp.shutdown()  # ends its retries, which would hold up the provider
             self._provider.shutdown()
 
 
@@ -113,20 +115,23 @@ def _context(traceparent: str) -> Any:
     return TraceContextTextMapPropagator().extract({"traceparent": traceparent} if traceparent else {})
 
 
-def _provider(service: str, instance: str, trace_file: Path | None, exports_otlp: bool) -> Any:
+def _provider(service: str, instance: str, trace_file: Path | None, exports_otlp: bool) -> tuple[Any, Any]:
+    """A tracer provider, and its OTLP exporter where it has one."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     resource = Resource.create({"service.name": service, "service.instance.id": instance or str(os.getpid())})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    otlp = None
     if exports_otlp:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=5)))
+        otlp = OTLPSpanExporter(timeout=5)
+        provider.add_span_processor(BatchSpanProcessor(otlp))
     if trace_file is not None:
         provider.add_span_processor(BatchSpanProcessor(_file_exporter(trace_file), schedule_delay_millis=500))
-    return provider
+    return provider, otlp
 
 
 def _file_exporter(path: Path) -> Any:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -25,7 +26,7 @@ from engine.catalogue import Catalogue, installed
 from engine.group import Group, GroupStage
 from engine.operator import Device, Fold
 from engine.plan import Plan, settings_of
-from engine.pool import Pool
+from engine.pool import Capacity, Pool
 from engine.retry import Again, RetryPolicy
 from engine.shelf import Shelf
 from streams.errors import LinkError, PenstockError
@@ -42,9 +43,11 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
     plan: Plan
     stream: str
+    round: int = 0  # see `engine.job.round_of`
     url: str
     name: str = "worker"
     num_cores: int = 1
+    has_gpu: bool = False
     ack_wait_s: float = 10.0  # silence after which the server gives a message to another worker
     retry: RetryPolicy = RetryPolicy()
     trace_file: str = ""
@@ -64,16 +67,19 @@ class Worker:
         self._acks = Acks(ledger)
         self._in_flight: dict[int, Arrival] = {}
         self._pulls: list[Pull] = []
-        self._capacity = anyio.CapacityLimiter(assignment.num_cores)
+        self._capacity = Capacity(assignment.num_cores)
 
     async def run(self) -> None:
         """Returns only by being canceled; what was under way is handed back."""
         try:
             async with anyio.create_task_group() as tasks:
                 for group in self._groups(tasks):
-                    await group.open()
+                    if not await group.open():
+                        continue
+                    for stage in group.stages:
+                        tasks.start_soon(stage.pool.warm_up)
                     for stream, filters in group.external.items():
-                        durable = f"{_group_name(group)}-{self._assignment.stream}"
+                        durable = f"{_group_name(group)}-{self._assignment.stream}-{self._assignment.round}"
                         pull = Pull(self._ledger.link, stream, durable, filters, self._assignment.ack_wait_s)
                         await pull.open()
                         tasks.start_soon(self._serve, group, pull, tasks)
@@ -126,8 +132,9 @@ class Worker:
             if rung not in by_rung:
                 operator = self._catalogue.implementation(stage.capability, stage.rung.implementation)
                 knobs = settings_of(operator.Knobs, stage.rung.knobs)
-                num_lanes = self._assignment.num_cores
-                by_rung[rung] = Pool(operator, knobs, Device(), self._capacity, tasks, num_lanes)
+                on_gpu = self._assignment.has_gpu and "cuda" in operator.devices
+                device = Device("cuda") if on_gpu else Device()
+                by_rung[rung] = Pool(operator, knobs, device, self._capacity, tasks)
             pools[stage.id] = by_rung[rung]
         return pools
 
@@ -227,6 +234,8 @@ def die_with_parent() -> None:
 
 def main() -> None:
     die_with_parent()
+    with suppress(PenstockError):  # it will be raised again where it can be said
+        installed()  # imports what takes long, while the assignment is being made out
     line = sys.stdin.buffer.readline()
     if not line:
         return

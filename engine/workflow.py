@@ -93,6 +93,8 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 filled[name] = stage
                 continue
             for number, ask in enumerate(dict.fromkeys(ask.strip() for ask in asks), 1):
+                if f"{name}-{number}" in self.stages:
+                    raise UserError(f"stage '{name}-{number}' has the name of question {number} of {name!r}: rename it")
                 inputs: dict[str, str | tuple[str, ...]] = {
                     port: tuple(f"{s}-{number}" if s in taking else s for s in stage.sources(port))
                     for port in stage.inputs
@@ -120,6 +122,8 @@ def parse_workflow(text: str) -> Workflow:
     """Read a workflow from TOML text."""
     try:
         table = tomllib.loads(text)
+    except RecursionError as error:
+        raise UserError("nested too deeply for a workflow") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"not valid TOML: {error}") from error
     stages = table.get("stages")

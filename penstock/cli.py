@@ -164,7 +164,7 @@ def _answers(work: Callable[..., Awaitable[list[Answer]]], as_json: bool) -> lis
 
 async def _interruptible(work: Callable[[], Awaitable[list[Answer]]]) -> list[Answer]:
     """`work`, given up on SIGINT or SIGTERM: everything it opened is closed on the way out."""
-    outcome: list[Answer] | PenstockError | None = None
+    outcome: list[Answer] | Exception | None = None
     async with anyio.create_task_group() as tasks:
 
         async def listen() -> None:
@@ -175,12 +175,12 @@ async def _interruptible(work: Callable[[], Awaitable[list[Answer]]]) -> list[An
         tasks.start_soon(listen)
         try:
             outcome = await work()
-        except PenstockError as error:
+        except (PenstockError, BrokenPipeError) as error:
             outcome = error  # raised outside, so that no group is wrapped around it
         tasks.cancel_scope.cancel()
     if outcome is None:
         raise KeyboardInterrupt
-    if isinstance(outcome, PenstockError):
+    if isinstance(outcome, Exception):
         raise outcome
     return outcome
 

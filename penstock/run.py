@@ -14,7 +14,7 @@ import anyio.to_thread
 
 from engine.answers import Answer
 from engine.catalogue import installed
-from engine.job import Job, Progress
+from engine.job import Job, Progress, round_of
 from engine.node import node
 from engine.operator import Machine
 from engine.plan import Plan, make_plan
@@ -79,30 +79,57 @@ async def run(
     path = _local_file(str(input))
     traces = Telemetry("penstock", chosen.trace_file)
     try:
-        log_file = (chosen.store or default_store()) / "workers.log"
-        async with node(chosen.num_workers, log_file) as workers, _server(chosen) as url, connect(url) as link:
-            plan, stream = await _planned(asked, path, chosen)
-            on_plan(plan)
-            ledger = await open_ledger(link)
-            machine = this_machine()
-            assignment = Assignment(
-                plan=plan,
-                stream=stream,
-                url=url,
-                num_cores=max(1, machine.num_cores // chosen.num_workers),
-                ack_wait_s=chosen.ack_wait_s,
-                trace_file=str(chosen.trace_file.absolute()) if chosen.trace_file else "",
-                log_level=chosen.log_level,
-            )
-            id = f"j{secrets.token_hex(6)}"
-            job = Job(ledger, plan, stream, id, installed(), traces, on_progress, on_answer)
-            source = partial(segments, str(path), stream=stream, target_s=chosen.segment_s)
-            workers.assign(assignment)
-            return await job.run(source)
+        return await _run(asked, path, chosen, traces, on_plan, on_progress, on_answer)
     except BaseExceptionGroup as group:
         raise _first(group) from group
     finally:
         traces.close()
+
+
+async def _run(
+    workflow: Workflow,
+    path: Path,
+    options: Options,
+    traces: Telemetry,
+    on_plan: Callable[[Plan], None],
+    on_progress: Callable[[Progress], None],
+    on_answer: Callable[[Answer], None],
+) -> list[Answer]:
+    log_file = (options.store or default_store()) / "workers.log"
+    planned = anyio.Event()
+    found: list[tuple[Plan, str]] = []
+
+    async def plan_it() -> None:
+        found.append(await _planned(workflow, path, options))
+        planned.set()
+
+    async with anyio.create_task_group() as tasks, node(options.num_workers, log_file) as workers:
+        tasks.start_soon(plan_it)  # while the server and the workers start
+        async with _server(options) as url, connect(url) as link:
+            await planned.wait()
+            ((plan, stream),) = found
+            on_plan(plan)
+            ledger = await open_ledger(link)
+            workers.assign(_assignment(plan, stream, await round_of(ledger, stream), url, options))
+            id = f"j{secrets.token_hex(6)}"
+            job = Job(ledger, plan, stream, id, installed(), traces, on_progress, on_answer)
+            answers = await job.run(partial(segments, str(path), stream=stream, target_s=options.segment_s))
+    return answers
+
+
+def _assignment(plan: Plan, stream: str, round: int, url: str, options: Options) -> Assignment:
+    machine = this_machine()
+    return Assignment(
+        plan=plan,
+        stream=stream,
+        round=round,
+        url=url,
+        num_cores=max(1, machine.num_cores // options.num_workers),
+        has_gpu=machine.has_gpu,
+        ack_wait_s=options.ack_wait_s,
+        trace_file=str(options.trace_file.absolute()) if options.trace_file else "",
+        log_level=options.log_level,
+    )
 
 
 async def _planned(workflow: Workflow, path: Path, options: Options) -> tuple[Plan, str]:

@@ -81,7 +81,7 @@ class Display:
             show(f"[bold]{escape(answer.question)}[/]", soft_wrap=True)
             show(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
         else:
-            show(escape(msgspec.json.encode(answer.output).decode()), soft_wrap=True)
+            self._observations(answer)
         for item in answer.evidence:
             span = f"{clock(item.start_s)} - {clock(item.end_s)}"
             show(f"  [cyan]{span}[/]  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
@@ -91,6 +91,16 @@ class Display:
         stages = ", ".join(f"{note.stage}: {note.implementation}" for note in answer.stages)
         cost = f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute; trace {answer.trace_id}"
         show(f"  [dim]{escape(stages)}; {cost}[/]", soft_wrap=True)
+
+    def _observations(self, answer: Answer) -> None:
+        """What a stage found that answers no question: a line for each observation."""
+        found = answer.output.get("observations") if isinstance(answer.output, dict) else None
+        name = answer.stages[-1].stage
+        if found is None:
+            self._console.print(f"{name}: {escape(msgspec.json.encode(answer.output).decode())}", soft_wrap=True)
+        for item in found or ():
+            span = f"{clock(item['start_ns'] / 1e9)} - {clock(item['end_ns'] / 1e9)}"
+            self._console.print(f"  [cyan]{span}[/]  {name:<6} {escape(item.get('text', ''))}", soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import msgspec
+import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
@@ -76,7 +77,7 @@ class Ledger:
     def __init__(self, link: Link, replicated: frozenset[str]) -> None:
         self.link = link
         self._replicated = replicated
-        self._publisher = Publisher(link.client)
+        self._publisher = Publisher(link)
         self._max_inline_bytes = min(MAX_INLINE_BYTES, link.max_payload_bytes) - HEADROOM_BYTES
 
     # --- writing -------------------------------------------------------------------------------------------
@@ -105,11 +106,6 @@ class Ledger:
         """Add a record to a subject that holds many; `once` names it, so that a retry does not add it again."""
         headers = {Header.MSG_ID.value: once} | ({TRACEPARENT: traceparent} if traceparent else {})
         await self._publish(Message(subject, data, headers), f"append to {subject}")
-
-    async def replace(self, subject: str, data: bytes, seq: int) -> bool:
-        """Replace what stands at `seq`, if it still does (a gap whose dead letter was retried); False if not."""
-        headers = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(seq)}
-        return await self._publish(Message(subject, data, headers), f"replace {subject}") > 0
 
     async def _publish(self, message: Message, what: str) -> int:
         """The sequence it was stored at; where another record stood in the way, minus that one's."""
@@ -154,7 +150,7 @@ class Ledger:
         found: dict[str, Stored] = {}
         for start in range(0, len(wanted), MAX_SUBJECTS_A_READ):
             page = wanted[start : start + MAX_SUBJECTS_A_READ]
-            if len(page) > 1:
+            if len(wanted) > 1:
                 stream = stream_of(page[0])
                 found |= await self.link.patiently(partial(self._read_page, stream, page), f"read from {stream}")
         for subject in wanted:  # single reads, and what a lagging replica did not have yet
@@ -244,6 +240,8 @@ class Ledger:
             with anyio.CancelScope(shield=True):
                 await subscription.unsubscribe()
         last = replies.pop()
+        if _status(last) == "503":
+            raise nats.errors.NoRespondersError
         if _status(last) not in ("204", "404"):
             raise LinkError(f"read from {stream}: {(last.headers or {}).get('Description', 'refused')}")
         found = [await self._stored(reply) for reply in replies]

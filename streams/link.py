@@ -106,7 +106,13 @@ class Link:
         deadline = anyio.current_time() + self.patience_s
         while True:
             try:
-                return await attempt()
+                with anyio.CancelScope() as scope:
+                    forget = self.on_reconnect(scope.cancel)  # the answer to what was asked before will not come
+                    try:
+                        return await attempt()
+                    finally:
+                        forget()
+                continue
             except nats.js.errors.APIError as error:
                 code = error.err_code or 0
                 if code not in NO_ROOM and not isinstance(error, RETRIED):
@@ -130,11 +136,14 @@ async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0)
     place = without_credentials(url)
     await _reachable(url, place)
     link: Link | None = None
+    closing = False
+    refusal = ""
 
     async def on_error(error: Exception) -> None:
-        log.warning("nats_error", server=place, error=_one_line(error))
-
-    closing = False
+        nonlocal refusal
+        refusal = _one_line(error)
+        if link is not None:
+            log.warning("nats_error", server=place, error=_one_line(error))
 
     async def on_disconnect() -> None:
         if not closing:
@@ -151,7 +160,7 @@ async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0)
             await client.connect(
                 url,
                 name=name,
-                error_cb=_quiet_until_open(on_error, lambda: link),
+                error_cb=on_error,
                 disconnected_cb=on_disconnect,
                 reconnected_cb=on_reconnect,
                 max_reconnect_attempts=-1,
@@ -165,9 +174,8 @@ async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0)
     except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
         with anyio.move_on_after(1, shield=True):
             await client.close()
-        raise LinkError(
-            f"no NATS server answers at {place}: {_one_line(error)}; start one or give --nats URL"
-        ) from error
+        reason = refusal or _one_line(error)
+        raise LinkError(f"no NATS server answers at {place}: {reason}; start one or give --nats URL") from error
     link = Link(client, url, patience_s)
     try:
         yield link
@@ -206,16 +214,6 @@ async def _reachable(url: str, place: str) -> None:
     else:
         return
     raise LinkError(f"no NATS server answers at {place}: {reason}; start one or give --nats URL")
-
-
-def _quiet_until_open(
-    report: Callable[[Exception], Awaitable[None]], link: Callable[[], Link | None]
-) -> Callable[[Exception], Awaitable[None]]:
-    async def call(error: Exception) -> None:
-        if link() is not None:
-            await report(error)
-
-    return call
 
 
 def _one_line(error: BaseException) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import anyio
 import msgspec
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
+
+from streams.link import Link
 
 
 class AckError(msgspec.Struct, frozen=True):
@@ -45,15 +46,18 @@ class _Batch:
 class Publisher:
     """Sends batches over one connection."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._inbox = client.new_inbox()
+    def __init__(self, link: Link) -> None:
+        self._client = link.client
+        self._inbox = self._client.new_inbox()
         self._batches: dict[str, _Batch] = {}
         self._num_batches = 0
         self._listening = False
+        link.on_reconnect(self._give_up)  # answers to what was sent before will not come
 
     async def send(self, messages: Sequence[Message], timeout_s: float) -> list[Ack | None]:
         """What became of each message, in order; None where no word came in time."""
+        if not messages:
+            return []
         if not self._listening:
             self._listening = True
             await self._client.subscribe(f"{self._inbox}.*.*", cb=self._on_ack)
@@ -71,6 +75,10 @@ class Publisher:
         finally:
             del self._batches[name]
         return batch.acks
+
+    def _give_up(self) -> None:
+        for batch in self._batches.values():
+            batch.settled.set()
 
     async def _on_ack(self, message: Msg) -> None:
         _, name, number = message.subject.rsplit(".", 2)

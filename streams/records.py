@@ -189,10 +189,22 @@ def encode(record: Any) -> bytes:
 
 
 def decode_media(data: bytes) -> MediaMessage:
-    """Read what a media subject holds. Raises msgspec.DecodeError or ValidationError on anything else."""
-    return _media_decoder.decode(data)
+    """Read what a media subject holds. Raises msgspec.DecodeError on anything else."""
+    return _decoded(_media_decoder, data)
 
 
 def decode_result(data: bytes) -> ResultMessage:
-    """Read what a result subject holds. Raises msgspec.DecodeError or ValidationError on anything else."""
-    return _result_decoder.decode(data)
+    """Read what a result subject holds. Raises msgspec.DecodeError on anything else."""
+    return _decoded(_result_decoder, data)
+
+
+def decode_output(decoder: msgspec.msgpack.Decoder[T], result: Result) -> T:
+    """Read a result's output, whose type the plan knows. Raises msgspec.DecodeError on anything else."""
+    return _decoded(decoder, result.output)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes | msgspec.Raw) -> T:
+    try:
+        return decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:  # what msgspec lets through for some bytes
+        raise msgspec.DecodeError(str(error)) from error

@@ -46,6 +46,10 @@ PICTURE_WORDS = word_set(
     shown printed picture chart table list calendar leaflet menu page blackboard whiteboard scoreboard placard
     sticker"""
 )
+# Words of a question that asks for nothing but what stands in the picture: "What text appears in the video?"
+ANY_TEXT_WORDS = PICTURE_WORDS | word_set(
+    "text texts word words writing letters video clip film say read appear visible"
+)
 POINTING_WORDS = PICTURE_WORDS | word_set("here below see read look wall door window floor")
 SPEECH_WORDS = word_set("say said says tell told tells announce announced mention mentioned speak speaks")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from operators.language.lexicon import (
+    ANY_TEXT_WORDS,
     AUXILIARIES,
     LABELLED,
     LIGHT_WORDS,
@@ -125,9 +126,14 @@ def parse_question(text: str) -> Question:
         first_noun = next((i for i, token in enumerate(tokens) if i > position and token.text in AUXILIARIES), None)
         if rest and (first_noun is None or tokens[-1].stem != rest[0].stem) and rest[0].text not in STOP_WORDS:
             verb = rest[0].stem
-    return Question(kind, terms, focus, verb, grain, _wanted_modality(low))
+    wants = _wanted_modality(low)
+    if terms and all(term.stem in _ANY_TEXT_STEMS for term in terms) and (wants == "text" or set(focus) & _TEXT_STEMS):
+        return Question("text", (), wants="text")
+    return Question(kind, terms, focus, verb, grain, wants)
 
 
+_ANY_TEXT_STEMS = {stem(word) for word in ANY_TEXT_WORDS} | ANY_TEXT_WORDS
+_TEXT_STEMS = {stem(word) for word in ("text", "texts", "words", "writing")}
 _ASKING = word_set("who whose whom what which when where why how")
 
 

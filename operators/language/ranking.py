@@ -99,6 +99,8 @@ class Ranking:
         findings = (
             self._score(i, question, matches, weights, worth) for i in self._candidates(matches, weights, question)
         )
+        if not question.terms:  # any text will do: what was shown longest is what matters most
+            return max(findings, key=lambda f: (f.passage.end_ns - f.passage.start_ns, f.score), default=None)
         return max(findings, key=lambda f: (f.score, -f.passage.start_ns), default=None)
 
     # --- terms ---------------------------------------------------------------------------------------------------

@@ -39,6 +39,14 @@ QUALITY: dict[Size, float] = {
     "base": 0.88,
     "tiny": 0.83,
 }
+SIZE_GB: dict[Size, float] = {  # of the float16 weights that faster-whisper fetches
+    "large-v3": 3.1,
+    "large-v3-turbo": 1.6,
+    "medium": 1.5,
+    "small": 0.5,
+    "base": 0.15,
+    "tiny": 0.08,
+}
 NEEDS_GPU = ("large-v3", "large-v3-turbo", "medium")
 MAX_HUB_WAIT_S = 2.0
 
@@ -55,6 +63,7 @@ class Whisper(Operator):
     name = "faster-whisper"
     scope = Map(before=1, after=1)
     timeout_s = 600.0
+    devices = ("cuda", "cpu")
 
     Knobs = WhisperKnobs
     knobs: WhisperKnobs
@@ -66,10 +75,16 @@ class Whisper(Operator):
 
     @classmethod
     def missing(cls, knobs: WhisperKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
-        if knobs.size in NEEDS_GPU and not machine.has_gpu:
-            return f"whisper {knobs.size} needs a GPU: on a CPU it is slower than real time"
+        if knobs.size in NEEDS_GPU and not (machine.has_gpu and num_gpus()):
+            return "whisper from medium up needs a GPU: on a CPU it is slower than real time"
         if local_weights(knobs.size) is None and not hub_answers():
-            return f"weights of whisper {knobs.size} are not on this machine and the hub cannot be reached"
+            return "the weights of whisper are not on this machine and the hub cannot be reached"
+        return None
+
+    @classmethod
+    def notice(cls, knobs: WhisperKnobs) -> str | None:
+        if local_weights(knobs.size) is None:
+            return f"fetches its weights first, {SIZE_GB[knobs.size]:g} GB"
         return None
 
     def demands(self) -> tuple[Any, ...]:
@@ -186,3 +201,10 @@ def answers(url: str, max_wait_s: float) -> bool:
     asking.start()
     asking.join(max_wait_s)
     return verdict == [True]
+
+
+def num_gpus() -> int:
+    """How many devices CTranslate2 can use: a driver without its libraries counts for nothing."""
+    import ctranslate2
+
+    return int(ctranslate2.get_cuda_device_count())

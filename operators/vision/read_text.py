@@ -16,6 +16,7 @@ Recognition dominates: on one core 0.07 s to find the lines of a 1280 x 720 fram
 Quality: 0.85 for one frame per scene, 0.95 for four, which also reads what replaces other text within a shot.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -24,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from engine.operator import Device, Inputs, Operator, Rung, Settings
+from engine.operator import Device, Inputs, Machine, Operator, Rung, Settings
 from operators.capabilities import READ_TEXT, Scenes, ScreenText, Shot, TextLine
 from operators.media.decode import Frames, FrameSpec, frames
+from streams.records import MediaInfo
 
 TEXT_FRAMES = FrameSpec(interval_ns=500_000_000, max_width=1280)
 DETECTION_WIDTH = 768
@@ -61,6 +63,12 @@ class ReadText(Operator):
             Rung("rapidocr-4-frames", 0.95, ReadTextKnobs(frames_per_scene=4)),
             Rung("rapidocr-1-frame", 0.85, ReadTextKnobs(frames_per_scene=1)),
         )
+
+    @classmethod
+    def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
+        if importlib.util.find_spec("rapidocr_onnxruntime") is None:
+            return "RapidOCR is not installed: it has releases for Python 3.11 and 3.12"
+        return None
 
     def demands(self) -> tuple[Any, ...]:
         return (TEXT_FRAMES,)

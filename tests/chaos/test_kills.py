@@ -1,14 +1,15 @@
 """Workers and the server are killed at random moments: the answers and the ledger must be those of a quiet run.
 
-Moments are drawn as numbers of stored outputs plus a short delay, so that every kill falls inside the run however fast
-the machine is, and a seed draws the same moments each time.
+Moments are drawn as numbers of stored outputs plus a short delay, and the last segments are published only after the
+last kill, so that every kill falls inside the run however fast the machine is. A seed draws the same moments each time.
 """
 
 import json
 import os
 import random
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from engine.workflow import load_workflow
 from streams import subjects
 from streams.ledger import Ledger, open_ledger
 from streams.link import connect
-from streams.records import Gap, decode_result, encode
+from streams.records import EndOfStream, Gap, Segment, decode_result, encode
 from streams.segmenter import segments, stream_id
 from streams.server import embedded
 
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.anyio
 NUM_WORKER_KILLS, NUM_SERVER_KILLS = 30, 5
 SEGMENT_S = 2.0
 CLIP_S = 36.0
+NUM_HELD_BACK, NUM_STAGES = 2, 3
 ASKS = ("When does Martin's train leave?", "Where can I park my car?", "Who found the umbrella on the train?")
 
 
@@ -60,9 +62,7 @@ async def contents(ledger: Ledger) -> dict[str, bytes]:
     return found
 
 
-async def run_job(
-    store: Path, clip: Path, disturb: Callable[[Node, Callable[[], int]], object] | None
-) -> tuple[dict[str, bytes], list[Answer], int]:
+async def run_job(store: Path, clip: Path, killer: "Killer | None") -> tuple[dict[str, bytes], list[Answer], int]:
     stored = 0
 
     def note(progress: Progress) -> None:
@@ -77,10 +77,11 @@ async def run_job(
         job = Job(ledger, plan, stream, "job", installed(), Telemetry("test"), note)
         async with node(2, store / "workers.log") as workers, anyio.create_task_group() as tasks:
             workers.assign(assignment)
-            if disturb is not None:
-                tasks.start_soon(disturb, workers, lambda: stored)
+            source = partial(segments, str(clip), stream=stream, target_s=SEGMENT_S)
+            if killer is not None:
+                tasks.start_soon(killer, workers, lambda: stored)
             with anyio.fail_after(240):
-                answers = await job.run(partial(segments, str(clip), stream=stream, target_s=SEGMENT_S))
+                answers = await job.run(source if killer is None else lambda: killer.hold_back(source()))
             tasks.cancel_scope.cancel()
         assert_complete(plan, stream, found := await contents(ledger))
         return found, answers, workers.num_restarts
@@ -101,10 +102,13 @@ def assert_complete(plan: Plan, stream: str, found: dict[str, bytes]) -> None:
 class Killer:
     """Kills a random worker each time enough is stored, and now and then the server."""
 
-    def __init__(self, store: Path, num_outputs: int, seed: int) -> None:
+    def __init__(self, store: Path, num_segments: int, seed: int) -> None:
         self._store = store
         self._random = random.Random(seed)
-        self._moments = sorted(self._random.randrange(num_outputs - 4) for _ in range(NUM_WORKER_KILLS))
+        self._num_free = num_segments - NUM_HELD_BACK
+        num_outputs = NUM_STAGES * (self._num_free - 1)  # speech waits for one segment more
+        self._moments = sorted(self._random.randrange(num_outputs) for _ in range(NUM_WORKER_KILLS))
+        self._over = threading.Event()
         self._with_server = set(self._random.sample(range(NUM_WORKER_KILLS), NUM_SERVER_KILLS))
         self.num_workers = self.num_servers = 0
 
@@ -121,6 +125,14 @@ class Killer:
                 self.num_workers += 1
             if number in self._with_server:
                 await self._kill_server()
+        self._over.set()
+
+    def hold_back(self, source: Iterator[Segment | EndOfStream]) -> Iterator[Segment | EndOfStream]:
+        """The source, its last segments only after the last kill."""
+        for number, record in enumerate(source):
+            if number == self._num_free and not self._over.wait(timeout=200):
+                pytest.fail("the kills were not over after 200 s")
+            yield record
 
     async def _kill_server(self) -> None:
         with suppress(ProcessLookupError, FileNotFoundError):
@@ -136,10 +148,10 @@ def essence(answers: list[Answer]) -> list[dict[str, object]]:
 async def test_killed_workers_and_servers_change_nothing(tmp_path: Path) -> None:
     short_clip = first_seconds(tmp_path / "short.mp4", CLIP_S)
     quiet, quiet_answers, _ = await run_job(tmp_path / "quiet", short_clip, None)
-    num_outputs = sum(name.startswith("penstock.results.") for name in quiet)
-    killer = Killer(tmp_path / "wild", num_outputs, seed=1)
+    num_segments = sum(name.startswith("penstock.media.") for name in quiet) - 1
+    killer = Killer(tmp_path / "wild", num_segments, seed=1)
     wild, wild_answers, num_restarts = await run_job(tmp_path / "wild", short_clip, killer)
     assert (killer.num_workers, killer.num_servers) == (NUM_WORKER_KILLS, NUM_SERVER_KILLS)
-    assert num_restarts >= NUM_WORKER_KILLS // 2  # the last ones may have come after the last answer
+    assert num_restarts >= NUM_WORKER_KILLS - 2  # the last may still be on their way back
     assert wild == quiet
     assert essence(wild_answers) == essence(quiet_answers)

@@ -4,12 +4,12 @@ import pytest
 import toys
 
 from engine.catalogue import EXTRA, Catalogue, installed, load_operator
-from engine.operator import Capability, Port
+from engine.operator import Capability, Media, Port
 from streams.errors import UserError
 
 
 class OtherPorts(toys.Read):
-    capability = Capability("toy_read", {"film": Port(toys.Media)}, toys.Number, toys.Added)
+    capability = Capability("toy_read", {"film": Port(Media)}, toys.Number, toys.Added)
 
 
 class SameName(toys.Read):

@@ -189,12 +189,12 @@ def test_an_output_beyond_the_end_needs_nothing(scope: Scope, num_segments: int,
 
 def test_needs_by_hand() -> None:
     assert needs(Map(), Key.of(3), None) == range(3, 4)
-    assert needs(Map(1, 2), Key.of(0), None) == range(0, 3)
+    assert needs(Map(1, 2), Key.of(0), None) == range(3)
     assert needs(Map(1, 2), Key.of(4), 5) == range(3, 5)
-    assert needs(Window(3), Key.of(1), None) == range(0, 2)
+    assert needs(Window(3), Key.of(1), None) == range(2)
     assert needs(Window(3), Key.of(9), 10) == range(7, 10)
     assert needs(Fold(), Key.of(2), None) == range(2, 3)
-    assert needs(Reduce(), Key(0, 4), 5) == range(0, 5)
+    assert needs(Reduce(), Key(0, 4), 5) == range(5)
 
 
 @pytest.mark.parametrize(

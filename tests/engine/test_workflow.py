@@ -68,14 +68,16 @@ def test_stages_come_after_those_they_read() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name = ", ["not valid TOML", "line 1"]),
-        ("", ["name", "its keys are name, stages"]),
-        ('name = "w"', ["stages", "its keys are name, stages"]),
+        ("name = ", ["not valid TOML"]),
+        ("name = 'w'\nstages = [", ["not valid TOML"]),
+        ("name = 'w'\nx = = 1", ["not valid TOML", "line 2"]),
+        ("", ["name", "the keys of workflow are name, stages"]),
+        ('name = "w"', ["stages", "the keys of workflow are name, stages"]),
         ('name = "w"\nstages = {}', ["has no stages", "[stages.NAME]"]),
-        ('name = "w"\nstage = {}', ["stage", "its keys are name, stages"]),
+        ('name = "w"\nstage = {}', ["stage", "the keys of workflow are name, stages"]),
         (
             toml('[stages.a]\ncapabilty = "toy_read"'),
-            ["stages", "capabilty", "its keys are capability, inputs, params"],
+            ["stages", "capabilty", "the keys of stages.a are capability, inputs, params"],
         ),
         (toml("[stages.a]\ncapability = 3"), ["stages", "expected `str`", "got `int`"]),
         (toml('[stages.a]\ncapability = "toy_read"\ninputs = { media = 1 }'), ["stages", "inputs", "got `int`"]),

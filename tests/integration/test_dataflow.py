@@ -1,17 +1,17 @@
 """The engine over a real server: scopes, joins, groups and failures, with toy operators whose results are known."""
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
 import pytest
 import toys
-from conftest import Eventually
 
 from engine.catalogue import Catalogue
-from engine.operator import Machine, Reduce
+from engine.job import MAX_AHEAD, Job, Progress, round_of
+from engine.operator import Fold, Machine, Map, Reduce, Window
 from engine.plan import Plan, make_plan
 from engine.retry import RetryPolicy
 from engine.telemetry import Telemetry
@@ -20,7 +20,7 @@ from engine.workflow import Stage, Workflow
 from streams import subjects
 from streams.ledger import Ledger, open_ledger
 from streams.link import connect
-from streams.records import DeadLetter, EndOfStream, Gap, Result, decode_result, encode
+from streams.records import DeadLetter, EndOfStream, Gap, Result, Segment, decode_result, encode
 from streams.subjects import Key
 
 pytestmark = pytest.mark.anyio
@@ -86,12 +86,19 @@ async def outputs(ledger: Ledger, plan: Plan, stream: str) -> dict[str, dict[Key
 
 
 @asynccontextmanager
-async def at_work(ledger: Ledger, plan: Plan, stream: str, num_workers: int = 1) -> AsyncIterator[None]:
+async def at_work(ledger: Ledger, plan: Plan, stream: str, num_workers: int = 1, round: int = 0) -> AsyncIterator[None]:
     policy = RetryPolicy(first_delay_s=0.01, max_delay_s=0.02)
     async with anyio.create_task_group() as tasks:
         for number in range(num_workers):
             assignment = Assignment(
-                plan=plan, stream=stream, url="", name=f"w{number}", num_cores=2, ack_wait_s=5, retry=policy
+                plan=plan,
+                stream=stream,
+                round=round,
+                url="",
+                name=f"w{number}",
+                num_cores=2,
+                ack_wait_s=5,
+                retry=policy,
             )
             tasks.start_soon(Worker(ledger, assignment, CATALOGUE, Telemetry("test")).run)
         yield
@@ -224,25 +231,68 @@ async def test_a_record_that_cannot_be_read_becomes_a_gap(ledger: Ledger) -> Non
     assert found["near"][Key.of(0)] == 1  # the gap is only in its halo
 
 
-async def test_redelivered_messages_change_nothing(ledger: Ledger, eventually: Eventually) -> None:
+async def test_redelivered_messages_change_nothing(ledger: Ledger) -> None:
+    """Everything is delivered again while the stream still goes on; what is stored stays as and where it is."""
     plan = plan_of(EVERY_SCOPE)
+    one_each = [s.id for s in plan.stages if s.scope in (Map(), Fold(), Window(3))]
     async with at_work(ledger, plan, "again"):
-        await publish(ledger, "again", VALUES, range(NUM + 1))
-        await all_stored(ledger, plan, "again", NUM)
-    before = {name: await ledger.last_seq(f"penstock.{name}.>") for name in ("media", "results")}
+        await publish(ledger, "again", VALUES, range(NUM))
+        with anyio.fail_after(30):
+            for id in one_each:
+                while len(await ledger.subjects(subjects.results_of(id, "again"))) < NUM:  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+    before = await sequences(ledger, "again")
     for name in ("PENSTOCK_MEDIA", "PENSTOCK_RESULTS"):  # forgetting the consumers brings every message again
-        consumers = (await ledger.link.api(f"CONSUMER.NAMES.{name}"))["consumers"]
-        for consumer in consumers:
+        for consumer in (await ledger.link.api(f"CONSUMER.NAMES.{name}"))["consumers"]:
             await ledger.link.api(f"CONSUMER.DELETE.{name}.{consumer}")
     async with at_work(ledger, plan, "again"):
-        with anyio.fail_after(20):
-            for name in ("PENSTOCK_MEDIA", "PENSTOCK_RESULTS"):
-                while not await _all_acknowledged(ledger, name):  # noqa: ASYNC110
-                    await anyio.sleep(0.01)
-    assert {name: await ledger.last_seq(f"penstock.{name}.>") for name in ("media", "results")} == before
+        await publish(ledger, "again", VALUES, [NUM])
+        await all_stored(ledger, plan, "again", NUM)
+    after = await sequences(ledger, "again")
+    assert {name: seq for name, seq in after.items() if name in before} == before
     assert await outputs(ledger, plan, "again") == expected(VALUES)
 
 
-async def _all_acknowledged(ledger: Ledger, name: str) -> bool:
-    consumers = (await ledger.link.api(f"CONSUMER.LIST.{name}"))["consumers"]
-    return bool(consumers) and all(c["num_pending"] == 0 and c["num_ack_pending"] == 0 for c in consumers)
+async def test_results_that_fell_out_of_retention_are_computed_again(ledger: Ledger) -> None:
+    plan = plan_of(EVERY_SCOPE)
+    async with at_work(ledger, plan, "gone"):
+        await publish(ledger, "gone", VALUES, range(NUM + 1))
+        await all_stored(ledger, plan, "gone", NUM)
+    lost = [plan.stages[0].id, plan.answers[0]]
+    for id in lost:
+        purge = {"filter": subjects.results_of(id, "gone")}
+        await ledger.link.api("STREAM.PURGE.PENSTOCK_RESULTS", purge)
+    async with at_work(ledger, plan, "gone", round=await round_of(ledger, "gone")):
+        await all_stored(ledger, plan, "gone", NUM)
+    assert await outputs(ledger, plan, "gone") == expected(VALUES)
+
+
+async def sequences(ledger: Ledger, stream: str) -> dict[str, int]:
+    names = await ledger.subjects(f"penstock.results.*.{stream}.*")
+    return {name: stored.seq for name, stored in (await ledger.get_many(names)).items()}
+
+
+async def test_a_source_much_longer_than_the_window_is_never_far_ahead_and_ends(ledger: Ledger) -> None:
+    plan = plan_of(EVERY_SCOPE)
+    num = 3 * MAX_AHEAD
+    stored = 0
+    furthest = 0
+
+    def note(progress: Progress) -> None:
+        nonlocal stored
+        stored = min(count for name, count in progress.stored.items() if name != "total")
+
+    def source() -> Iterator[Segment | EndOfStream]:
+        nonlocal furthest
+        for index in range(num):
+            furthest = max(furthest, index - stored)
+            yield toys.toy_segment("long", index, index)
+        yield EndOfStream(stream="long", num_segments=num)
+
+    job = Job(ledger, plan, "long", "job", CATALOGUE, Telemetry("test"), note)
+    async with at_work(ledger, plan, "long"):
+        with anyio.fail_after(60):
+            answers = await job.run(source)
+    assert furthest <= MAX_AHEAD
+    assert len(answers) == 2 * num + 1  # of "count" and "recent" one for each segment, and the total
+    assert await outputs(ledger, plan, "long") == expected(range(num))

@@ -331,6 +331,7 @@ def empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("PENSTOCK_WHISPER_DIR", str(tmp_path / "own"))
+    monkeypatch.setattr(whisper, "num_gpus", lambda: 1)
     whisper.hub_answers.cache_clear()
     return tmp_path / "own"
 
