@@ -77,6 +77,7 @@ class Job:
         self._end: EndOfStream | None = None
         self._changed = anyio.Event()
         self._started_s = 0.0
+        self._last_read: dict[str, tuple[Key, list[Result | Gap]]] = {}
 
     async def run(self, source: Source) -> list[Answer]:
         """Publish, wait, answer. Raises UserError if the source cannot be read."""
@@ -226,11 +227,8 @@ class Job:
         record = decode_result(stored.data)
         capability = self._catalogue.capability(self._plan.stage(stage_id).capability)
         output = msgspec.msgpack.decode(record.output, type=capability.output) if isinstance(record, Result) else None
-        used: dict[str, list[Result | Gap]] = {}
-        for source in upstream_of(self._plan, stage_id):
-            if source != stage_id:
-                names = [subjects.result(source, self._stream, Key.of(i)) for i in range(key.first, key.last + 1)]
-                used[source] = [decode_result(item.data) for item in await self._read(names)]
+        sources = [source for source in upstream_of(self._plan, stage_id) if source != stage_id]
+        used = {source: await self._records(source, key) for source in sources}
         answer = make_answer(
             self._plan,
             self.id,
@@ -247,6 +245,11 @@ class Job:
         )
         return answer
 
-    async def _read(self, names: list[str]) -> list[Stored]:
-        found = await self._ledger.get_many(names)
-        return [found[name] for name in names if name in found]
+    async def _records(self, source: str, key: Key) -> list[Result | Gap]:
+        """What a stage delivered over a range, read once for all the answers that rest on it."""
+        if self._last_read.get(source, (None, []))[0] != key:
+            names = [subjects.result(source, self._stream, Key.of(i)) for i in range(key.first, key.last + 1)]
+            found = await self._ledger.get_many(names)
+            records = [decode_result(found[name].data) for name in names if name in found]
+            self._last_read[source] = (key, records)
+        return self._last_read[source][1]

@@ -43,6 +43,7 @@ class Node:
         self.num_restarts = 0
         self._assignment: Assignment | None = None
         self._assigned = anyio.Event()
+        self._scope = anyio.CancelScope()
         self._num_workers = num_workers
         self._log_file = log_file
 
@@ -51,11 +52,16 @@ class Node:
         self._assignment = assignment
         self._assigned.set()
 
+    def stop(self) -> None:
+        """Begin to end the workers; leaving the node waits until they are gone."""
+        self._scope.cancel()
+
     async def run(self) -> None:
-        """Until canceled. Raises PenstockError when a worker cannot stay alive."""
-        async with anyio.create_task_group() as tasks:
-            for number in range(self._num_workers):
-                tasks.start_soon(self._keep, number)
+        """Until stopped. Raises PenstockError when a worker cannot stay alive."""
+        with self._scope:
+            async with anyio.create_task_group() as tasks:
+                for number in range(self._num_workers):
+                    tasks.start_soon(self._keep, number)
 
     async def _keep(self, number: int) -> None:
         num_quick = 0
@@ -128,7 +134,7 @@ async def node(num_workers: int, log_file: Path) -> AsyncIterator[Node]:
         try:
             yield running
         finally:
-            tasks.cancel_scope.cancel()
+            running.stop()
 
 
 def _check_writable(log_file: Path) -> None:

@@ -151,12 +151,12 @@ def choose(
 
 def fuse(stages: Sequence[PlannedStage], operators: Mapping[str, Operator]) -> tuple[tuple[str, ...], ...]:
     """Which stages run together: those that ask the same kind of thing of a decoder of the same media, so that it is
-    decoded once. The others run alone."""
+    decoded once; and those that read the same stages, so that what these find is delivered once."""
     groups: dict[Any, list[str]] = {}
     for stage in stages:
         kinds = frozenset(type(demand).__qualname__ for demand in operators[stage.id].demands())
-        reads_media = MEDIA in stage.sources and kinds
-        groups.setdefault((kinds, MEDIA) if reads_media else stage.id, []).append(stage.id)
+        read = (MEDIA, kinds) if MEDIA in stage.sources and kinds else frozenset(stage.sources)
+        groups.setdefault(read, []).append(stage.id)
     return tuple(tuple(group) for group in groups.values())
 
 

@@ -6,6 +6,7 @@ that closes, so it never outlives whoever started it.
 """
 
 import ctypes
+import hashlib
 import os
 import signal
 import sys
@@ -195,7 +196,7 @@ class Worker:
 
 def _group_name(group: Group) -> str:
     """Stages that run together have one consumer, whichever job brought them together."""
-    return "-".join(sorted(stage.id[:10] for stage in group.stages))
+    return hashlib.sha256(encode(sorted(stage.id for stage in group.stages))).hexdigest()[:20]
 
 
 async def serve(assignment: Assignment) -> None:

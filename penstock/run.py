@@ -114,6 +114,7 @@ async def _run(
             id = f"j{secrets.token_hex(6)}"
             job = Job(ledger, plan, stream, id, installed(), traces, on_progress, on_answer)
             answers = await job.run(partial(segments, str(path), stream=stream, target_s=options.segment_s))
+            workers.stop()  # while the server is left
     return answers
 
 
