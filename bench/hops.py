@@ -128,9 +128,11 @@ async def ours(ledger: Ledger, run: str, data: bytes, num: int) -> float:
         tasks.start_soon(Worker(ledger, assignment, CATALOGUE, Telemetry("bench")).run)
         await wait()
         taken_s = time.perf_counter() - began_s
+        for stage in plan.stages:  # what core NATS shows is stored a moment later
+            async with asyncio.timeout(10):
+                while len(await ledger.subjects(subjects.results_of(stage.id, run))) < num:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
         tasks.cancel_scope.cancel()
-    for stage in plan.stages:
-        assert len(await ledger.subjects(subjects.results_of(stage.id, run))) == num
     return num / taken_s
 
 
@@ -166,10 +168,12 @@ async def raw(url: str, run: str, data: bytes, num: int) -> float:
     hops = [asyncio.create_task(hop(number)) for number in range(HOPS)]
     await wait()
     taken_s = time.perf_counter() - began_s
+    async with asyncio.timeout(10):
+        while (await js.stream_info(run)).state.messages < num * (HOPS + 1):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     for task in hops:
         task.cancel()
     await asyncio.gather(*hops, return_exceptions=True)
-    assert (await js.stream_info(run)).state.messages == num * (HOPS + 1)
     await js.delete_stream(run)
     await client.close()
     return num / taken_s
