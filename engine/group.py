@@ -99,6 +99,7 @@ class Group:
     policy: retry.RetryPolicy
     worker: str
     random: Random
+    demands: frozenset[type] = frozenset()  # the kinds of things its stages ask of the media's decoder
     _claimed: set[tuple[str, Key]] = field(default_factory=set)
     _stored: OrderedDict[tuple[str, Key], None] = field(default_factory=OrderedDict)
     _last_seq: dict[str, int] = field(default_factory=dict)
@@ -155,7 +156,22 @@ class Group:
             finally:
                 self._claimed.difference_update((item.stage.id, item.key) for item in work)
             events = following
+        if self.demands:
+            self._let_go()
         return [again.get(id(arrival)) for arrival in arrivals]
+
+    def _let_go(self) -> None:
+        """Forget what was decoded for this group of segments that all its stages are done with: frames are large, and
+        to wait until the shelf is full would hold many times what is being looked at."""
+        readers = [stage for stage in self.stages if MEDIA in stage.planned.sources]
+        for index, media in self.shelf.media().items():
+            owed = (
+                (s.id, k) for s in readers for k in joins.outputs_of(s.planned.scope, index, self.shelf.num_segments)
+            )
+            if media.memo and all(output in self._stored for output in owed):
+                for wanted in list(media.memo):
+                    if type(wanted) in self.demands:
+                        media.memo.pop(wanted, None)
 
     # --- from events to work ---------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ An operator is synchronous, batched, typed in and out, and knows nothing of NATS
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import RLock
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -75,13 +74,12 @@ class Capability:
 @dataclass(slots=True)
 class Media:
     """A segment as operators see it. `demands` is everything the fused stages will ask of its decoder, so that one
-    decode serves all; `memo` keeps what was decoded and lives as long as the worker keeps the segment. Two threads
-    may hold the same segment: take `lock` while filling the memo. Neither crosses to another process."""
+    decode serves all; `memo` keeps what was decoded, by demand, until the worker lets go of it, which may be at any
+    time. Two threads may hold the same segment. The memo does not cross to another process."""
 
     segment: Segment
     demands: tuple[Hashable, ...] = ()
     memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
-    lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[type["Media"], tuple[Segment, tuple[Hashable, ...]]]:
         return Media, (self.segment, self.demands)

@@ -56,6 +56,10 @@ class Shelf:
         """How many segments the stream has, if that is known here already."""
         return None if self._end is None else self._end[1].num_segments
 
+    def media(self) -> dict[int, Media]:
+        """The segments at hand."""
+        return {index: known.value for index, known in self._media.items()}
+
     async def end(self) -> tuple[int, EndOfStream] | None:
         """The stream's end and where it stands in the order of storing; None while it goes on."""
         if self._end is None:

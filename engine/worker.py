@@ -94,10 +94,11 @@ class Worker:
         plan = self._assignment.plan
         capabilities = {stage.id: self._catalogue.capability(stage.capability) for stage in plan.stages}
         pools = self._pools(tasks)
-        demands: dict[Hashable, None] = {}
+        demanded: dict[str, tuple[Hashable, ...]] = {}
         for stage in plan.stages:
             operator = pools[stage.id].operator
-            demands |= dict.fromkeys(operator(settings_of(operator.Knobs, stage.rung.knobs)).demands())
+            demanded[stage.id] = operator(settings_of(operator.Knobs, stage.rung.knobs)).demands()
+        demands = dict.fromkeys(demand for some in demanded.values() for demand in some)
         outputs = {id: capability.output for id, capability in capabilities.items()}
         num_media = 4 + 2 * self._assignment.num_cores
         shelf = Shelf(self._ledger, self._assignment.stream, outputs, tuple(demands), num_media)
@@ -118,9 +119,9 @@ class Worker:
                 for stage in plan.stages
                 if stage.id in ids
             ]
-            group = Group(
-                plan, stages, shelf, self._ledger, self._traces, self._assignment.retry, self._assignment.name, Random()
-            )
+            kinds = frozenset(type(demand) for id in ids for demand in demanded[id])
+            retries, name = self._assignment.retry, self._assignment.name
+            group = Group(plan, stages, shelf, self._ledger, self._traces, retries, name, Random(), kinds)
             groups.append(group)
         return groups
 

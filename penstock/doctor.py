@@ -62,7 +62,7 @@ def operators() -> list[OperatorRow]:
 
 async def examine(nats_url: str | None) -> list[Finding]:
     """Look at everything, one after the other."""
-    findings = [await _nats(nats_url), await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy()]
+    findings = [await _nats(nats_url), await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy(), _weights()]
     rows = await anyio.to_thread.run_sync(operators)
     return findings + _capabilities(rows)
 
@@ -112,6 +112,15 @@ def _cupy() -> Finding:
         return Finding(what="CuPy", ok=True, found="installed", optional=True)
     advice = "with a GPU: pip install 'penstock[gpu]'"
     return Finding(what="CuPy", ok=False, found="not installed", advice=advice, optional=True)
+
+
+def _weights() -> Finding:
+    from operators.speech.whisper import QUALITY, WEIGHTS_DIR, local_weights
+
+    here = [size for size in QUALITY if local_weights(size) is not None]
+    advice = "" if here else f"run once with the network on to fetch them, or set {WEIGHTS_DIR} to a folder of <size>/"
+    found = f"of whisper {', '.join(here)}" if here else "none of whisper"
+    return Finding(what="weights", ok=bool(here), found=found, advice=advice, optional=True)
 
 
 def _capabilities(rows: Sequence[OperatorRow]) -> list[Finding]:

@@ -99,11 +99,13 @@ def _once(media: Media, spec: Spec, decode: Callable[[Segment, Sequence[Spec]], 
     """The product from the media's memo, made for all demands of its kind at once where it is not there yet."""
     kind = type(spec)
     with media.memo.setdefault((decode, "lock"), threading.Lock()):
-        if spec not in media.memo:
-            wanted = dict.fromkeys([spec, *(demand for demand in media.demands if isinstance(demand, kind))])
-            for each, product in decode(media.segment, [each for each in wanted if each not in media.memo]).items():
-                media.memo[each] = product
-        return cast(Product, media.memo[spec])
+        if (kept := media.memo.get(spec)) is not None:
+            return cast(Product, kept)
+        wanted = dict.fromkeys([spec, *(demand for demand in media.demands if isinstance(demand, kind))])
+        made = decode(media.segment, [each for each in wanted if each not in media.memo])
+        for each, product in made.items():
+            media.memo[each] = product  # from now on the worker may let go of it
+        return made[spec]
 
 
 def _packets_of(segment: Segment, kind: str) -> tuple[Track | None, list[Packet]]:

@@ -49,6 +49,7 @@ SIZE_GB: dict[Size, float] = {  # of the float16 weights that faster-whisper fet
 }
 NEEDS_GPU = ("large-v3", "large-v3-turbo", "medium")
 MAX_HUB_WAIT_S = 2.0
+WEIGHTS_DIR = "PENSTOCK_WHISPER_DIR"
 
 
 class WhisperKnobs(Settings, frozen=True):
@@ -155,8 +156,8 @@ def _speech(passage: Any, clip: Clip) -> Speech | None:
 
 def local_weights(size: str) -> Path | None:
     """The folder on this machine that holds the weights of this size, None where none does."""
-    own = Path(os.environ.get("PENSTOCK_WHISPER_DIR", "")) / size
-    if "PENSTOCK_WHISPER_DIR" in os.environ and (own / "model.bin").is_file():
+    own = Path(os.environ.get(WEIGHTS_DIR, "")) / size
+    if WEIGHTS_DIR in os.environ and (own / "model.bin").is_file():
         return own
     from faster_whisper.utils import download_model
 

@@ -15,6 +15,8 @@ from conftest import Eventually
 from media_zoo import make, mutated
 
 from penstock.cli import main
+from streams.ledger import open_ledger
+from streams.link import connect
 
 WORKFLOW = str(EXAMPLES / "video_qa.toml")
 ASK = ["--ask", "Where can I park my car?"]
@@ -121,6 +123,21 @@ def test_no_server_at_the_url_is_a_failure(tmp_path: Path) -> None:
     done = penstock("run", WORKFLOW, "--input", STATION, *ASK, "--nats", "nats://127.0.0.1:9", store=tmp_path / "store")
     assert (done.returncode, done.stdout) == (4, "")
     assert "no NATS server answers at nats://127.0.0.1:9" in one_line(done.stderr)
+
+
+@pytest.mark.anyio
+async def test_a_server_of_one_s_own_serves_as_well(nats_url: str, tmp_path: Path) -> None:
+    path = make(tmp_path / "clip.mp4", video="libx264", seconds=2.0)
+    words = command(["run", WORKFLOW, "--input", path, *ASK, "--nats", nats_url, "--json"])
+    done = await anyio.run_process(words, env=environment(tmp_path / "store"))
+    assert json.loads(done.stdout)["answer"] == "not in the video"
+    async with connect(nats_url) as link:
+        ledger = await open_ledger(link)
+        (kept,) = await ledger.subjects("penstock.answers.>")
+        stored = await ledger.get(kept)
+    assert stored is not None
+    assert stored.data == done.stdout.strip()
+    assert not (tmp_path / "store" / "server.json").exists()
 
 
 ODD = {
