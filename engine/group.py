@@ -6,85 +6,41 @@ that needed no consumer, and fused or apart the same rule runs. A message is don
 do; a crash before that only brings it again, and what is stored by then is passed over.
 """
 
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 import anyio
-import msgspec
 import structlog
 
 from engine import joins, retry
-from engine.operator import Capability, Entry, Fold, Inputs, Map, Operator, Reduce
-from engine.plan import Plan, PlannedStage
-from engine.pool import Done, Pool
+from engine.operator import Entry, Fold, Inputs, Map, Reduce
+from engine.plan import Plan
 from engine.shelf import Known, Shelf
-from engine.telemetry import Attributes, Span, Telemetry
+from engine.telemetry import Attributes, Telemetry
+from engine.work import (
+    Event,
+    GroupStage,
+    Outcome,
+    Work,
+    begin_span,
+    dead_letter_of,
+    gap_of,
+    record_steps,
+    result_of,
+)
 from engine.workflow import MEDIA
 from streams import ledger, subjects
 from streams.ledger import Ledger
 from streams.pull import Arrival
-from streams.records import DeadLetter, Gap, Measured, Result, encode
+from streams.records import Gap, encode
 from streams.subjects import Key
 
 log = structlog.get_logger(__name__)
 
 MAX_REMEMBERED = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class GroupStage:
-    """A stage as its group runs it."""
-
-    planned: PlannedStage
-    capability: Capability
-    operator: type[Operator]
-    params: Any
-    pool: Pool
-    awaited: frozenset[str]  # the sources whose arrival may complete an output
-    read_inside: bool  # whether its outputs are events for this group
-
-    @property
-    def id(self) -> str:
-        return self.planned.id
-
-    @property
-    def plain(self) -> bool:
-        """One input record, one output: nothing to join."""
-        return self.planned.scope == Map() and len(self.planned.sources) == 1
-
-
-class Event(msgspec.Struct, frozen=True, eq=False):
-    """An input that is stored: a segment, a stage's output, or the end of the stream (key None)."""
-
-    source: str
-    key: Key | None
-    known: Known
-    root: Arrival  # the message that led to it
-
-
-class Work(msgspec.Struct, frozen=True, eq=False):
-    """An output to compute now: from inputs, or a gap that is already certain."""
-
-    stage: GroupStage
-    key: Key
-    event: Event
-    parent: str  # the traceparent of the input at the output's own segment
-    links: tuple[str, ...] = ()  # those of the other inputs
-    inputs: Inputs | None = None
-    gap: Gap | None = None
-
-
-class _Outcome(msgspec.Struct, frozen=True, eq=False):
-    """What a piece of work came to: a record to store."""
-
-    work: Work
-    record: Result | Gap
-    value: Any
-    span: Span
-    dead: DeadLetter | None = None
 
 
 @dataclass(slots=True)
@@ -181,11 +137,12 @@ class Group:
         if address.kind == "media":
             index = None if address.key is None else address.key.first
             known = self.shelf.keep_media(index, arrival.seq, data, arrival.traceparent)
-            return Event(MEDIA, address.key, known or Known(arrival.seq, arrival.traceparent), arrival)
+            known = known or Known(arrival.seq, arrival.traceparent)
+            return Event(MEDIA, address.key, known, arrival, arrival.arrived_ns)
         if address.key is None:
             return None
         known = self.shelf.keep_result(address.source, address.key, arrival.seq, data, arrival.traceparent)
-        return Event(address.source, address.key, known, arrival)
+        return Event(address.source, address.key, known, arrival, arrival.arrived_ns)
 
     def _contributions(self, event: Event) -> list[tuple[GroupStage, Key]]:
         num_segments = self.shelf.num_segments
@@ -278,7 +235,7 @@ class Group:
             return None
         self._remember(stage, key)
         known = self.shelf.keep_result(stage.id, key, stored.seq, stored.data, stored.traceparent)
-        return Event(stage.id, key, known, event.root)
+        return Event(stage.id, key, known, event.root, time.time_ns())
 
     def _work(
         self,
@@ -296,13 +253,13 @@ class Group:
             others = dict.fromkeys(known.traceparent for found in entries.values() for known in found.values())
             links = tuple(other for other in others if other != parent)
         if (lost := retry.before_attempt(event.root.num_delivered, self.policy)) is not None:
-            gap = self._gap(stage, key, "dead_lettered", lost.cause)
+            gap = gap_of(stage.id, self.stream, key, "dead_lettered", lost.cause)
             return Work(stage, key, event, parent, links, gap=gap)
         if not isinstance(stage.planned.scope, Reduce):
             for source, known in here.items():
                 if known is not None and known.gap is not None:
                     name = MEDIA if source == MEDIA else self.plan.stage(source).name
-                    gap = self._gap(stage, key, "upstream", f"{name}: {known.gap.detail}")
+                    gap = gap_of(stage.id, self.stream, key, "upstream", f"{name}: {known.gap.detail}")
                     return Work(stage, key, event, parent, links, gap=gap)
         ports = {
             port: tuple(
@@ -315,16 +272,13 @@ class Group:
         inputs = Inputs(self.stream, key.first, key.last, stage.params, ports, before)
         return Work(stage, key, event, parent, links, inputs=inputs)
 
-    def _gap(self, stage: GroupStage, key: Key, cause: Any, detail: str) -> Gap:
-        return Gap(stage=stage.id, stream=self.stream, first=key.first, last=key.last, cause=cause, detail=detail)
-
     # --- from work to stored outputs ---------------------------------------------------------------------------
 
     async def _carry_out(self, work: Sequence[Work], again: dict[int, retry.Again]) -> list[Event]:
         """Compute and store; the events that follow. What failed and may pass is noted in `again`."""
         if not work:
             return []
-        outcomes: list[_Outcome] = []
+        outcomes: list[Outcome] = []
         by_stage: dict[str, list[Work]] = {}
         for item in work:
             by_stage.setdefault(item.stage.id, []).append(item)
@@ -353,28 +307,31 @@ class Group:
             if placed.fresh:
                 gap = outcome.record if isinstance(outcome.record, Gap) else None
                 known = Known(placed.seq, outcome.span.traceparent, outcome.value, gap)
-                following.append(Event(stage.id, key, self.shelf.keep_value(stage.id, key, known), event.root))
+                kept = self.shelf.keep_value(stage.id, key, known)
+                following.append(Event(stage.id, key, kept, event.root, time.time_ns()))
             elif (stored := await self._stored_event(stage, key, event)) is not None:
                 following.append(stored)
         return following
 
-    async def _compute(self, items: Sequence[Work], outcomes: list[_Outcome], again: dict[int, retry.Again]) -> None:
+    async def _compute(self, items: Sequence[Work], outcomes: list[Outcome], again: dict[int, retry.Again]) -> None:
         stage = items[0].stage
-        spans = [self._span(item) for item in items]
+        spans = [begin_span(self.telemetry, item, self.stream, self.worker) for item in items]
         runnable = [item.inputs for item in items if item.inputs is not None]
         done = iter(await stage.pool.process(runnable))
         batches: dict[tuple[int, int], list[str]] = {}
         for item, span in zip(items, spans, strict=True):
             if item.inputs is None:
-                dead = self._dead(item, item.gap.detail) if item.gap and item.gap.cause == "dead_lettered" else None
                 assert item.gap is not None
-                outcomes.append(_Outcome(item, item.gap, None, span, dead))
+                dead = dead_letter_of(item, self.stream, item.gap.detail) if item.gap.cause == "dead_lettered" else None
+                outcomes.append(Outcome(item, item.gap, None, span, dead))
                 continue
             ran = next(done)
             if self.telemetry.enabled:
-                batches.setdefault((ran.started_ns, ran.ended_ns), []).append(self._record_steps(item, ran, span))
+                batches.setdefault((ran.started_ns, ran.ended_ns), []).append(
+                    record_steps(self.telemetry, item, ran, span)
+                )
             if ran.error is None:
-                outcomes.append(_Outcome(item, self._result(item, ran), ran.output, span))
+                outcomes.append(Outcome(item, result_of(item, ran, self.stream, self.worker), ran.output, span))
                 continue
             jitter = 0.5 + self.random.random()
             verdict = retry.after_failure(ran.error, item.event.root.num_delivered, self.policy, jitter)
@@ -385,53 +342,12 @@ class Group:
                 again[id(item.event.root)] = verdict
                 span.end(error=str(ran.error))
             else:
-                gap = self._gap(stage, item.key, "dead_lettered", verdict.cause)
-                outcomes.append(_Outcome(item, gap, None, span, self._dead(item, verdict.cause)))
+                gap = gap_of(stage.id, self.stream, item.key, "dead_lettered", verdict.cause)
+                dead = dead_letter_of(item, self.stream, verdict.cause)
+                outcomes.append(Outcome(item, gap, None, span, dead))
         for (started_ns, ended_ns), links in batches.items():
             attributes: Attributes = {"stage": stage.planned.name, "batch.size": len(links)}
             self.telemetry.record("batch", "", started_ns, ended_ns, links=links, attributes=attributes)
-
-    def _span(self, item: Work) -> Span:
-        if not self.telemetry.enabled:
-            return Span(item.parent)
-        planned = item.stage.planned
-        attributes: Attributes = {
-            "stage": planned.name,
-            "stage.id": planned.id,
-            "implementation": planned.rung.rung,
-            "stream": self.stream,
-            "segment": str(item.key),
-            "worker": self.worker,
-            "delivery": item.event.root.num_delivered,
-        }
-        return self.telemetry.span(planned.name, item.parent, links=item.links, attributes=attributes)
-
-    def _record_steps(self, item: Work, ran: Done, span: Span) -> str:
-        waited_ns = int((anyio.current_time() - item.event.root.arrived_s) * 1e9) - (ran.ended_ns - ran.started_ns)
-        self.telemetry.record("queue wait", span.traceparent, ran.started_ns - max(0, waited_ns), ran.started_ns)
-        return self.telemetry.record("process", span.traceparent, ran.started_ns, ran.ended_ns)
-
-    def _result(self, item: Work, ran: Done) -> Result:
-        waited_s = max(0.0, anyio.current_time() - item.event.root.arrived_s - (ran.ended_ns - ran.started_ns) / 1e9)
-        return Result(
-            stage=item.stage.id,
-            stream=self.stream,
-            first=item.key.first,
-            last=item.key.last,
-            output=msgspec.Raw(ran.encoded),
-            implementation=item.stage.planned.rung.rung,
-            measured=Measured(compute_s=ran.compute_s, wait_s=waited_s, batch_size=ran.batch_size, worker=self.worker),
-        )
-
-    def _dead(self, item: Work, cause: str) -> DeadLetter:
-        return DeadLetter(
-            stage=item.stage.id,
-            stream=self.stream,
-            first=item.key.first,
-            last=item.key.last,
-            cause=cause,
-            attempts=item.event.root.num_delivered,
-        )
 
     def _remember(self, stage: GroupStage, key: Key) -> None:
         self._stored[(stage.id, key)] = None

@@ -24,12 +24,13 @@ import structlog
 
 from engine import joins, telemetry
 from engine.catalogue import Catalogue, installed
-from engine.group import Group, GroupStage
+from engine.group import Group
 from engine.operator import Device, Fold
 from engine.plan import Plan, settings_of
 from engine.pool import Capacity, Pool
 from engine.retry import Again, RetryPolicy
 from engine.shelf import Shelf
+from engine.work import GroupStage
 from streams.errors import LinkError, PenstockError
 from streams.ledger import Ledger, open_ledger
 from streams.link import connect

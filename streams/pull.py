@@ -8,6 +8,7 @@ Delivery guarantee: at least once. A message that is not acknowledged within `ac
 sign of progress comes again, here or elsewhere.
 """
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ class Arrival(msgspec.Struct, eq=False):
     num_delivered: int
     reply: str
     traceparent: str
-    arrived_s: float
+    arrived_ns: int  # Unix time
     headers: dict[str, str] | None = None
 
 
@@ -107,9 +108,9 @@ class Pull:
             where = 4 if len(tokens) == 9 else 6  # newer servers put domain and account before the stream
             delivered, seq = int(tokens[where]), int(tokens[where + 1])
             trace = headers.get(TRACEPARENT, "") if headers else ""
-            now_s = anyio.current_time()
+            now_ns = time.time_ns()
             self._arrived.append(
-                Arrival(message.subject, message.data, seq, delivered, message.reply, trace, now_s, headers)
+                Arrival(message.subject, message.data, seq, delivered, message.reply, trace, now_ns, headers)
             )
             self._credit = max(0, self._credit - 1)
         elif status == "408":

@@ -151,6 +151,9 @@ class Result(Record, frozen=True, tag="result"):
     version: int = VERSION
 
 
+GapCause = Literal["late", "dropped", "dead_lettered", "source_lost", "upstream"]
+
+
 class Gap(Record, frozen=True, tag="gap"):
     """A result a stage owed and could not deliver, and why."""
 
@@ -158,7 +161,7 @@ class Gap(Record, frozen=True, tag="gap"):
     stream: str
     first: int
     last: int
-    cause: Literal["late", "dropped", "dead_lettered", "source_lost", "upstream"]
+    cause: GapCause
     detail: str = ""
     version: int = VERSION
 

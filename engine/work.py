@@ -1,0 +1,129 @@
+"""Pieces of a group's work: what sets an output off, what it is made from, and the records it comes to. Pure, but for
+spans."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from engine.operator import Capability, Inputs, Map, Operator
+from engine.plan import PlannedStage
+from engine.pool import Done, Pool
+from engine.shelf import Known
+from engine.telemetry import Attributes, Span, Telemetry
+from streams.pull import Arrival
+from streams.records import DeadLetter, Gap, GapCause, Measured, Result
+from streams.subjects import Key
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStage:
+    """A stage as its group runs it."""
+
+    planned: PlannedStage
+    capability: Capability
+    operator: type[Operator]
+    params: Any
+    pool: Pool
+    awaited: frozenset[str]  # the sources whose arrival may complete an output
+    read_inside: bool  # whether its outputs are events for this group
+
+    @property
+    def id(self) -> str:
+        return self.planned.id
+
+    @property
+    def plain(self) -> bool:
+        """One input record, one output: nothing to join."""
+        return self.planned.scope == Map() and len(self.planned.sources) == 1
+
+
+class Event(msgspec.Struct, frozen=True, eq=False):
+    """An input that is stored: a segment, a stage's output, or the end of the stream (key None)."""
+
+    source: str
+    key: Key | None
+    known: Known
+    root: Arrival  # the message that led to it
+    since_ns: int  # Unix time it became known here
+
+
+class Work(msgspec.Struct, frozen=True, eq=False):
+    """An output to compute now: from inputs, or a gap that is already certain."""
+
+    stage: GroupStage
+    key: Key
+    event: Event
+    parent: str  # the traceparent of the input at the output's own segment
+    links: tuple[str, ...] = ()  # those of the other inputs
+    inputs: Inputs | None = None
+    gap: Gap | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, eq=False):
+    """What a piece of work came to: a record to store."""
+
+    work: Work
+    record: Result | Gap
+    value: Any
+    span: Span
+    dead: DeadLetter | None = None
+
+
+def result_of(work: Work, ran: Done, stream: str, worker: str) -> Result:
+    """The record of an output that was computed."""
+    return Result(
+        stage=work.stage.id,
+        stream=stream,
+        first=work.key.first,
+        last=work.key.last,
+        output=msgspec.Raw(ran.encoded),
+        implementation=work.stage.planned.rung.rung,
+        measured=Measured(
+            compute_s=ran.compute_s,
+            wait_s=max(0, ran.started_ns - work.event.since_ns) / 1e9,
+            batch_size=ran.batch_size,
+            worker=worker,
+        ),
+    )
+
+
+def gap_of(stage_id: str, stream: str, key: Key, cause: GapCause, detail: str) -> Gap:
+    """The record of an output that there will not be."""
+    return Gap(stage=stage_id, stream=stream, first=key.first, last=key.last, cause=cause, detail=detail)
+
+
+def dead_letter_of(work: Work, stream: str, cause: str) -> DeadLetter:
+    """What is kept of work that was given up."""
+    return DeadLetter(
+        stage=work.stage.id,
+        stream=stream,
+        first=work.key.first,
+        last=work.key.last,
+        cause=cause,
+        attempts=work.event.root.num_delivered,
+    )
+
+
+def begin_span(telemetry: Telemetry, work: Work, stream: str, worker: str) -> Span:
+    """The span of an output, in the trace of its own segment, linked to its other inputs."""
+    if not telemetry.enabled:
+        return Span(work.parent)
+    planned = work.stage.planned
+    attributes: Attributes = {
+        "stage": planned.name,
+        "stage.id": planned.id,
+        "implementation": planned.rung.rung,
+        "stream": stream,
+        "segment": str(work.key),
+        "worker": worker,
+        "delivery": work.event.root.num_delivered,
+    }
+    started_ns = work.event.since_ns
+    return telemetry.span(planned.name, work.parent, started_ns=started_ns, links=work.links, attributes=attributes)
+
+
+def record_steps(telemetry: Telemetry, work: Work, ran: Done, span: Span) -> str:
+    """The steps of an output that ran: waiting, then processing, whose traceparent is returned."""
+    telemetry.record("queue wait", span.traceparent, min(work.event.since_ns, ran.started_ns), ran.started_ns)
+    return telemetry.record("process", span.traceparent, ran.started_ns, ran.ended_ns)
