@@ -24,10 +24,12 @@ from streams.errors import PenstockError, UserError
 log = structlog.get_logger(__name__)
 
 # A frame is megabytes. By default glibc gives each back to the kernel when it is let go, takes it anew page fault by
-# page fault, and keeps an arena for each thread: 8 % of the demo's time. Other C libraries ignore these.
-KEEP_FREED_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(256 * 1024**2),
-    "MALLOC_TRIM_THRESHOLD_": str(1024**3),
+# page fault, and keeps an arena for each thread: 8 % of the demo's time. To keep everything instead lets memory grow
+# with the length of a stream; to keep frames (up to 4 MiB) and give back what they were stacked into does not. Other
+# C libraries ignore these.
+KEEP_FREED_FRAMES = {
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2),
+    "MALLOC_TRIM_THRESHOLD_": str(16 * 1024**2),
     "MALLOC_ARENA_MAX": "1",
 }
 GRACE_S = 0.5
@@ -87,7 +89,7 @@ class Node:
                 [sys.executable, "-m", "engine.worker"],
                 stdout=errors,
                 stderr=errors,
-                env={**KEEP_FREED_MEMORY, **os.environ},
+                env={**KEEP_FREED_FRAMES, **os.environ},
                 start_new_session=True,  # Ctrl-C at the terminal is for the one who started it all
             )
         self.pids[number] = process.pid
