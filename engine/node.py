@@ -24,12 +24,11 @@ from streams.errors import PenstockError, UserError
 log = structlog.get_logger(__name__)
 
 # A frame is megabytes. By default glibc gives each back to the kernel when it is let go, takes it anew page fault by
-# page fault, and keeps an arena for each thread: 8 % of the demo's time. To keep everything instead lets memory grow
-# with the length of a stream; to keep frames (up to 4 MiB) and give back what they were stacked into does not. Other
-# C libraries ignore these.
+# page fault, and keeps an arena for each thread: 8 % of the demo's time. To keep all that was ever freed lets memory
+# grow with the length of a stream; these bounds keep what a segment's frames take. Other C libraries ignore them.
 KEEP_FREED_FRAMES = {
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2),
-    "MALLOC_TRIM_THRESHOLD_": str(16 * 1024**2),
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 1024**2),
     "MALLOC_ARENA_MAX": "1",
 }
 GRACE_S = 0.5

@@ -200,7 +200,11 @@ class _Selection:
         order = np.argsort(times_ns, kind="stable")
         if not self.images:
             return Frames(times_ns, np.zeros((0, 0, 0, 3) if self.spec.pixels == "rgb24" else (0, 0, 0), np.uint8))
-        return Frames(times_ns[order], np.stack([self.images[at] for at in order]))
+        images = np.empty((len(order), *self.images[0].shape), np.uint8)
+        for place, at in enumerate(order):  # one by one, so that they are never all held twice
+            images[place] = self.images[at]
+            self.images[at] = images[place]
+        return Frames(times_ns[order], images)
 
 
 def _decode_pictures(segment: Segment, specs: Sequence[FrameSpec]) -> dict[FrameSpec, Frames]:
