@@ -33,6 +33,7 @@ from engine.work import (
 )
 from engine.workflow import MEDIA
 from streams import ledger, subjects
+from streams.errors import Permanent, UserError
 from streams.ledger import Ledger
 from streams.pull import Arrival
 from streams.records import Gap, encode
@@ -84,10 +85,9 @@ class Group:
         end = await self.shelf.end()
         lacks_some = end is None
         for stage in self.stages:
-            stored = await self.ledger.subjects(subjects.results_of(stage.id, self.stream))
-            for subject in stored:
-                if key := subjects.parse(subject).key:
-                    self._remember(stage, key)
+            stored = subjects.keys_of(await self.ledger.subjects(subjects.results_of(stage.id, self.stream)))
+            for key in stored:
+                self._remember(stage, key)
             if end is not None:
                 num_owed = 1 if isinstance(stage.planned.scope, Reduce) else end[1].num_segments
                 lacks_some |= len(stored) < num_owed
@@ -132,8 +132,17 @@ class Group:
     # --- from events to work ---------------------------------------------------------------------------------
 
     async def _event(self, arrival: Arrival) -> Event | None:
-        address = subjects.parse(arrival.subject)
-        data = await self.ledger.whole(arrival.data, arrival.headers)
+        """What a message says; None where it is nothing of ours. One that cannot be read is a gap."""
+        try:
+            address = subjects.parse(arrival.subject)
+        except UserError as error:
+            log.warning("not_ours", error=str(error))
+            return None
+        try:
+            data = await self.ledger.whole(arrival.data, arrival.headers)
+        except Permanent as error:
+            log.warning("incomplete", subject=arrival.subject, error=str(error))
+            data = b""
         if address.kind == "media":
             index = None if address.key is None else address.key.first
             known = self.shelf.keep_media(index, arrival.seq, data, arrival.traceparent)

@@ -6,7 +6,7 @@ that the ledger does not hold: run again, it goes on where things stand.
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -146,7 +146,7 @@ class Job:
             raise PenstockError(f"the end of stream {self._stream} cannot be read from the ledger: {error}") from error
         if not isinstance(end, EndOfStream):
             return None
-        num_there = len(await self._ledger.subjects(subjects.media_of(self._stream))) - 1
+        num_there = len(subjects.keys_of(await self._ledger.subjects(subjects.media_of(self._stream))))
         return end if num_there == end.num_segments else None
 
     def _has_room_for(self, num_published: int) -> bool:
@@ -158,14 +158,14 @@ class Job:
 
     async def _watch(self, stage_id: str) -> Any:
         async def on_message(message: Any) -> None:
-            self._note(stage_id, message.subject)
+            self._note(stage_id, [message.subject])
 
         return await self._ledger.link.subscribe(subjects.results_of(stage_id, self._stream), on_message)
 
-    def _note(self, stage_id: str, subject: str) -> None:
-        key = subjects.parse(subject).key
-        if key is not None and key not in self._stored[stage_id]:
-            self._stored[stage_id].add(key)
+    def _note(self, stage_id: str, names: Iterable[str]) -> None:
+        new = subjects.keys_of(names) - self._stored[stage_id]
+        if new:
+            self._stored[stage_id] |= new
             self._wake()
 
     def _wake(self) -> None:
@@ -179,8 +179,7 @@ class Job:
         while True:
             try:
                 for stage in self._plan.stages:
-                    for subject in await self._ledger.subjects(subjects.results_of(stage.id, self._stream)):
-                        self._note(stage.id, subject)
+                    self._note(stage.id, await self._ledger.subjects(subjects.results_of(stage.id, self._stream)))
             except LinkError as error:
                 log.warning("cannot_count", error=str(error))
             await anyio.sleep(RECOUNT_S)

@@ -4,6 +4,7 @@ A subject names a computation and its place in the stream. Tokens are `[A-Za-z0-
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -100,6 +101,19 @@ def parse(subject: str) -> Address:
         case [prefix, ("results" | "dead") as kind, stage, stream, last] if prefix == PREFIX:
             return Address("results" if kind == "results" else "dead", token(stage), token(stream), parse_key(last))
     raise UserError(f"{subject!r} is not a subject of penstock's media, results or dead letters")
+
+
+def keys_of(subjects: Iterable[str]) -> set[Key]:
+    """The keys that subjects end in; the end of a stream has none, and what is nothing of ours is passed over."""
+    found = set()
+    for subject in subjects:
+        try:
+            key = parse(subject).key
+        except UserError:
+            continue
+        if key is not None:
+            found.add(key)
+    return found
 
 
 def _segment(text: str) -> Key:
