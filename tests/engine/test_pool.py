@@ -1,7 +1,5 @@
 """Pools: batches across callers, and what each way of failing comes to, in the loop, in threads and in processes."""
 
-import os
-import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, ClassVar, Literal
@@ -11,69 +9,13 @@ import msgspec
 import pytest
 import toys
 from conftest import Eventually
+from doubling import Doubled, InLoop, InProcess, InThread, StuckProcess
 
-from engine.operator import Capability, Device, Entry, Inputs, Operator, Port, Rung, Settings
+from engine.operator import Device, Entry, Inputs, Operator, Settings
 from engine.pool import Capacity, Done, Pool
 from streams.errors import Permanent, Transient
 
 pytestmark = pytest.mark.anyio
-
-NUMBERS = Capability("numbers", {"numbers": Port(toys.Number)}, toys.Number)
-
-
-class Doubled(Operator):
-    """Twice its number, but that some numbers make it fail."""
-
-    capability = NUMBERS
-    name = "doubled"
-    max_batch = 4
-    batches: ClassVar[list[list[int]]] = []
-    num_loaded: ClassVar[int] = 0
-
-    @classmethod
-    def rungs(cls) -> Sequence[Rung]:
-        return [Rung("doubled", 0.5, Settings())]
-
-    def load(self, device: Device) -> None:
-        type(self).num_loaded += 1
-
-    def process(self, batch: Sequence[Inputs]) -> Sequence[msgspec.Struct]:
-        numbers = [item.here("numbers").value for item in batch]
-        type(self).batches.append(numbers)
-        for number in numbers:
-            self.fail(number)
-        return [toys.Number(value=2 * number) for number in numbers]
-
-    def fail(self, number: int) -> None:
-        match number:
-            case 13:
-                raise Permanent("unlucky number")
-            case 17:
-                raise Transient("not in the mood")
-            case 19:
-                raise ValueError("never thought of 19")
-            case 23:
-                raise MemoryError("23 is too large")
-            case 29:
-                raise FileNotFoundError(2, "No such file", "model.bin")
-
-
-class InLoop(Doubled):
-    runs_in = "loop"
-
-
-class InThread(Doubled):
-    runs_in = "thread"
-
-
-class InProcess(Doubled):
-    runs_in = "process"
-
-    def fail(self, number: int) -> None:
-        if number == 31:
-            os.kill(os.getpid(), signal.SIGKILL)
-        super().fail(number)
-
 
 MODES = pytest.mark.parametrize("operator", [InLoop, InThread, InProcess])
 MakePool = Callable[..., Pool]
@@ -236,15 +178,6 @@ async def test_a_thread_that_takes_too_long_may_be_tried_again(pool_of: MakePool
         assert await outcomes(pool, [1]) == [2]
     finally:
         Stuck.let_go.set()
-
-
-class StuckProcess(Doubled):
-    runs_in = "process"
-    timeout_s = 5.0  # a child process takes a while to start
-
-    def fail(self, number: int) -> None:
-        if number == 7:
-            signal.pause()
 
 
 async def test_a_process_that_takes_too_long_is_killed(pool_of: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
