@@ -60,6 +60,7 @@ class Group:
     _claimed: set[tuple[str, Key]] = field(default_factory=set)
     _stored: OrderedDict[tuple[str, Key], None] = field(default_factory=OrderedDict)
     _last_seq: dict[str, int] = field(default_factory=dict)
+    _last_asked: tuple[int, tuple[str, ...]] = (0, ())
 
     @property
     def stream(self) -> str:
@@ -228,8 +229,10 @@ class Group:
     async def _is_last(self, stage: GroupStage, event: Event) -> bool:
         """Whether no input of a whole range was stored after this event, in its JetStream stream. Asked first, for it
         spares every arrival but the last one the reading of the range."""
-        alike = [source for source in stage.planned.sources if (source == MEDIA) == (event.source == MEDIA)]
-        if event.known.seq >= self._last_known(alike):
+        alike = tuple(source for source in stage.planned.sources if (source == MEDIA) == (event.source == MEDIA))
+        asked = (event.known.seq, alike)
+        if event.known.seq >= self._last_known(alike) and asked != self._last_asked:  # else another stage just asked
+            self._last_asked = asked
             for source in alike:
                 every = subjects.media_of(self.stream) if source == MEDIA else subjects.results_of(source, self.stream)
                 self._last_seq[source] = await self.ledger.last_seq(every)
