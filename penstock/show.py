@@ -75,32 +75,44 @@ class Display:
         if self._as_json:
             lines([answer])
             return
-        show = self._console.print
-        show()
         if answer.question:
-            show(f"[bold]{escape(answer.question)}[/]", soft_wrap=True)
-            show(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
+            self._reply(answer)
         else:
             self._observations(answer)
+
+    def _reply(self, answer: Answer) -> None:
+        """A question's answer, what it rests on, and what it cost."""
+        show = self._console.print
+        show()
+        show(f"[bold]{escape(answer.question)}[/]", soft_wrap=True)
+        show(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
         for item in answer.evidence:
-            span = f"{clock(item.start_s)} - {clock(item.end_s)}"
-            show(f"  [cyan]{span}[/]  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
-        for gap in answer.gaps:
-            where = f"segment {gap.first}" if gap.first == gap.last else f"segments {gap.first}-{gap.last}"
-            show(f"  [yellow]without[/] {gap.stage}, {where}: {escape(gap.detail or gap.cause)}", soft_wrap=True)
+            show(f"  {between(item.start_s, item.end_s)}  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
+        self._gaps(answer)
         stages = ", ".join(f"{note.stage}: {note.implementation}" for note in answer.stages)
         cost = f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute; trace {answer.trace_id}"
         show(f"  [dim]{escape(stages)}; {cost}[/]", soft_wrap=True)
 
     def _observations(self, answer: Answer) -> None:
-        """What a stage found that answers no question: a line for each observation."""
-        found = answer.output.get("observations") if isinstance(answer.output, dict) else None
+        """What a stage found that answers no question: a line for each observation, none where there is none."""
         name = answer.stages[-1].stage
-        if found is None:
-            self._console.print(f"{name}: {escape(msgspec.json.encode(answer.output).decode())}", soft_wrap=True)
-        for item in found or ():
-            span = f"{clock(item['start_ns'] / 1e9)} - {clock(item['end_ns'] / 1e9)}"
-            self._console.print(f"  [cyan]{span}[/]  {name:<6} {escape(item.get('text', ''))}", soft_wrap=True)
+        found = answer.output if isinstance(answer.output, dict) else {}
+        for item in found.get("observations", ()):
+            span = between(item["start_ns"] / 1e9, item["end_ns"] / 1e9)
+            self._console.print(f"{span}  {name:<6} {escape(item.get('text', ''))}", soft_wrap=True)
+        if found and "observations" not in found:
+            self._console.print(f"{name}: {escape(msgspec.json.encode(found).decode())}", soft_wrap=True)
+        self._gaps(answer)
+
+    def _gaps(self, answer: Answer) -> None:
+        for gap in answer.gaps:
+            where = f"segment {gap.first}" if gap.first == gap.last else f"segments {gap.first}-{gap.last}"
+            why = escape(gap.detail or gap.cause)
+            self._console.print(f"  [yellow]without[/] {gap.stage}, {where}: {why}", soft_wrap=True)
+
+
+def between(start_s: float, end_s: float) -> str:
+    return f"[cyan]{clock(start_s)} - {clock(end_s)}[/]"
 
 
 def clock(seconds: float) -> str:
