@@ -24,6 +24,8 @@ import anyio
 import nats
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 from measure import keep
+from nats.aio.client import Client
+from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 
 from engine.catalogue import Catalogue
@@ -136,8 +138,8 @@ async def ours(ledger: Ledger, run: str, data: bytes, num: int) -> float:
     return num / taken_s
 
 
-async def raw(url: str, run: str, data: bytes, num: int) -> float:
-    """Items a second through three hops of plain nats-py: fetch, write-once publish, acknowledge."""
+async def filled(url: str, run: str, data: bytes, num: int) -> tuple[Client, JetStreamContext]:
+    """A connection, and a JetStream stream with the first hop's items in it."""
     client = await nats.connect(url)
     js = client.jetstream(publish_async_max_pending=4096)
     await js.add_stream(StreamConfig(name=run, subjects=[f"{run}.>"]))
@@ -146,6 +148,12 @@ async def raw(url: str, run: str, data: bytes, num: int) -> float:
             await js.publish_async(f"{run}.0.{i}", data, headers=ONCE) for i in range(start, min(num, start + BATCH))
         ]
         await asyncio.gather(*futures)
+    return client, js
+
+
+async def raw(url: str, run: str, data: bytes, num: int) -> float:
+    """Items a second through three hops of plain nats-py: fetch, write-once publish, acknowledge."""
+    client, js = await filled(url, run, data, num)
 
     async def hop(number: int) -> None:
         config = ConsumerConfig(max_ack_pending=65536)
@@ -181,14 +189,7 @@ async def raw(url: str, run: str, data: bytes, num: int) -> float:
 
 async def faststream(url: str, run: str, data: bytes, num: int) -> float:
     """Items a second through three FastStream subscribers on JetStream pull consumers."""
-    client = await nats.connect(url)
-    js = client.jetstream(publish_async_max_pending=4096)
-    await js.add_stream(StreamConfig(name=run, subjects=[f"{run}.>"]))
-    for start in range(0, num, BATCH):
-        futures = [
-            await js.publish_async(f"{run}.0.{i}", data, headers=ONCE) for i in range(start, min(num, start + BATCH))
-        ]
-        await asyncio.gather(*futures)
+    client, js = await filled(url, run, data, num)
     broker = NatsBroker(url, logger=None)
     stream = JStream(run, subjects=[f"{run}.>"], declare=False)
 
@@ -254,7 +255,7 @@ async def measured(num_items: int, num_rounds: int) -> dict[str, Any]:
                     data = bytes(range(256)) * (size // 256) + bytes(size % 256)
                     rates["penstock"].append(await ours(ledger, run, data, num))
                     rates["raw"].append(await raw(url, f"raw-{run}", data, num))
-                    rates["faststream"].append(await faststream(url, f"fast-{run}", data, max(200, num // 4)))
+                    rates["faststream"].append(await faststream(url, f"fast-{run}", data, num))
                     print(
                         f"{size} B, round {number}: " + str({k: round(v[-1]) for k, v in rates.items()}),
                         file=sys.stderr,

@@ -65,10 +65,10 @@ class Job:
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_answer: Callable[[Answer], None] = lambda answer: None,
     ) -> None:
-        self.id = id
+        self.id = subjects.token(id)
         self._ledger = ledger
         self._plan = plan
-        self._stream = stream
+        self._stream = subjects.token(stream)
         self._catalogue = catalogue
         self._traces = traces
         self._on_progress = on_progress

@@ -42,7 +42,7 @@ class Shelf:
         demands: tuple[Hashable, ...],
         max_segments: int,
     ) -> None:
-        self.stream = stream
+        self.stream = subjects.token(stream)
         self._ledger = ledger
         self._decoders = {stage: msgspec.msgpack.Decoder(type) for stage, type in outputs.items()}
         self._demands = demands

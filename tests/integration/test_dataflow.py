@@ -18,6 +18,7 @@ from engine.telemetry import Telemetry
 from engine.worker import Assignment, Worker
 from engine.workflow import Stage, Workflow
 from streams import subjects
+from streams.errors import UserError
 from streams.ledger import Ledger, open_ledger
 from streams.link import connect
 from streams.records import DeadLetter, EndOfStream, Gap, Result, Segment, decode_result, encode
@@ -268,6 +269,13 @@ async def test_results_that_fell_out_of_retention_are_computed_again(ledger: Led
     async with at_work(ledger, plan, "gone", round=await round_of(ledger, "gone")):
         await all_stored(ledger, plan, "gone", NUM)
     assert await outputs(ledger, plan, "gone") == expected(VALUES)
+
+
+async def test_what_cannot_be_part_of_a_subject_is_refused_before_anything_is_sent(ledger: Ledger) -> None:
+    plan = plan_of(EVERY_SCOPE)
+    for stream, id in (("a b", "job"), ("s\r\nPUB x 0", "job"), ("s", "j.>")):
+        with pytest.raises(UserError):
+            Job(ledger, plan, stream, id, CATALOGUE, Telemetry("test"))
 
 
 async def sequences(ledger: Ledger, stream: str) -> dict[str, int]:
