@@ -23,12 +23,13 @@ from streams.errors import PenstockError, UserError
 
 log = structlog.get_logger(__name__)
 
-# A frame is megabytes. By default glibc gives each back to the kernel when it is let go, takes it anew page fault by
-# page fault, and keeps an arena for each thread: 8 % of the demo's time. To keep all that was ever freed lets memory
-# grow with the length of a stream; these bounds keep what a segment's frames take. Other C libraries ignore them.
+# A frame is megabytes, and what a model computes from it is tens of them. By default glibc gives each back to the
+# kernel when it is let go, takes it anew page fault by page fault, and keeps an arena for each thread: a tenth of the
+# demo's time. To keep all that was ever freed lets memory grow with the length of a stream; these bounds keep what a
+# segment's frames take. Other C libraries ignore them.
 KEEP_FREED_FRAMES = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
-    "MALLOC_TRIM_THRESHOLD_": str(64 * 1024**2),
+    "MALLOC_MMAP_THRESHOLD_": str(128 * 1024**2),
+    "MALLOC_TRIM_THRESHOLD_": str(128 * 1024**2),
     "MALLOC_ARENA_MAX": "1",
 }
 GRACE_S = 0.5
@@ -114,10 +115,10 @@ class Node:
 
 
 async def _end(process: anyio.abc.Process) -> None:
-    """End a worker and all it started."""
-    if process.returncode is None and process.stdin is not None:
-        with anyio.move_on_after(GRACE_S), suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-            await process.stdin.aclose()
+    """End a worker and all it started. One that is still loading has nothing to hand back, and is gone at once."""
+    if process.returncode is None:
+        with anyio.move_on_after(GRACE_S), suppress(ProcessLookupError):
+            process.terminate()
             await process.wait()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

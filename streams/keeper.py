@@ -33,7 +33,7 @@ KEEPER_LOCK = "keeper.lock"
 IDENTITY = "identity.json"
 CONFIG = "nats-server.conf"
 
-POLL_S = 0.05  # how soon a death, or the last user's leaving, is seen
+POLL_S = 0.02  # how soon a death, or the last user's leaving, is seen
 STARTING_POLL_S = 0.005
 STOP_S = 10.0  # what nats-server gets to close its files before it is killed
 ANSWER_S = 2.0
