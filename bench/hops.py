@@ -29,6 +29,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 
 from engine.catalogue import Catalogue
+from engine.job import job_over
 from engine.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings
 from engine.plan import Plan, make_plan
 from engine.telemetry import Telemetry
@@ -124,7 +125,7 @@ async def ours(ledger: Ledger, run: str, data: bytes, num: int) -> float:
         await ledger.put_many(entries)
     last = plan.stage(plan.answers[0])
     wait = await seen(ledger.link.client, subjects.results_of(last.id, run), num)
-    assignment = Assignment(plan=plan, stream=run, url="", num_cores=1)
+    assignment = Assignment(jobs=(await job_over(ledger, plan, run, "bench"),), url="", num_cores=1)
     async with anyio.create_task_group() as tasks:
         began_s = time.perf_counter()
         tasks.start_soon(Worker(ledger, assignment, CATALOGUE, Telemetry("bench")).run)
@@ -227,7 +228,7 @@ async def latency(ledger: Ledger, run: str, data: bytes, num: int) -> list[float
             arrived.set()
 
     subscription = await ledger.link.client.subscribe(f"penstock.results.*.{run}.*", cb=on_message)
-    assignment = Assignment(plan=plan, stream=run, url="", num_cores=1)
+    assignment = Assignment(jobs=(await job_over(ledger, plan, run, "bench"),), url="", num_cores=1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Worker(ledger, assignment, CATALOGUE, Telemetry("bench")).run)
         for index in range(num):

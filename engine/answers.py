@@ -4,13 +4,15 @@ An answer joins the reply with what it rests on: the implementation of every sta
 it cost and the trace that explains it. It travels as JSON.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from engine.jobs import JobSpec
 from engine.plan import Plan
-from streams.records import Gap, Record, Reply, Result
+from streams.records import Gap, Record, Reply, Result, Segment
 
 SECOND_NS = 1_000_000_000
 
@@ -20,6 +22,7 @@ class EvidenceItem(Record, frozen=True):
     start_s: float
     end_s: float
     text: str
+    captured_at: str | None = None  # the time of day of start_s, where the source tells (RFC 3339)
 
 
 class StageNote(Record, frozen=True):
@@ -51,10 +54,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     evidence: tuple[EvidenceItem, ...]
     stages: tuple[StageNote, ...]
     gaps: tuple[GapNote, ...]
-    latency_s: float  # from the job's start to the answer
+    latency_s: float  # from the job's start to the answer; of a standing job, from the storing of the last segment
     compute_s: float  # spent on this job's stages, in this run or an earlier one whose results were used
     trace_id: str
     output: Any = None  # of a last stage that does not answer questions: what it found, as it is
+    first: int = 0  # the segments it looked at
+    last: int = 0
+    partial: bool = False  # a draft: over the beginning of the range only
 
 
 def upstream_of(plan: Plan, stage_id: str) -> list[str]:
@@ -66,18 +72,36 @@ def upstream_of(plan: Plan, stage_id: str) -> list[str]:
     return [stage.id for stage in plan.stages if stage.id in wanted]
 
 
+def time_of_day(unix_ns: int) -> str:
+    """RFC 3339, in milliseconds."""
+    moment = datetime.fromtimestamp(unix_ns // SECOND_NS, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{unix_ns % SECOND_NS // 1_000_000:03d}Z"
+
+
+def wall_clock(segment: Segment) -> Callable[[int], str | None] | None:
+    """What turns media time (ns) into the time of day, by a segment that says when it was captured."""
+    if not segment.captured_ns:
+        return None
+
+    def captured_at(media_ns: int) -> str:
+        return time_of_day(segment.captured_ns + media_ns - segment.start_ns)
+
+    return captured_at
+
+
 def make_answer(
-    plan: Plan,
-    job: str,
+    spec: JobSpec,
     record: Result | Gap,
     output: msgspec.Struct | None,
     used: Mapping[str, Iterable[Result | Gap]],
     flaws: Iterable[str],
     latency_s: float,
     trace_id: str,
+    captured_at: Callable[[int], str | None] | None = None,
 ) -> Answer:
     """The answer from a last stage's record; `used` holds the records of the stages it was made from, by stage id, and
     `flaws` what was wrong with the media as it was read."""
+    plan = spec.plan
     stages = [plan.stage(id) for id in upstream_of(plan, record.stage)]
     names = {stage.id: stage.name for stage in plan.stages}
     everything = [record, *(item for records in used.values() for item in records)]
@@ -86,7 +110,7 @@ def make_answer(
     reply = output if isinstance(output, Reply) else None
     question = str(plan.stage(record.stage).params.get("question", ""))
     return Answer(
-        job=job,
+        job=spec.id,
         stream=record.stream,
         question=reply.question if reply else question,
         answer=reply.answer if reply else "",
@@ -97,6 +121,7 @@ def make_answer(
                 start_s=round(item.start_ns / SECOND_NS, 3),
                 end_s=round(item.end_ns / SECOND_NS, 3),
                 text=item.text,
+                captured_at=captured_at(item.start_ns) if captured_at else None,
             )
             for item in (reply.evidence if reply else ())
         ),
@@ -107,6 +132,7 @@ def make_answer(
             GapNote(stage="media", first=record.last, last=record.last, cause="source_lost", detail=flaw)
             for flaw in flaws
         )
+        + _lost(spec)
         + tuple(
             GapNote(
                 stage=names.get(gap.stage, gap.stage),
@@ -121,4 +147,13 @@ def make_answer(
         compute_s=round(sum(costs), 4),
         trace_id=trace_id,
         output=msgspec.to_builtins(output) if output is not None and reply is None else None,
+        first=record.first,
+        last=record.last,
     )
+
+
+def _lost(spec: JobSpec) -> tuple[GapNote, ...]:
+    if spec.lost is None or spec.lost.last is None:
+        return ()
+    detail = "fell out of retention before it was asked for"
+    return (GapNote(stage="media", first=spec.lost.first, last=spec.lost.last, cause="dropped", detail=detail),)

@@ -16,8 +16,10 @@ import anyio
 import structlog
 
 from engine import joins, retry
-from engine.operator import Entry, Fold, Inputs, Map, Reduce
-from engine.plan import Plan
+from engine.arrears import where_to_start
+from engine.gaps import note_gaps
+from engine.operator import Entry, Fold, Inputs, Map, Reduce, Window
+from engine.pool import Late
 from engine.shelf import Known, Shelf
 from engine.telemetry import Attributes, Telemetry
 from engine.work import (
@@ -42,13 +44,18 @@ from streams.subjects import Key
 log = structlog.get_logger(__name__)
 
 MAX_REMEMBERED = 65536
+OPEN = -1  # last of a range that ends with the stream, while its end is not known
+
+
+class _Incomplete(Exception):
+    """An input of an output is not stored yet."""
 
 
 @dataclass(slots=True)
 class Group:
-    """Runs the stages of one group over one stream."""
+    """Runs the stages of one group over one stream. `names` of stages are for people."""
 
-    plan: Plan
+    names: Mapping[str, str]
     stages: Sequence[GroupStage]
     shelf: Shelf
     ledger: Ledger
@@ -81,18 +88,17 @@ class Group:
             by_stream.setdefault(ledger.stream_of(subject), []).append(subject)
         return by_stream
 
-    async def open(self) -> bool:
-        """Learn which outputs are stored already; whether there is anything left to do."""
-        end = await self.shelf.end()
-        lacks_some = end is None
+    async def open(self) -> dict[str, int] | None:
+        """Learn which outputs are stored already. For each JetStream stream, the sequence to listen from; None where
+        nothing is left to be done."""
+        stored = {
+            stage.id: subjects.keys_of(await self.ledger.subjects(subjects.results_of(stage.id, self.stream)))
+            for stage in self.stages
+        }
         for stage in self.stages:
-            stored = subjects.keys_of(await self.ledger.subjects(subjects.results_of(stage.id, self.stream)))
-            for key in stored:
+            for key in stored[stage.id]:
                 self._remember(stage, key)
-            if end is not None:
-                num_owed = 1 if isinstance(stage.planned.scope, Reduce) else end[1].num_segments
-                lacks_some |= len(stored) < num_owed
-        return lacks_some
+        return await where_to_start(self.ledger, self.shelf, self.stages, stored, list(self.external))
 
     async def handle(self, arrivals: Sequence[Arrival]) -> list[retry.Again | None]:
         """Do all that these messages set off. For each: None when it is done, or when to bring it again."""
@@ -103,12 +109,12 @@ class Group:
             following: list[Event] = []
             try:
                 for event in events:
-                    for stage, key in self._contributions(event):
-                        found = await self._ready(stage, key, event)
-                        if isinstance(found, Work):
-                            work.append(found)
-                        elif found is not None:
-                            following.append(found)
+                    for stage, keys in self._contributions(event):
+                        for found in await self._all_ready(stage, keys, event):
+                            if isinstance(found, Work):
+                                work.append(found)
+                            else:
+                                following.append(found)
                 following += await self._carry_out(work, again)
             finally:
                 self._claimed.difference_update((item.stage.id, item.key) for item in work)
@@ -123,7 +129,10 @@ class Group:
         readers = [stage for stage in self.stages if MEDIA in stage.planned.sources]
         for index, media in self.shelf.media().items():
             owed = (
-                (s.id, k) for s in readers for k in joins.outputs_of(s.planned.scope, index, self.shelf.num_segments)
+                (s.id, k)
+                for s in readers
+                for k in joins.outputs_of(s.planned.scope, index, self.shelf.num_segments)
+                if s.running.owes(k)
             )
             if media.memo and all(output in self._stored for output in owed):
                 for wanted in list(media.memo):
@@ -154,30 +163,58 @@ class Group:
         known = self.shelf.keep_result(address.source, address.key, arrival.seq, data, arrival.traceparent)
         return Event(address.source, address.key, known, arrival, arrival.arrived_ns)
 
-    def _contributions(self, event: Event) -> list[tuple[GroupStage, Key]]:
+    def _contributions(self, event: Event) -> list[tuple[GroupStage, list[Key]]]:
+        """The outputs that the event may complete, of those that are asked for; by stage, in order."""
         num_segments = self.shelf.num_segments
-        found: list[tuple[GroupStage, Key]] = []
+        found: list[tuple[GroupStage, list[Key]]] = []
         for stage in self.stages:
             scope = stage.planned.scope
             keys: list[Key] = []
-            if event.key is None:
+            if isinstance(scope, Reduce):
+                if event.key is None or event.source in stage.awaited:
+                    keys = self._ranges(stage, event.key)
+            elif event.key is None:
                 keys = joins.outputs_of_end(scope, num_segments or 0)
             elif event.source in stage.awaited:
                 keys = joins.outputs_of(scope, event.key.first, num_segments)
-                if isinstance(scope, Reduce) and not keys:  # the end may be stored without having come by here
-                    keys = [Key(0, 0)]
             elif event.source == stage.id:
                 keys = joins.outputs_of_own(scope, event.key, num_segments)
-            found += [(stage, key) for key in keys]
+            if not isinstance(scope, Reduce):
+                keys = [key for key in keys if stage.running.owes(key)]
+            if keys:
+                found.append((stage, keys))
+        return found
+
+    def _ranges(self, stage: GroupStage, key: Key | None) -> list[Key]:
+        """The ranges asked of a stage that this segment, or the stream's end, belongs to."""
+        return [
+            Key(span.first, OPEN if span.last is None else span.last)
+            for span in stage.running.spans
+            if (span.last is None if key is None else span.holds(key.first))
+        ]
+
+    async def _all_ready(self, stage: GroupStage, keys: Sequence[Key], event: Event) -> list[Work | Event]:
+        """What is ready of these outputs. Of windows, once one lacks an input all later ones lack it."""
+        found: list[Work | Event] = []
+        for key in keys:
+            try:
+                ready = await self._ready(stage, key, event)
+            except _Incomplete:
+                if isinstance(stage.planned.scope, Window):
+                    break
+                continue
+            if ready is not None:
+                found.append(ready)
         return found
 
     async def _ready(self, stage: GroupStage, key: Key, event: Event) -> Work | Event | None:
-        """The work if this event completes the output; the output's own event if it is stored already."""
-        if isinstance(stage.planned.scope, Reduce):
+        """The work if this event completes the output; the output's own event if it is stored already. Raises
+        _Incomplete where an input is missing."""
+        if key.last == OPEN:
             end = await self.shelf.end() if await self._is_last(stage, event) else None
-            if end is None or end[1].num_segments == 0:
+            if end is None or end[1].num_segments <= key.first:
                 return None
-            key = Key(0, end[1].num_segments - 1)
+            key = Key(key.first, end[1].num_segments - 1)
         if (stage.id, key) in self._stored:
             return await self._stored_event(stage, key, event) if stage.read_inside else None
         found = await self._complete(stage, key, event)
@@ -202,12 +239,12 @@ class Group:
         for source in stage.planned.sources:
             entries[source] = await self.shelf.get(source, wanted)
             if len(entries[source]) < len(wanted):
-                return None
+                raise _Incomplete
         previous = None
-        if isinstance(scope, Fold) and key.first > 0:
+        if isinstance(scope, Fold) and stage.running.owes(Key.of(key.first - 1)):
             previous = (await self.shelf.get(stage.id, [key.first - 1])).get(key.first - 1)
             if previous is None:
-                return None
+                raise _Incomplete
         on_media = event.source == MEDIA
         seqs = [
             known.seq for source, found in entries.items() for known in found.values() if (source == MEDIA) == on_media
@@ -224,7 +261,9 @@ class Group:
     def _is_bounded(stage: GroupStage, key: Key, num_segments: int) -> bool:
         """Whether the stream's end is one of this output's inputs."""
         scope = stage.planned.scope
-        return isinstance(scope, Reduce) or (isinstance(scope, Map) and key.last + scope.after >= num_segments)
+        if isinstance(scope, Reduce):
+            return not any((span.first, span.last) == key for span in stage.running.spans)
+        return isinstance(scope, Map) and key.last + scope.after >= num_segments
 
     async def _is_last(self, stage: GroupStage, event: Event) -> bool:
         """Whether no input of a whole range was stored after this event, in its JetStream stream. Asked first, for it
@@ -267,10 +306,16 @@ class Group:
         if (lost := retry.before_attempt(event.root.num_delivered, self.policy)) is not None:
             gap = gap_of(stage.id, self.stream, key, "dead_lettered", lost.cause)
             return Work(stage, key, event, parent, links, gap=gap)
+        deadline_ns = None
+        if stage.running.max_lag_s > 0 and stage.running.is_prompt(key):
+            deadline_ns = event.root.stored_ns + int(stage.running.max_lag_s * 1e9)
+            if time.time_ns() > deadline_ns:
+                gap = gap_of(stage.id, self.stream, key, "late", self._late(stage))
+                return Work(stage, key, event, parent, links, gap=gap)
         if not isinstance(stage.planned.scope, Reduce):
             for source, known in here.items():
                 if known is not None and known.gap is not None:
-                    name = MEDIA if source == MEDIA else self.plan.stage(source).name
+                    name = MEDIA if source == MEDIA else self.names.get(source, source)
                     gap = gap_of(stage.id, self.stream, key, "upstream", f"{name}: {known.gap.detail}")
                     return Work(stage, key, event, parent, links, gap=gap)
         ports = {
@@ -282,7 +327,11 @@ class Group:
         }
         before = previous.value if previous is not None else None
         inputs = Inputs(self.stream, key.first, key.last, stage.params, ports, before)
-        return Work(stage, key, event, parent, links, inputs=inputs)
+        return Work(stage, key, event, parent, links, inputs=inputs, deadline_ns=deadline_ns)
+
+    @staticmethod
+    def _late(stage: GroupStage) -> str:
+        return f"waited longer than {stage.running.max_lag_s:g} s to be computed"
 
     # --- from work to stored outputs ---------------------------------------------------------------------------
 
@@ -310,7 +359,10 @@ class Group:
             for outcome in outcomes
         ]
         following: list[Event] = []
-        for outcome, placed in zip(outcomes, await self.ledger.put_many(entries) if entries else [], strict=True):
+        all_placed = await self.ledger.put_many(entries) if entries else []
+        pairs = list(zip(outcomes, all_placed, strict=True))
+        await note_gaps(self.ledger, [o.record for o, placed in pairs if placed.fresh and isinstance(o.record, Gap)])
+        for outcome, placed in pairs:
             stage, key, event = outcome.work.stage, outcome.work.key, outcome.work.event
             self._remember(stage, key)
             outcome.span.end()
@@ -328,8 +380,8 @@ class Group:
     async def _compute(self, items: Sequence[Work], outcomes: list[Outcome], again: dict[int, retry.Again]) -> None:
         stage = items[0].stage
         spans = [begin_span(self.telemetry, item, self.stream, self.worker) for item in items]
-        runnable = [item.inputs for item in items if item.inputs is not None]
-        done = iter(await stage.pool.process(runnable))
+        runnable = [(item.inputs, item.deadline_ns) for item in items if item.inputs is not None]
+        done = iter(await stage.pool.process([i for i, _ in runnable], [deadline_ns for _, deadline_ns in runnable]))
         batches: dict[tuple[int, int], list[str]] = {}
         for item, span in zip(items, spans, strict=True):
             if item.inputs is None:
@@ -346,6 +398,10 @@ class Group:
                 outcomes.append(Outcome(item, result_of(item, ran, self.stream, self.worker), ran.output, span))
                 continue
             jitter = 0.5 + self.random.random()
+            if isinstance(ran.error, Late):
+                gap = gap_of(stage.id, self.stream, item.key, "late", self._late(stage))
+                outcomes.append(Outcome(item, gap, None, span))
+                continue
             verdict = retry.after_failure(ran.error, item.event.root.num_delivered, self.policy, jitter)
             log.warning(
                 "stage_failed", stage=stage.planned.name, key=str(item.key), error=str(ran.error), then=str(verdict)

@@ -1,39 +1,52 @@
-"""A one-shot job: media in, progress and answers out.
+"""A job that brings its own source: media in, progress and answers out.
 
-The job publishes the source's segments, never further ahead of its stages than `MAX_AHEAD`, counts what is stored in
-the ledger, and makes an answer of every output of the plan's last stages. It computes nothing itself and keeps no state
-that the ledger does not hold: run again, it goes on where things stand.
+It publishes the source's segments, never further ahead of its stages than `MAX_AHEAD`, counts what is stored in the
+ledger, and answers. It computes nothing itself and keeps no state that the ledger does not hold: run again, it goes on
+where things stand.
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import anyio
-import anyio.to_thread
-import msgspec
 import structlog
 
-from engine.answers import Answer, make_answer, upstream_of
+from engine.answering import Answering, stored_end
+from engine.answers import Answer
 from engine.catalogue import Catalogue
+from engine.ingest import ingest
+from engine.jobs import JobSpec, Span, spans_of
 from engine.operator import Reduce
 from engine.plan import Plan
-from engine.telemetry import Telemetry, trace_id
+from engine.telemetry import Telemetry
 from streams import subjects
 from streams.errors import LinkError, PenstockError, UserError
-from streams.ledger import Ledger, Stored
-from streams.records import EndOfStream, Gap, Result, Segment, decode_media, decode_result, encode
+from streams.ledger import Ledger
+from streams.records import EndOfStream, Gap, Segment
 from streams.subjects import Key
 
 log = structlog.get_logger(__name__)
 
 MAX_AHEAD = 64  # segments: bounds what the ledger must hold of media that nobody has looked at
-STORING_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # pauses while a record we heard of is being stored
 RECOUNT_S = 2.0  # how often the count is checked against the ledger: what came by core NATS may have been missed
 
-Source = Callable[[], Iterator[Segment | EndOfStream]]
+Source = Callable[[], Iterator[Segment | Gap | EndOfStream]]
+
+
+async def job_over(ledger: Ledger, plan: Plan, stream: str, id: str) -> JobSpec:
+    """A job over a whole stream, from its first segment to its end."""
+    id, stream = subjects.token(id), subjects.token(stream)
+    round = await round_of(ledger, stream)
+    return JobSpec(
+        id=id,
+        stream=stream,
+        plan=plan,
+        spans=spans_of(plan, Span(first=0)),
+        rounds={stage.id: round for stage in plan.stages},
+        submitted_ns=time.time_ns(),
+    )
 
 
 async def round_of(ledger: Ledger, stream: str) -> int:
@@ -52,46 +65,47 @@ class Progress:
 
 
 class Job:
-    """One run of a plan over one stream. `on_progress` and `on_answer` are called as things happen."""
+    """One run of a job over its own source. `on_progress` and `on_answer` are called as things happen."""
 
     def __init__(
         self,
         ledger: Ledger,
-        plan: Plan,
-        stream: str,
-        id: str,
+        spec: JobSpec,
         catalogue: Catalogue,
         traces: Telemetry,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_answer: Callable[[Answer], None] = lambda answer: None,
     ) -> None:
-        self.id = subjects.token(id)
+        self.spec = spec
         self._ledger = ledger
-        self._plan = plan
-        self._stream = subjects.token(stream)
+        self._plan = spec.plan
+        self._stream = spec.stream
         self._catalogue = catalogue
         self._traces = traces
         self._on_progress = on_progress
         self._on_answer = on_answer
-        self._stored: dict[str, set[Key]] = {stage.id: set() for stage in plan.stages}
+        self._stored: dict[str, set[Key]] = {stage.id: set() for stage in self._plan.stages}
         self._end: EndOfStream | None = None
         self._changed = anyio.Event()
-        self._started_s = 0.0
-        self._last_read: dict[str, tuple[Key, list[Result | Gap]]] = {}
 
     async def run(self, source: Source) -> list[Answer]:
         """Publish, wait, answer. Raises UserError if the source cannot be read."""
-        self._started_s = anyio.current_time()
         span = self._traces.span(
-            "job", attributes={"job": self.id, "workflow": self._plan.workflow, "stream": self._stream}
+            "job", attributes={"job": self.spec.id, "workflow": self._plan.workflow, "stream": self._stream}
         )
+        answers: list[Answer] = []
+
+        def note_answer(answer: Answer) -> None:
+            answers.append(answer)
+            self._on_answer(answer)
+
         forget = self._ledger.link.on_reconnect(self._wake)
         watches = [await self._watch(stage.id) for stage in self._plan.stages]
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._recount_regularly)
                 tasks.start_soon(self._publish, source, span.traceparent)
-                answers = [answer async for answer in self._answers()]
+                await Answering(self._ledger, self.spec, self._catalogue, note_answer).run()
                 tasks.cancel_scope.cancel()
             return answers
         finally:
@@ -109,50 +123,32 @@ class Job:
 
     async def _publish(self, source: Source, job_trace: str) -> None:
         """Store every segment and the end. What is there already is refused by the ledger, and that is fine."""
-        self._end = await self._stored_end()
+        self._end = await self._complete_end()
         if self._end is None:
-            iterator = source()
-            num_segments = 0
-            while True:
-                started_ns = time.time_ns()
-                record = await anyio.to_thread.run_sync(next, iterator, None)
-                if record is None:
-                    raise PenstockError(f"the source of {self._stream} stopped without saying that it ended")
-                if isinstance(record, EndOfStream):
-                    break
-                span = self._traces.span(
-                    "ingest",
-                    started_ns=started_ns,
-                    links=[job_trace],
-                    attributes={"stream": self._stream, "segment": record.index},
-                )
-                await self._ledger.put(subjects.media(self._stream, record.index), encode(record), span.traceparent)
-                span.end()
-                num_segments += 1
-                await self._until(partial(self._has_room_for, num_segments))
-            if num_segments == 0:
+            end = await ingest(
+                self._ledger, self._stream, source(), self._traces, parent=job_trace, room=self._room_for
+            )
+            if end is None:
+                raise PenstockError(f"the source of {self._stream} stopped without saying that it ended")
+            if end.num_segments == 0:
                 raise UserError("the input has no segment: it holds neither video nor audio that can be read")
-            await self._ledger.put(subjects.media_end(self._stream), encode(record), job_trace)
-            self._end = record
+            self._end = end
         self._wake()
 
-    async def _stored_end(self) -> EndOfStream | None:
+    async def _complete_end(self) -> EndOfStream | None:
         """The end of the stream, if it and every segment before it are there; what fell out of retention is to be
         published again."""
-        stored = await self._ledger.get(subjects.media_end(self._stream))
-        try:
-            end = decode_media(stored.data) if stored is not None else None
-        except msgspec.DecodeError as error:
-            raise PenstockError(f"the end of stream {self._stream} cannot be read from the ledger: {error}") from error
-        if not isinstance(end, EndOfStream):
+        end = await stored_end(self._ledger, self._stream)
+        if end is None:
             return None
         num_there = len(subjects.keys_of(await self._ledger.subjects(subjects.media_of(self._stream))))
         return end if num_there == end.num_segments else None
 
-    def _has_room_for(self, num_published: int) -> bool:
-        """Whether the stage furthest behind, of those with an output for each segment, is near enough."""
-        counts = [len(self._stored[stage.id]) for stage in self._plan.stages if not isinstance(stage.scope, Reduce)]
-        return num_published - min(counts, default=num_published) <= MAX_AHEAD
+    async def _room_for(self, num_published: int) -> None:
+        """Wait until the stage furthest behind, of those with an output for each segment, is near enough."""
+        counted = [stage.id for stage in self._plan.stages if not isinstance(stage.scope, Reduce)]
+        while num_published - min((len(self._stored[id]) for id in counted), default=num_published) > MAX_AHEAD:
+            await self._changed.wait()
 
     # --- counting ----------------------------------------------------------------------------------------------
 
@@ -183,72 +179,3 @@ class Job:
             except LinkError as error:
                 log.warning("cannot_count", error=str(error))
             await anyio.sleep(RECOUNT_S)
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await self._changed.wait()
-
-    # --- answers out -------------------------------------------------------------------------------------------
-
-    async def _answers(self) -> AsyncIterator[Answer]:
-        await self._until(lambda: self._num_segments is not None)
-        waiting = {id: set(self._expected(id)) for id in self._plan.answers}
-        while any(waiting.values()):
-            await self._until(lambda: any(keys & self._stored[id] for id, keys in waiting.items()))
-            for id, keys in waiting.items():
-                for key in sorted(keys & self._stored[id]):
-                    stored = await self._once_stored(id, key)
-                    if stored is None:
-                        self._stored[id].discard(key)
-                        continue
-                    keys.discard(key)
-                    answer = await self._answer(id, key, stored)
-                    self._on_answer(answer)
-                    yield answer
-
-    def _expected(self, stage_id: str) -> list[Key]:
-        num_segments = self._num_segments or 0
-        if isinstance(self._plan.stage(stage_id).scope, Reduce):
-            return [Key(0, num_segments - 1)] if num_segments else []
-        return [Key.of(index) for index in range(num_segments)]
-
-    async def _once_stored(self, stage_id: str, key: Key) -> Stored | None:
-        """The record we heard of. What core NATS tells is sent before it is stored, and may never be: then None, and
-        it will be heard of again."""
-        for pause_s in (0.0, *STORING_S):
-            await anyio.sleep(pause_s)
-            stored = await self._ledger.get(subjects.result(stage_id, self._stream, key))
-            if stored is not None:
-                return stored
-        return None
-
-    async def _answer(self, stage_id: str, key: Key, stored: Stored) -> Answer:
-        record = decode_result(stored.data)
-        capability = self._catalogue.capability(self._plan.stage(stage_id).capability)
-        output = msgspec.msgpack.decode(record.output, type=capability.output) if isinstance(record, Result) else None
-        sources = [source for source in upstream_of(self._plan, stage_id) if source != stage_id]
-        used = {source: await self._records(source, key) for source in sources}
-        answer = make_answer(
-            self._plan,
-            self.id,
-            record,
-            output,
-            used,
-            self._end.flaws if self._end else (),
-            anyio.current_time() - self._started_s,
-            trace_id(stored.traceparent),
-        )
-        subject = subjects.answers(self.id, self._stream)
-        await self._ledger.append(
-            subject, msgspec.json.encode(answer), f"{self.id}-{stage_id}-{key}", stored.traceparent
-        )
-        return answer
-
-    async def _records(self, source: str, key: Key) -> list[Result | Gap]:
-        """What a stage delivered over a range, read once for all the answers that rest on it."""
-        if self._last_read.get(source, (None, []))[0] != key:
-            names = [subjects.result(source, self._stream, Key.of(i)) for i in range(key.first, key.last + 1)]
-            found = await self._ledger.get_many(names)
-            records = [decode_result(found[name].data) for name in names if name in found]
-            self._last_read[source] = (key, records)
-        return self._last_read[source][1]

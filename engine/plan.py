@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from engine.catalogue import Catalogue
-from engine.operator import Capability, Machine, Media, Operator, Reduce, Rung, Scope, Settings
+from engine.operator import Capability, Machine, Media, Operator, Reduce, Rung, Scope, Settings, Window
 from engine.workflow import MEDIA, Stage, Workflow
 from streams.errors import UserError
 from streams.records import MediaInfo, encode
@@ -38,6 +38,7 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
     capability: str
     rung: PlannedRung
     scope: Scope
+    group: str  # stages of one stream with the same group run fused, whichever jobs brought them
     params: dict[str, Any] = {}
     inputs: dict[str, tuple[str, ...]] = {}
 
@@ -47,11 +48,10 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Stages, each after those it reads; and the groups they run in, by stage id."""
+    """Stages, each after those it reads."""
 
     workflow: str
     stages: tuple[PlannedStage, ...]
-    groups: tuple[tuple[str, ...], ...]
     answers: tuple[str, ...]  # ids of the stages whose outputs are the workflow's answers
     notices: tuple[str, ...] = ()  # what a person should know of the choice made
 
@@ -60,32 +60,49 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Equal for workflows that compute the same, however they were written."""
         return hashlib.sha256(encode(sorted(stage.id for stage in self.stages))).hexdigest()[:16]
 
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The ids of the stages that run fused."""
+        groups: dict[str, list[str]] = {}
+        for stage in self.stages:
+            groups.setdefault(stage.group, []).append(stage.id)
+        return tuple(tuple(group) for group in groups.values())
+
     def stage(self, id: str) -> PlannedStage:
         return next(stage for stage in self.stages if stage.id == id)
-
-    def ancestors(self) -> dict[str, frozenset[str]]:
-        """For each stage, the sources it was made from, near and far; not those behind a reduce."""
-        found: dict[str, frozenset[str]] = {}
-        for stage in self.stages:
-            if isinstance(stage.scope, Reduce):
-                found[stage.id] = frozenset()
-                continue
-            found[stage.id] = frozenset(stage.sources).union(*(found.get(s, frozenset()) for s in stage.sources))
-        return found
 
     def regrouped(self, groups: Sequence[Sequence[str]]) -> "Plan":
         """The same plan with its stages fused otherwise. Raises ValueError unless each stage is in one group."""
         if sorted(id for group in groups for id in group) != sorted(stage.id for stage in self.stages):
             raise ValueError("every stage of the plan must be in exactly one group")
-        return msgspec.structs.replace(self, groups=tuple(tuple(group) for group in groups))
+        named = {id: _group_name(sorted(group)) for group in groups for id in group}
+        stages = tuple(msgspec.structs.replace(stage, group=named[stage.id]) for stage in self.stages)
+        return msgspec.structs.replace(self, stages=stages)
 
 
-def make_plan(workflow: Workflow, catalogue: Catalogue, machine: Machine, media: MediaInfo | None = None) -> Plan:
-    """Choose and check. Raises UserError for an unknown capability, a wrong port, a type that does not fit, a bad
-    parameter, or a capability that nothing here can compute."""
+def ancestors(stages: Sequence[PlannedStage]) -> dict[str, frozenset[str]]:
+    """For each stage, the sources it was made from, near and far; not those behind a reduce. `stages` in order."""
+    found: dict[str, frozenset[str]] = {}
+    for stage in stages:
+        if isinstance(stage.scope, Reduce):
+            found[stage.id] = frozenset()
+            continue
+        found[stage.id] = frozenset(stage.sources).union(*(found.get(s, frozenset()) for s in stage.sources))
+    return found
+
+
+def make_plan(
+    workflow: Workflow,
+    catalogue: Catalogue,
+    machine: Machine,
+    media: MediaInfo | None = None,
+    window: int | None = None,
+) -> Plan:
+    """Choose and check. With `window`, a stage that would reduce a whole range looks at the last `window` segments
+    instead, for a stream that does not end. Raises UserError for an unknown capability, a wrong port, a type that does
+    not fit, a bad parameter, or a capability that nothing here can compute."""
     planned: dict[str, PlannedStage] = {}
     notices: list[str] = []
-    operators: dict[str, Operator] = {}
     for name in workflow.order():
         stage = workflow.stages[name]
         capability = _checked(name, stage, workflow, catalogue)
@@ -95,26 +112,20 @@ def make_plan(workflow: Workflow, catalogue: Catalogue, machine: Machine, media:
         knobs = msgspec.to_builtins(rung.knobs)
         params = msgspec.to_builtins(msgspec.convert(stage.params, capability.params))
         chosen = PlannedRung(implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs)
-        id = stage_id(capability.name, [chosen], operator.scope, params, inputs)
+        scope = Window(window) if window is not None and isinstance(operator.scope, Reduce) else operator.scope
         planned[name] = PlannedStage(
-            id=id,
+            id=stage_id(capability.name, [chosen], scope, params, inputs),
             name=name,
             capability=capability.name,
             rung=chosen,
-            scope=operator.scope,
+            scope=scope,
+            group=fused(inputs, operator(rung.knobs)),
             params=params,
             inputs=inputs,
         )
-        operators[id] = operator(rung.knobs)
     stages = tuple({stage.id: stage for stage in planned.values()}.values())
     answers = tuple(dict.fromkeys(planned[name].id for name in workflow.answers))
-    return Plan(
-        workflow=workflow.name,
-        stages=stages,
-        groups=fuse(stages, operators),
-        answers=answers,
-        notices=tuple(notices),
-    )
+    return Plan(workflow=workflow.name, stages=stages, answers=answers, notices=tuple(notices))
 
 
 def stage_id(
@@ -149,15 +160,16 @@ def choose(
     raise UserError(f"nothing here can compute {capability.name!r}: {'; '.join(dict.fromkeys(reasons))}")
 
 
-def fuse(stages: Sequence[PlannedStage], operators: Mapping[str, Operator]) -> tuple[tuple[str, ...], ...]:
-    """Which stages run together: those that ask the same kind of thing of a decoder of the same media, so that it is
-    decoded once; and those that read the same stages, so that what these find is delivered once."""
-    groups: dict[Any, list[str]] = {}
-    for stage in stages:
-        kinds = frozenset(type(demand).__qualname__ for demand in operators[stage.id].demands())
-        read = (MEDIA, kinds) if MEDIA in stage.sources and kinds else frozenset(stage.sources)
-        groups.setdefault(read, []).append(stage.id)
-    return tuple(tuple(group) for group in groups.values())
+def fused(inputs: Mapping[str, Sequence[str]], operator: Operator) -> str:
+    """The group of a stage: the same for those that ask the same kind of thing of a decoder of the same media, so that
+    it is decoded once; and for those that read the same stages, so that what these find is delivered once."""
+    sources = {source for port in inputs.values() for source in port}
+    kinds = sorted({type(demand).__qualname__ for demand in operator.demands()})
+    return _group_name([MEDIA, *kinds] if MEDIA in sources and kinds else sorted(sources))
+
+
+def _group_name(what: Sequence[str]) -> str:
+    return hashlib.sha256(encode(what)).hexdigest()[:16]
 
 
 def _ids(stage: Stage, port: str, capability: Capability, planned: Mapping[str, PlannedStage]) -> tuple[str, ...]:

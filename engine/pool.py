@@ -25,6 +25,10 @@ from streams.records import encode
 log = structlog.get_logger(__name__)
 
 
+class Late(Exception):
+    """Its time had passed before its turn came: it was not computed."""
+
+
 class Done(msgspec.Struct, frozen=True):
     """What became of one item: an output and its encoding, or the error; and when its batch ran (Unix time, ns)."""
 
@@ -46,9 +50,15 @@ class _Ticket:
     """One caller's items, settled in order."""
 
     items: Sequence[Inputs]
+    deadlines_ns: Sequence[int | None]
     done: dict[int, Done] = field(default_factory=dict)
     num_taken: int = 0
     settled: anyio.Event = field(default_factory=anyio.Event)
+
+    def settle(self, index: int, done: Done) -> None:
+        self.done[index] = done
+        if len(self.done) == len(self.items):
+            self.settled.set()
 
 
 class Capacity:
@@ -82,11 +92,12 @@ class Pool:
         self._idle: list[Operator] = []
         self._waiting: deque[_Ticket] = deque()
 
-    async def process(self, items: Sequence[Inputs]) -> list[Done]:
-        """What became of each item, in order. Never raises for a failing item."""
+    async def process(self, items: Sequence[Inputs], deadlines_ns: Sequence[int | None] = ()) -> list[Done]:
+        """What became of each item, in order. Never raises for a failing item. One whose deadline (Unix time) has
+        passed when its turn comes is not run."""
         if not items:
             return []
-        ticket = _Ticket(items)
+        ticket = _Ticket(items, deadlines_ns or [None] * len(items))
         self._waiting.append(ticket)
         num_batches = -(-sum(len(t.items) - t.num_taken for t in self._waiting) // self.operator.max_batch)
         while self._num_lanes < min(num_batches, self._capacity.num_cores) and (
@@ -117,11 +128,11 @@ class Pool:
         try:
             while self._waiting:
                 taken = self._take()
+                if not taken:
+                    continue
                 batch = [ticket.items[index] for ticket, index in taken]
                 for (ticket, index), done in zip(taken, await self._run(batch), strict=True):
-                    ticket.done[index] = done
-                    if len(ticket.done) == len(ticket.items):
-                        ticket.settled.set()
+                    ticket.settle(index, done)
         finally:
             self._num_lanes -= 1
             self._capacity.num_lanes -= 1
@@ -131,7 +142,11 @@ class Pool:
         taken: list[tuple[_Ticket, int]] = []
         while self._waiting and len(taken) < self.operator.max_batch:
             ticket = self._waiting[0]
-            taken.append((ticket, ticket.num_taken))
+            now_ns, deadline_ns = time.time_ns(), ticket.deadlines_ns[ticket.num_taken]
+            if deadline_ns is not None and now_ns > deadline_ns:
+                ticket.settle(ticket.num_taken, Done(None, b"", Late(), now_ns, now_ns, 1))
+            else:
+                taken.append((ticket, ticket.num_taken))
             ticket.num_taken += 1
             if ticket.num_taken == len(ticket.items):
                 self._waiting.popleft()

@@ -31,21 +31,13 @@ class Known(msgspec.Struct, frozen=True, eq=False):
 
 
 class Shelf:
-    """Inputs of one stream by source and segment. `outputs` tells the type of each stage's output, `demands` what
-    will be asked of the media's decoder."""
+    """Inputs of one stream by source and segment."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        stream: str,
-        outputs: Mapping[str, type[msgspec.Struct]],
-        demands: tuple[Hashable, ...],
-        max_segments: int,
-    ) -> None:
+    def __init__(self, ledger: Ledger, stream: str, max_segments: int) -> None:
         self.stream = subjects.token(stream)
         self._ledger = ledger
-        self._decoders = {stage: msgspec.msgpack.Decoder(type) for stage, type in outputs.items()}
-        self._demands = demands
+        self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {}
+        self._demands: tuple[Hashable, ...] = ()
         self._media: OrderedDict[int, Known] = OrderedDict()
         self._results: OrderedDict[tuple[str, Key], Known] = OrderedDict()
         self._max_segments = max_segments
@@ -83,7 +75,19 @@ class Shelf:
         if missing:
             for subject, stored in (await self._ledger.get_many(missing)).items():
                 found[missing[subject]] = self._keep(source, missing[subject], stored)
+        lost = [index for index in missing.values() if source == MEDIA and index not in found]
+        if lost and found and min(lost) < max(found):  # media are stored in order, so these may have been there once
+            kept = subjects.keys_of(await self._ledger.subjects(subjects.media_of(self.stream)))
+            first = min((key.first for key in kept), default=0)
+            found |= {index: Known(0, "", gap=_evicted(self.stream, index)) for index in lost if index < first}
         return found
+
+    def serve(self, outputs: Mapping[str, type[msgspec.Struct]], demands: tuple[Hashable, ...]) -> None:
+        """Know the stages that are read from here from now on, and what will be asked of the media's decoder."""
+        for stage, type in outputs.items():
+            if stage not in self._decoders:
+                self._decoders[stage] = msgspec.msgpack.Decoder(type)
+        self._demands = demands
 
     def _keep(self, source: str, index: int, stored: Stored) -> Known:
         if source == MEDIA:
@@ -138,6 +142,11 @@ class Shelf:
         return Gap(
             stage=source, stream=self.stream, first=key.first, last=key.last, cause="dead_lettered", detail=detail
         )
+
+
+def _evicted(stream: str, index: int) -> Gap:
+    detail = "it fell out of retention before it was looked at"
+    return Gap(stage=MEDIA, stream=stream, first=index, last=index, cause="dropped", detail=detail)
 
 
 def _put(shelf: OrderedDict[Any, Known], key: Any, known: Known, max_entries: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from engine.graph import RunningStage
 from engine.operator import Capability, Inputs, Map, Operator
 from engine.plan import PlannedStage
 from engine.pool import Done, Pool
@@ -20,7 +21,7 @@ from streams.subjects import Key
 class GroupStage:
     """A stage as its group runs it."""
 
-    planned: PlannedStage
+    running: RunningStage
     capability: Capability
     operator: type[Operator]
     params: Any
@@ -29,8 +30,12 @@ class GroupStage:
     read_inside: bool  # whether its outputs are events for this group
 
     @property
+    def planned(self) -> PlannedStage:
+        return self.running.planned
+
+    @property
     def id(self) -> str:
-        return self.planned.id
+        return self.running.id
 
     @property
     def plain(self) -> bool:
@@ -58,6 +63,7 @@ class Work(msgspec.Struct, frozen=True, eq=False):
     links: tuple[str, ...] = ()  # those of the other inputs
     inputs: Inputs | None = None
     gap: Gap | None = None
+    deadline_ns: int | None = None  # Unix time after which it is worth nothing
 
 
 class Outcome(msgspec.Struct, frozen=True, eq=False):

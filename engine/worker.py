@@ -1,4 +1,4 @@
-"""A worker: a process that hosts pools and runs groups over one stream.
+"""A worker: a process that hosts pools and runs the groups of stages that the jobs need.
 
 It takes a message only when there is a slot for it, shows progress while it works, acknowledges after what it set off
 is stored, and holds nothing that its death would lose. It is started with an assignment on standard input and ends when
@@ -6,12 +6,12 @@ that closes, so it never outlives whoever started it.
 """
 
 import ctypes
-import hashlib
 import os
 import signal
 import sys
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -24,10 +24,13 @@ import structlog
 
 from engine import joins, telemetry
 from engine.catalogue import Catalogue, installed
+from engine.graph import RunningGroup, RunningStage, in_order, running_groups
 from engine.group import Group
+from engine.jobs import JobSpec
 from engine.operator import Device, Fold
-from engine.plan import Plan, settings_of
+from engine.plan import PlannedStage, ancestors, settings_of
 from engine.pool import Capacity, Pool
+from engine.registry import following
 from engine.retry import Again, RetryPolicy
 from engine.shelf import Shelf
 from engine.work import GroupStage
@@ -39,13 +42,13 @@ from streams.records import encode
 
 log = structlog.get_logger(__name__)
 
+DRAIN_S = 30.0  # what a group that is replaced gets to finish what it has taken
+
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is to do."""
+    """Where a worker works, and at what: the jobs given here, or those of the bucket, whatever they are at the time."""
 
-    plan: Plan
-    stream: str
-    round: int = 0  # see `engine.job.round_of`
+    jobs: tuple[JobSpec, ...] | None = None  # None: follow the bucket
     url: str
     name: str = "worker"
     num_cores: int = 1
@@ -54,6 +57,30 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     retry: RetryPolicy = RetryPolicy()
     trace_file: str = ""
     log_level: str = "warning"
+
+
+@dataclass(slots=True)
+class _Served:
+    """A group that is being served; its scopes end the taking of messages, not the work on those taken."""
+
+    group: Group
+    stage_ids: frozenset[str]
+    pools: list[Pool]
+    pulls: list[Pull] = field(default_factory=list)
+    scopes: list[anyio.CancelScope] = field(default_factory=list)
+    is_leaving: bool = False
+    num_in_flight: int = 0
+    drained: anyio.Event = field(default_factory=anyio.Event)
+
+    def leave(self) -> None:
+        self.is_leaving = True
+        for scope in self.scopes:
+            scope.cancel()
+        self.note_progress()
+
+    def note_progress(self) -> None:
+        if self.is_leaving and not self.num_in_flight:
+            self.drained.set()
 
 
 class Worker:
@@ -68,103 +95,162 @@ class Worker:
         self._traces = traces
         self._acks = Acks(ledger)
         self._in_flight: dict[int, Arrival] = {}
-        self._pulls: list[Pull] = []
+        self._served: dict[tuple[str, str], _Served] = {}
+        self._shelves: dict[str, Shelf] = {}
+        self._pools: dict[bytes, Pool] = {}
         self._capacity = Capacity(assignment.num_cores)
 
     async def run(self) -> None:
         """Returns only by being canceled; what was under way is handed back."""
         try:
             async with anyio.create_task_group() as tasks:
-                for group in self._groups(tasks):
-                    if not await group.open():
-                        continue
-                    for stage in group.stages:
-                        tasks.start_soon(stage.pool.warm_up)
-                    for stream, filters in group.external.items():
-                        durable = f"{_group_name(group)}-{self._assignment.stream}-{self._assignment.round}"
-                        pull = Pull(self._ledger.link, stream, durable, filters, self._assignment.ack_wait_s)
-                        await pull.open()
-                        tasks.start_soon(self._serve, group, pull, tasks)
                 tasks.start_soon(self._show_progress)
+                if self._assignment.jobs is None:
+                    await self._follow(tasks)
+                else:
+                    await self.reconcile(self._assignment.jobs, tasks)
         finally:
             with anyio.move_on_after(0.3, shield=True):
                 for arrival in self._unfinished():
                     await self._acks.again(arrival, 0)
 
-    def _groups(self, tasks: anyio.abc.TaskGroup) -> list[Group]:
-        plan = self._assignment.plan
-        capabilities = {stage.id: self._catalogue.capability(stage.capability) for stage in plan.stages}
-        pools = self._pools(tasks)
-        demanded: dict[str, tuple[Hashable, ...]] = {}
-        for stage in plan.stages:
-            operator = pools[stage.id].operator
-            demanded[stage.id] = operator(settings_of(operator.Knobs, stage.rung.knobs)).demands()
-        demands = dict.fromkeys(demand for some in demanded.values() for demand in some)
-        outputs = {id: capability.output for id, capability in capabilities.items()}
-        num_media = 4 + 2 * self._assignment.num_cores
-        shelf = Shelf(self._ledger, self._assignment.stream, outputs, tuple(demands), num_media)
-        ancestors = plan.ancestors()
-        groups = []
-        for ids in plan.groups:
-            inside = {source for id in ids for source in plan.stage(id).sources}
-            stages = [
-                GroupStage(
-                    planned=stage,
-                    capability=capabilities[stage.id],
-                    operator=pools[stage.id].operator,
-                    params=msgspec.convert(stage.params, capabilities[stage.id].params),
-                    pool=pools[stage.id],
-                    awaited=frozenset(joins.awaited(stage.sources, ancestors)),
-                    read_inside=stage.id in inside or isinstance(stage.scope, Fold),
-                )
-                for stage in plan.stages
-                if stage.id in ids
-            ]
-            kinds = frozenset(type(demand) for id in ids for demand in demanded[id])
-            retries, name = self._assignment.retry, self._assignment.name
-            group = Group(plan, stages, shelf, self._ledger, self._traces, retries, name, Random(), kinds)
-            groups.append(group)
-        return groups
+    # --- which groups ------------------------------------------------------------------------------------------
 
-    def _pools(self, tasks: anyio.abc.TaskGroup) -> dict[str, Pool]:
-        """The pool of each stage, by its id: one for all stages on the same rung."""
-        by_rung: dict[bytes, Pool] = {}
-        pools: dict[str, Pool] = {}
-        for stage in self._assignment.plan.stages:
-            rung = encode([stage.capability, stage.rung])
-            if rung not in by_rung:
-                operator = self._catalogue.implementation(stage.capability, stage.rung.implementation)
-                knobs = settings_of(operator.Knobs, stage.rung.knobs)
-                on_gpu = self._assignment.has_gpu and "cuda" in operator.devices
-                device = Device("cuda") if on_gpu else Device()
-                by_rung[rung] = Pool(operator, knobs, device, self._capacity, tasks)
-            pools[stage.id] = by_rung[rung]
-        return pools
+    async def _follow(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Do what the bucket's jobs ask for, and go with their changes."""
+        async with following(self._ledger.link) as jobs:
+            async for current in jobs:
+                try:
+                    await self.reconcile(current, tasks)
+                except PenstockError as error:
+                    log.warning("cannot_follow", error=str(error))  # and once more with the next look at the bucket
 
-    async def _serve(self, group: Group, pull: Pull, tasks: anyio.abc.TaskGroup) -> None:
+    async def reconcile(self, jobs: Sequence[JobSpec], tasks: anyio.abc.TaskGroup) -> None:
+        """Serve the groups that these jobs need and no other."""
+        groups = running_groups(jobs)
+        names = {stage.id: stage.name for job in jobs for stage in job.plan.stages}
+        wanted = {(group.stream, group.name): group for group in groups}
+        leaving = [self._served.pop(key) for key in list(self._served) if key not in wanted]
+        for served in leaving:
+            served.leave()
+        self._tend_shelves(groups)
+        used = {id(pool) for served in self._served.values() for pool in served.pools}
+        for key, running in wanted.items():
+            stages = [self._stage(stage, running, groups, tasks) for stage in running.stages]
+            if key in self._served:  # asked for by other jobs now, perhaps with another patience
+                self._served[key].group.stages = stages
+                continue
+            kinds = frozenset(type(demand) for stage in stages for demand in _demands(stage.running, self._catalogue))
+            policy, name = self._assignment.retry, self._assignment.name
+            shelf = self._shelves[running.stream]
+            group = Group(names, stages, shelf, self._ledger, self._traces, policy, name, Random(), kinds)
+            served = _Served(group, frozenset(stage.id for stage in stages), [stage.pool for stage in stages])
+            self._served[key] = served
+            used |= {id(pool) for pool in served.pools}
+            before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
+            await self._start(running, served, before, tasks)
+        self._pools = {rung: pool for rung, pool in self._pools.items() if id(pool) in used}
+
+    def _tend_shelves(self, groups: Sequence[RunningGroup]) -> None:
+        """One for each stream, which knows what will be read from it and asked of its media."""
+        by_stream: dict[str, list[RunningStage]] = {}
+        for group in groups:
+            by_stream.setdefault(group.stream, []).extend(group.stages)
+        for stream in set(self._shelves) - set(by_stream):
+            del self._shelves[stream]
+        for stream, stages in by_stream.items():
+            if stream not in self._shelves:
+                self._shelves[stream] = Shelf(self._ledger, stream, 4 + 2 * self._assignment.num_cores)
+            demands = dict.fromkeys(demand for stage in stages for demand in _demands(stage, self._catalogue))
+            outputs = {stage.id: self._catalogue.capability(stage.planned.capability).output for stage in stages}
+            self._shelves[stream].serve(outputs, tuple(demands))
+
+    def _stage(
+        self,
+        running: RunningStage,
+        group: RunningGroup,
+        groups: Sequence[RunningGroup],
+        tasks: anyio.abc.TaskGroup,
+    ) -> GroupStage:
+        planned = running.planned
+        capability = self._catalogue.capability(planned.capability)
+        every = [stage.planned for other in groups if other.stream == group.stream for stage in other.stages]
+        inside = {source for stage in group.stages for source in stage.planned.sources}
+        return GroupStage(
+            running=running,
+            capability=capability,
+            operator=self._catalogue.implementation(planned.capability, planned.rung.implementation),
+            params=msgspec.convert(planned.params, capability.params),
+            pool=self._pool(planned, tasks),
+            awaited=frozenset(joins.awaited(planned.sources, ancestors(in_order(every)))),
+            read_inside=planned.id in inside or isinstance(planned.scope, Fold),
+        )
+
+    def _pool(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
+        """One for all stages on the same rung, whatever the stream."""
+        rung = encode([planned.capability, planned.rung])
+        if rung not in self._pools:
+            operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
+            on_gpu = self._assignment.has_gpu and "cuda" in operator.devices
+            device = Device("cuda") if on_gpu else Device()
+            knobs = settings_of(operator.Knobs, planned.rung.knobs)
+            self._pools[rung] = Pool(operator, knobs, device, self._capacity, tasks)
+        return self._pools[rung]
+
+    # --- serving them ------------------------------------------------------------------------------------------
+
+    async def _start(
+        self, running: RunningGroup, served: _Served, before: Sequence[_Served], tasks: anyio.abc.TaskGroup
+    ) -> None:
+        """Serve a group once those it takes over from have finished what they had taken, or it would do it again."""
+        with anyio.move_on_after(DRAIN_S):
+            for old in before:
+                await old.drained.wait()
+        starts = await served.group.open()
+        if starts is None:
+            return
+        for pool in served.pools:
+            tasks.start_soon(pool.warm_up)
+        for stream, filters in served.group.external.items():
+            durable = f"{running.name}-{running.stream}"
+            pull = Pull(self._ledger.link, stream, durable, filters, self._assignment.ack_wait_s, starts[stream])
+            await pull.open()
+            served.pulls.append(pull)
+            tasks.start_soon(self._serve, served, pull, tasks)
+
+    async def _serve(self, served: _Served, pull: Pull, tasks: anyio.abc.TaskGroup) -> None:
         """Work that comes one by one fills the cores. Work that is batched has two batches on the way, one being
         computed and one being stored; what arrives meanwhile makes the next one larger."""
-        max_batch = min(stage.operator.max_batch for stage in group.stages)
+        max_batch = min(stage.operator.max_batch for stage in served.group.stages)
         lanes = anyio.Semaphore(self._assignment.num_cores if max_batch == 1 else 1)
-        self._pulls.append(pull)
-        while True:
-            await lanes.acquire()
-            try:
-                arrivals = await pull.take(max_batch)
-            except LinkError as error:
-                log.warning("cannot_take", error=str(error))
-                lanes.release()
-                await anyio.sleep(1)
-                continue
-            self._in_flight |= {id(arrival): arrival for arrival in arrivals}
-            tasks.start_soon(self._work, group, arrivals, lanes)
+        with anyio.CancelScope() as scope:
+            served.scopes.append(scope)
+            while True:
+                await lanes.acquire()
+                try:
+                    arrivals = await pull.take(max_batch)
+                except LinkError as error:
+                    log.warning("cannot_take", error=str(error))
+                    lanes.release()
+                    await anyio.sleep(1)
+                    continue
+                self._in_flight |= {id(arrival): arrival for arrival in arrivals}
+                served.num_in_flight += 1
+                tasks.start_soon(self._work, served, arrivals, lanes)
+        left = pull.waiting
+        await pull.close()
+        try:
+            for arrival in left:
+                await self._acks.again(arrival, 0)
+        except LinkError as error:
+            log.warning("not_handed_back", error=str(error))  # they come again when their time is up
 
-    async def _work(self, group: Group, arrivals: Sequence[Arrival], lane: anyio.Semaphore) -> None:
+    async def _work(self, served: _Served, arrivals: Sequence[Arrival], lane: anyio.Semaphore) -> None:
         structlog.contextvars.bind_contextvars(trace_id=telemetry.trace_id(arrivals[0].traceparent))
         try:
             verdicts: Sequence[Again | None]
             try:
-                verdicts = await group.handle(arrivals)
+                verdicts = await served.group.handle(arrivals)
             except PenstockError as error:
                 log.warning("not_finished", error=str(error))
                 verdicts = [Again(1.0)] * len(arrivals)
@@ -181,10 +267,13 @@ class Worker:
             log.warning("not_acknowledged", error=str(error))  # it will come again, and be found done
         finally:
             lane.release()
+            served.num_in_flight -= 1
+            served.note_progress()
 
     def _unfinished(self) -> list[Arrival]:
         """What this worker has taken and not yet done."""
-        return [*self._in_flight.values(), *(arrival for pull in self._pulls for arrival in pull.waiting)]
+        pulls = (pull for served in self._served.values() for pull in served.pulls)
+        return [*self._in_flight.values(), *(arrival for pull in pulls for arrival in pull.waiting)]
 
     async def _show_progress(self) -> None:
         while True:
@@ -196,9 +285,10 @@ class Worker:
                     break  # while it is cut off there is nobody to tell
 
 
-def _group_name(group: Group) -> str:
-    """Stages that run together have one consumer, whichever job brought them together."""
-    return hashlib.sha256(encode(sorted(stage.id for stage in group.stages))).hexdigest()[:20]
+def _demands(stage: RunningStage, catalogue: Catalogue) -> tuple[Hashable, ...]:
+    """What a stage asks of its media's decoder."""
+    operator = catalogue.implementation(stage.planned.capability, stage.planned.rung.implementation)
+    return operator(settings_of(operator.Knobs, stage.planned.rung.knobs)).demands()
 
 
 async def serve(assignment: Assignment) -> None:

@@ -14,14 +14,15 @@ import anyio.to_thread
 
 from engine.answers import Answer
 from engine.catalogue import installed
-from engine.job import Job, Progress, round_of
+from engine.job import Job, Progress, job_over
+from engine.jobs import JobSpec
 from engine.node import node
 from engine.operator import Machine
 from engine.plan import Plan, make_plan
 from engine.telemetry import Telemetry
 from engine.worker import Assignment
 from engine.workflow import Workflow
-from streams.errors import PenstockError, UserError
+from streams.errors import UserError, first_error
 from streams.ledger import open_ledger
 from streams.link import connect
 from streams.probe import probe
@@ -81,7 +82,7 @@ async def run(
     try:
         return await _run(asked, path, chosen, traces, on_plan, on_progress, on_answer)
     except BaseExceptionGroup as group:
-        raise _first(group) from group
+        raise first_error(group) from group
     finally:
         traces.close()
 
@@ -110,20 +111,22 @@ async def _run(
             ((plan, stream),) = found
             on_plan(plan)
             ledger = await open_ledger(link)
-            workers.assign(_assignment(plan, stream, await round_of(ledger, stream), url, options))
-            id = f"j{secrets.token_hex(6)}"
-            job = Job(ledger, plan, stream, id, installed(), traces, on_progress, on_answer)
+            spec = await job_over(ledger, plan, stream, new_job_id())
+            workers.assign(_assignment(spec, url, options))
+            job = Job(ledger, spec, installed(), traces, on_progress, on_answer)
             answers = await job.run(partial(segments, str(path), stream=stream, target_s=options.segment_s))
             workers.stop()  # while the server is left
     return answers
 
 
-def _assignment(plan: Plan, stream: str, round: int, url: str, options: Options) -> Assignment:
+def new_job_id() -> str:
+    return f"j{secrets.token_hex(6)}"
+
+
+def _assignment(spec: JobSpec, url: str, options: Options) -> Assignment:
     machine = this_machine()
     return Assignment(
-        plan=plan,
-        stream=stream,
-        round=round,
+        jobs=(spec,),
         url=url,
         num_cores=max(1, machine.num_cores // options.num_workers),
         has_gpu=machine.has_gpu,
@@ -162,20 +165,3 @@ def _local_file(input: str) -> Path:
     if not path.is_file():
         raise UserError(f"{input} is not a file: give the path of a video or audio file")
     return path
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that matters of those a task group collected: the user's first, then ours, then any."""
-    flat: list[BaseException] = []
-    pending: list[BaseException] = [group]
-    while pending:
-        error = pending.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            pending = list(error.exceptions) + pending
-        else:
-            flat.append(error)
-    for kind in (UserError, PenstockError):
-        for error in flat:
-            if isinstance(error, kind):
-                return error
-    return flat[0]

@@ -23,3 +23,20 @@ class Permanent(PenstockError):
 
 class LinkError(PenstockError):
     """NATS cannot be reached, or refused what was asked of it."""
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The error that matters of those a task group collected: the user's first, then ours, then any."""
+    flat: list[BaseException] = []
+    pending: list[BaseException] = [error]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending = list(error.exceptions) + pending
+        else:
+            flat.append(error)
+    for kind in (UserError, PenstockError):
+        for error in flat:
+            if isinstance(error, kind):
+                return error
+    return flat[0]

@@ -9,7 +9,8 @@ Records above the payload limit are cut into chunks on subjects named by their c
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 EXPECT_EMPTY = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
 WRONG_LAST_SEQUENCE, NO_MESSAGE, NAME_IN_USE = 10071, 10037, 10058
+MEDIA, RESULTS, ANSWERS = (f"{PREFIX.upper()}_{kind}" for kind in ("MEDIA", "RESULTS", "ANSWERS"))
 BULK = f"{PREFIX}-Bulk"  # header: <digest>.<number of chunks>
 TRACEPARENT = "traceparent"
 MAX_INLINE_BYTES = 1024 * 1024  # the server's default payload limit, and quick to pass on
@@ -54,6 +56,14 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     seq: int
     data: bytes
     traceparent: str = ""
+
+
+class Noted(msgspec.Struct, frozen=True, gc=False):
+    """A record with all its headers and when it was stored (Unix time)."""
+
+    record: Stored
+    headers: dict[str, str]
+    stored_ns: int
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -102,10 +112,25 @@ class Ledger:
                 placed.append(await self.put(entry.subject, entry.data, entry.traceparent))
         return placed
 
-    async def append(self, subject: str, data: bytes, once: str, traceparent: str = "") -> None:
-        """Add a record to a subject that holds many; `once` names it, so that a retry does not add it again."""
-        headers = {Header.MSG_ID.value: once} | ({TRACEPARENT: traceparent} if traceparent else {})
-        await self._publish(Message(subject, data, headers), f"append to {subject}")
+    async def append(
+        self,
+        subject: str,
+        data: bytes,
+        after: int,
+        traceparent: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> int | None:
+        """Add a record to a subject that holds many, behind the one stored there at sequence `after` (0: as the first).
+        Its sequence; None where another record stands behind that one, unless it is this very one: a retry that finds
+        its own work done has done it."""
+        expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(after), **(headers or {})}
+        if traceparent:
+            expected[TRACEPARENT] = traceparent
+        seq = await self._publish(Message(subject, data, expected), f"append to {subject}")
+        if seq > 0:
+            return seq
+        standing = await self.get(subject)
+        return standing.seq if standing is not None and standing.data == data else None
 
     async def _publish(self, message: Message, what: str) -> int:
         """The sequence it was stored at; where another record stood in the way, minus that one's."""
@@ -141,7 +166,12 @@ class Ledger:
     # --- reading -------------------------------------------------------------------------------------------
 
     async def get(self, subject: str) -> Stored | None:
-        """The record at `subject`, None where there is none."""
+        """The record at `subject`, the last one where there are several; None where there is none."""
+        noted = await self.look(subject)
+        return None if noted is None else noted.record
+
+    async def look(self, subject: str) -> Noted | None:
+        """As `get`, with what was noted of the record."""
         return await (self._get_from_leader(subject) if self._is_replicated(subject) else self._get_direct(subject))
 
     async def get_many(self, subjects: Iterable[str]) -> dict[str, Stored]:
@@ -160,10 +190,29 @@ class Ledger:
                     found[subject] = stored
         return found
 
+    async def next(self, filter_subject: str, seq: int) -> Noted | None:
+        """The first record stored at `seq` or later whose subject matches."""
+        stream = stream_of(filter_subject)
+        if self._is_replicated(filter_subject):
+            return await self._get_from_leader(filter_subject, seq)
+        return await self._ask_direct(f"$JS.API.DIRECT.GET.{stream}", {"seq": seq, "next_by_subj": filter_subject})
+
+    async def every(self, filter_subject: str) -> AsyncIterator[Stored]:
+        """The records stored so far whose subject matches, in the order of storing."""
+        last = await self.last_seq(filter_subject)
+        seq = 0
+        while seq < last and (noted := await self.next(filter_subject, seq + 1)) is not None:
+            seq = noted.record.seq
+            yield noted.record
+
     async def last_seq(self, filter_subject: str) -> int:
         """The sequence of the record stored last among those whose subject matches; 0 where there is none."""
         stored = await self.get(filter_subject)
         return 0 if stored is None else stored.seq
+
+    async def last_stored(self, stream: str) -> int:
+        """The sequence of the record stored last in a JetStream stream."""
+        return int((await self.link.api(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
 
     async def subjects(self, filter_subject: str) -> set[str]:
         """Every stored subject that matches."""
@@ -194,21 +243,28 @@ class Ledger:
     def _is_replicated(self, subject: str) -> bool:
         return stream_of(subject) in self._replicated
 
-    async def _get_direct(self, subject: str) -> Stored | None:
-        stream = stream_of(subject)
-        wild = subject.endswith("*")
-        name = f"$JS.API.DIRECT.GET.{stream}" + ("" if wild else f".{subject}")
-        payload = msgspec.json.encode({"last_by_subj": subject}) if wild else b""
+    async def _get_direct(self, subject: str) -> Noted | None:
+        name = f"$JS.API.DIRECT.GET.{stream_of(subject)}"
+        if subject.endswith("*"):
+            return await self._ask_direct(name, {"last_by_subj": subject})
+        return await self._ask_direct(f"{name}.{subject}")
+
+    async def _ask_direct(self, name: str, request: Mapping[str, Any] | None = None) -> Noted | None:
+        payload = b"" if request is None else msgspec.json.encode(request)
 
         async def attempt() -> Msg:
             return await self.link.client.request(name, payload, timeout=REQUEST_TIMEOUT_S)
 
-        reply = await self.link.patiently(attempt, f"read {subject}")
-        return None if _status(reply) else await self._stored(reply)
+        reply = await self.link.patiently(attempt, f"read {name.removeprefix('$JS.API.DIRECT.GET.')}")
+        if _status(reply):
+            return None
+        headers = reply.headers or {}
+        return Noted(await self._stored(reply), headers, _unix_ns(headers.get("Nats-Time-Stamp", "")))
 
-    async def _get_from_leader(self, subject: str) -> Stored | None:
+    async def _get_from_leader(self, subject: str, seq: int | None = None) -> Noted | None:
         async def attempt() -> Any:
-            return await self.link.jetstream._jsm.get_msg(stream_of(subject), subject=subject)
+            ask = self.link.jetstream._jsm.get_msg
+            return await ask(stream_of(subject), seq, subject, next=seq is not None)
 
         try:
             raw = await self.link.patiently(attempt, f"read {subject}")
@@ -217,7 +273,9 @@ class Ledger:
                 return None
             raise
         headers = raw.headers or {}
-        return Stored(raw.subject, raw.seq, await self.whole(raw.data or b"", headers), headers.get(TRACEPARENT, ""))
+        data, trace = await self.whole(raw.data or b"", headers), headers.get(TRACEPARENT, "")
+        stored_ns = int(raw.time.timestamp() * 1_000_000) * 1000 if raw.time else 0
+        return Noted(Stored(raw.subject, raw.seq, data, trace), headers, stored_ns)
 
     async def _read_page(self, stream: str, subjects: list[str]) -> dict[str, Stored]:
         client = self.link.client
@@ -264,6 +322,7 @@ async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
         "results": wanted.max_results_bytes,
         "answers": wanted.max_results_bytes,
         "dead": wanted.max_results_bytes,
+        "gaps": wanted.max_results_bytes // 16,
     }
     replicated = set()
     for kind, max_bytes in limits.items():
@@ -314,6 +373,18 @@ def _standing_seq(refusal: str) -> int:
     if match is None:
         raise LinkError(f"the server refused a write-once record without saying why: {refusal!r}")
     return int(match[1])
+
+
+def _unix_ns(stamp: str) -> int:
+    """A server's time stamp (RFC 3339, up to nanoseconds) as Unix time; 0 where it is none."""
+    match = _STAMP.fullmatch(stamp)
+    if match is None:
+        return 0
+    whole = datetime.fromisoformat(match[1] + "+00:00")
+    return int(whole.timestamp()) * 1_000_000_000 + int((match[2] or "").ljust(9, "0")[:9])
+
+
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(?:Z|\+00:00)")
 
 
 def _status(message: Msg) -> str:

@@ -20,11 +20,12 @@ from nats.aio.subscription import Subscription
 
 from streams.errors import LinkError
 from streams.ledger import TRACEPARENT, Ledger
-from streams.link import Link
+from streams.link import Link, Refused
 
 log = structlog.get_logger(__name__)
 
 EXPIRES_S = 5.0
+STARTS_ELSEWHERE = {10012, 10148}  # made by another in the meantime, or with another starting point
 INACTIVE_S = 600.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
 
 
@@ -38,18 +39,28 @@ class Arrival(msgspec.Struct, eq=False):
     reply: str
     traceparent: str
     arrived_ns: int  # Unix time
+    stored_ns: int  # Unix time of the server
     headers: dict[str, str] | None = None
 
 
 class Pull:
     """Messages of one durable consumer, taken into free slots. Made by `open_pull`."""
 
-    def __init__(self, link: Link, stream: str, durable: str, filters: Sequence[str], ack_wait_s: float) -> None:
+    def __init__(
+        self,
+        link: Link,
+        stream: str,
+        durable: str,
+        filters: Sequence[str],
+        ack_wait_s: float,
+        start_seq: int = 1,
+    ) -> None:
         self._link = link
         self._stream = stream
         self._durable = durable
         self._filters = list(filters)
         self._ack_wait_s = ack_wait_s
+        self._start_seq = start_seq
         self._arrived: deque[Arrival] = deque()
         self._news = anyio.Event()
         self._credit = 0
@@ -106,11 +117,11 @@ class Pull:
         if status is None:
             tokens = message.reply.split(".")
             where = 4 if len(tokens) == 9 else 6  # newer servers put domain and account before the stream
-            delivered, seq = int(tokens[where]), int(tokens[where + 1])
+            delivered, seq, stored_ns = int(tokens[where]), int(tokens[where + 1]), int(tokens[where + 3])
             trace = headers.get(TRACEPARENT, "") if headers else ""
             now_ns = time.time_ns()
             self._arrived.append(
-                Arrival(message.subject, message.data, seq, delivered, message.reply, trace, now_ns, headers)
+                Arrival(message.subject, message.data, seq, delivered, message.reply, trace, now_ns, stored_ns, headers)
             )
             self._credit = max(0, self._credit - 1)
         elif status == "408":
@@ -125,9 +136,11 @@ class Pull:
         self._news.set()
 
     async def _create(self) -> None:
+        """Where another worker has made it already, its starting point holds."""
         config = {
             "durable_name": self._durable,
-            "deliver_policy": "all",
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": max(1, self._start_seq),
             "ack_policy": "explicit",
             "ack_wait": int(self._ack_wait_s * 1e9),
             "max_ack_pending": 65536,
@@ -136,7 +149,14 @@ class Pull:
             "filter_subjects": self._filters,
         }
         request = {"stream_name": self._stream, "config": config}
-        await self._link.api(f"CONSUMER.DURABLE.CREATE.{self._stream}.{self._durable}", request)
+        try:
+            await self._link.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
+        except Refused:
+            try:
+                await self._link.api(f"CONSUMER.DURABLE.CREATE.{self._stream}.{self._durable}", request)
+            except Refused as error:
+                if error.code not in STARTS_ELSEWHERE:
+                    raise
 
 
 class Acks:

@@ -75,8 +75,25 @@ def dead(stage: str, stream: str, key: Key) -> str:
     return f"{PREFIX}.dead.{stage}.{stream}.{key}"
 
 
+def gap(cause: str, stage: str, stream: str, key: Key) -> str:
+    return f"{PREFIX}.gaps.{cause}.{stage}.{stream}.{key}"
+
+
+def gaps_of(stream: str) -> str:
+    return f"{PREFIX}.gaps.*.*.{stream}.*"
+
+
 def answers(job: str, stream: str) -> str:
     return f"{PREFIX}.answers.{job}.{stream}"
+
+
+def partials(job: str, stream: str) -> str:
+    return f"{PREFIX}.partials.{job}.{stream}"
+
+
+def ingest(stream: str) -> str:
+    """Media bytes from any client; "*" for every stream."""
+    return f"{PREFIX}.ingest.{stream}"
 
 
 def parse_key(text: str) -> Key:

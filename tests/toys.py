@@ -85,6 +85,18 @@ class Total(Toy):
     scope: ClassVar[Scope] = Reduce()
 
 
+ECHO = Capability("toy_echo", {"numbers": Port(Number)}, Number, Added)
+
+
+class Echo(Toy):
+    """The number alone, not what it was made from."""
+
+    capability = ECHO
+
+    def one(self, item: Inputs) -> Number:
+        return Number(value=super().one(item).value)
+
+
 BAD = Capability("toy_bad", {"media": Port(Media)}, Number, Added)
 
 
@@ -104,7 +116,7 @@ class Bad(Toy):
         return found
 
 
-ALL: tuple[type[Operator], ...] = (Read, Add, Sum, Near, Count, Recent, Total, Bad)
+ALL: tuple[type[Operator], ...] = (Read, Add, Sum, Near, Count, Recent, Total, Echo, Bad)
 
 
 def toy_segment(stream: str, index: int, value: int) -> Segment:

@@ -21,7 +21,7 @@ from clips import EXAMPLES, first_seconds
 
 from engine.answers import Answer
 from engine.catalogue import installed
-from engine.job import Job, Progress
+from engine.job import Job, Progress, job_over
 from engine.node import Node, node
 from engine.operator import Machine, Reduce
 from engine.plan import Plan, make_plan
@@ -73,8 +73,9 @@ async def run_job(store: Path, clip: Path, killer: "Killer | None") -> tuple[dic
     stream = stream_id(clip, SEGMENT_S)
     async with embedded(store) as url, connect(url) as link:
         ledger = await open_ledger(link)
-        assignment = Assignment(plan=plan, stream=stream, url=url, num_cores=1, ack_wait_s=1.5)
-        job = Job(ledger, plan, stream, "job", installed(), Telemetry("test"), note)
+        spec = await job_over(ledger, plan, stream, "job")
+        assignment = Assignment(jobs=(spec,), url=url, num_cores=1, ack_wait_s=1.5)
+        job = Job(ledger, spec, installed(), Telemetry("test"), note)
         async with node(2, store / "workers.log") as workers, anyio.create_task_group() as tasks:
             workers.assign(assignment)
             source = partial(segments, str(clip), stream=stream, target_s=SEGMENT_S)

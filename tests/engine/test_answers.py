@@ -7,6 +7,7 @@ import toys
 
 from engine.answers import EvidenceItem, GapNote, StageNote, make_answer, upstream_of
 from engine.catalogue import Catalogue
+from engine.jobs import JobSpec, Span, spans_of
 from engine.operator import Machine
 from engine.plan import Plan, make_plan
 from engine.workflow import Stage, Workflow
@@ -25,6 +26,7 @@ PLAN: Plan = make_plan(
     Catalogue(toys.ALL),
     Machine(num_cores=1),
 )
+SPEC = JobSpec(id="job", stream="s", plan=PLAN, spans=spans_of(PLAN, Span(first=0)))
 IDS = {stage.name: stage.id for stage in PLAN.stages}
 REPLY = Reply(
     question="how many?",
@@ -42,9 +44,7 @@ def result(stage: str, output: msgspec.Struct, compute_s: float | None, first: i
 
 def answered(record: Result | Gap, output: msgspec.Struct | None, used: dict[str, list[Result | Gap]]) -> Any:
     """The answer as a user gets it: from its JSON."""
-    return msgspec.json.decode(
-        msgspec.json.encode(make_answer(PLAN, "job", record, output, used, (), 1.23456, "ab" * 16))
-    )
+    return msgspec.json.decode(msgspec.json.encode(make_answer(SPEC, record, output, used, (), 1.23456, "ab" * 16)))
 
 
 def test_a_stage_rests_on_all_it_was_made_from_and_no_more() -> None:
@@ -65,7 +65,7 @@ def test_an_answer_says_what_it_rests_on_lacked_and_cost() -> None:
         IDS["add"]: [result("add", toys.Number(value=1), 0.5), gap],
     }
     flaws = ["a packet is missing"]
-    answer = make_answer(PLAN, "job", result("total", REPLY, 2.0, 0, 2), REPLY, used, flaws, 1.23456, "ab" * 16)
+    answer = make_answer(SPEC, result("total", REPLY, 2.0, 0, 2), REPLY, used, flaws, 1.23456, "ab" * 16)
     assert (answer.job, answer.stream, answer.trace_id) == ("job", "s", "ab" * 16)
     assert (answer.question, answer.answer, answer.confidence) == ("how many?", "three", 0.75)
     assert answer.evidence == (EvidenceItem(kind="speech", start_s=1.235, end_s=2.0, text="there are three"),)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine.catalogue import Catalogue
 from engine.operator import Capability, Machine, Map, Media, Operator, Port, Rung, Scope, Settings, Window
-from engine.plan import Plan, PlannedRung, choose, make_plan, settings_of, stage_id
+from engine.plan import Plan, PlannedRung, ancestors, choose, make_plan, settings_of, stage_id
 from engine.workflow import Stage, Workflow
 from streams.errors import UserError
 from streams.records import MediaInfo
@@ -142,7 +142,7 @@ def test_ancestors_end_at_a_reduce() -> None:
     }
     plan = plan_of(stages)
     ids = {stage.name: stage.id for stage in plan.stages}
-    assert plan.ancestors() == {
+    assert ancestors(plan.stages) == {
         ids["a"]: {"media"},
         ids["b"]: {"media", ids["a"]},
         ids["total"]: frozenset(),

@@ -26,7 +26,9 @@ async def ledger(nats_url: str) -> AsyncIterator[Ledger]:
 
 
 def shelf_on(ledger: Ledger, max_segments: int = 8) -> Shelf:
-    return Shelf(ledger, "s", {"id": toys.Number}, ("demand",), max_segments)
+    shelf = Shelf(ledger, "s", max_segments)
+    shelf.serve({"id": toys.Number}, ("demand",))
+    return shelf
 
 
 def segment(index: int, value: int = 0) -> bytes:

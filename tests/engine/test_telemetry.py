@@ -158,7 +158,7 @@ async def test_a_trace_goes_on_through_the_ledger(nats_url: str, tmp_path: Path)
         await ledger.put("penstock.media.s.0", b"small", written.traceparent)
         await ledger.put("penstock.media.s.1", large, written.traceparent)
         await ledger.put_many([Entry(f"penstock.media.s.{index}", b"", written.traceparent) for index in (2, 3)])
-        await ledger.append("penstock.answers.job.s", b"{}", once="1", traceparent=written.traceparent)
+        await ledger.append("penstock.answers.job.s", b"{}", 0, written.traceparent)
         names = [f"penstock.media.s.{index}" for index in range(4)]
         stored = [
             *(await ledger.get_many(names)).values(),

@@ -10,7 +10,8 @@ import pytest
 import toys
 
 from engine.catalogue import Catalogue
-from engine.job import MAX_AHEAD, Job, Progress, round_of
+from engine.job import MAX_AHEAD, Job, Progress, job_over, round_of
+from engine.jobs import JobSpec, Span, spans_of
 from engine.operator import Fold, Machine, Map, Reduce, Window
 from engine.plan import Plan, make_plan
 from engine.retry import RetryPolicy
@@ -91,10 +92,15 @@ async def at_work(ledger: Ledger, plan: Plan, stream: str, num_workers: int = 1,
     policy = RetryPolicy(first_delay_s=0.01, max_delay_s=0.02)
     async with anyio.create_task_group() as tasks:
         for number in range(num_workers):
-            assignment = Assignment(
-                plan=plan,
+            spec = JobSpec(
+                id="job",
                 stream=stream,
-                round=round,
+                plan=plan,
+                spans=spans_of(plan, Span(first=0)),
+                rounds={planned.id: round for planned in plan.stages},
+            )
+            assignment = Assignment(
+                jobs=(spec,),
                 url="",
                 name=f"w{number}",
                 num_cores=2,
@@ -275,7 +281,7 @@ async def test_what_cannot_be_part_of_a_subject_is_refused_before_anything_is_se
     plan = plan_of(EVERY_SCOPE)
     for stream, id in (("a b", "job"), ("s\r\nPUB x 0", "job"), ("s", "j.>")):
         with pytest.raises(UserError):
-            Job(ledger, plan, stream, id, CATALOGUE, Telemetry("test"))
+            await job_over(ledger, plan, stream, id)
 
 
 async def sequences(ledger: Ledger, stream: str) -> dict[str, int]:
@@ -300,7 +306,7 @@ async def test_a_source_much_longer_than_the_window_is_never_far_ahead_and_ends(
             yield toys.toy_segment("long", index, index)
         yield EndOfStream(stream="long", num_segments=num)
 
-    job = Job(ledger, plan, "long", "job", CATALOGUE, Telemetry("test"), note)
+    job = Job(ledger, await job_over(ledger, plan, "long", "job"), CATALOGUE, Telemetry("test"), note)
     async with at_work(ledger, plan, "long"):
         with anyio.fail_after(60):
             answers = await job.run(source)

@@ -10,7 +10,7 @@ import pytest
 from clips import EXAMPLES, first_seconds
 
 from engine.catalogue import installed
-from engine.job import Job
+from engine.job import Job, job_over
 from engine.operator import Machine
 from engine.plan import make_plan
 from engine.telemetry import Telemetry
@@ -49,8 +49,9 @@ async def test_every_grouping_gives_the_same_results(nats_url: str, tmp_path: Pa
         for number, groups in enumerate(every):
             stream = f"grouping-{number}"
             grouped = plan.regrouped(groups)
-            assignment = Assignment(plan=grouped, stream=stream, url=nats_url, num_cores=2)
-            job = Job(ledger, grouped, stream, stream, installed(), Telemetry("test"))
+            spec = await job_over(ledger, grouped, stream, stream)
+            assignment = Assignment(jobs=(spec,), url=nats_url, num_cores=2)
+            job = Job(ledger, spec, installed(), Telemetry("test"))
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(Worker(ledger, assignment, installed(), Telemetry("test")).run)
                 with anyio.fail_after(60):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -190,15 +191,25 @@ async def test_a_record_that_lost_a_chunk_is_gone_for_good(ledger: Ledger) -> No
         await ledger.get_many([media(0), media(1)])
 
 
-async def test_what_is_appended_twice_is_stored_once(ledger: Ledger) -> None:
+async def test_what_is_appended_follows_what_was_last_and_a_retry_adds_nothing(ledger: Ledger) -> None:
     subject = "penstock.answers.job.s"
-    for once, data in (("a", b"1"), ("b", b"2"), ("a", b"1"), ("a", b"other")):
-        await ledger.append(subject, data, once)
+    first = await ledger.append(subject, b"1", 0)
+    assert first is not None
+    assert await ledger.append(subject, b"1", 0) == first  # the same again: its own work, done before
+    assert await ledger.append(subject, b"other", 0) is None
+    second = await ledger.append(subject, b"2", first, headers={"Penstock-Progress": "x"})
+    assert second is not None
+    assert second > first
+    assert await ledger.append(subject, b"3", first) is None
     info = await ledger.link.api("STREAM.INFO.PENSTOCK_ANSWERS")
     assert info["state"]["messages"] == 2
     stored = await ledger.get(subject)
     assert stored is not None
     assert stored.data == b"2"
+    noted = await ledger.look(subject)
+    assert noted is not None
+    assert (noted.record, noted.headers["Penstock-Progress"]) == (stored, "x")
+    assert abs(time.time_ns() - noted.stored_ns) < 60e9
 
 
 async def test_opening_it_again_keeps_what_is_there(ledger: Ledger, nats_url: str) -> None:

@@ -1,0 +1,71 @@
+"""Arrears: what a group has yet to do of what is asked of it, and so where its consumers begin."""
+
+from collections.abc import Mapping, Sequence
+
+from engine import joins
+from engine.operator import Reduce
+from engine.shelf import Shelf
+from engine.work import GroupStage
+from engine.workflow import MEDIA
+from streams import ledger as ledgers
+from streams import subjects
+from streams.ledger import Ledger
+from streams.subjects import Key
+
+MAX_OUT_OF_ORDER = 64  # results under way at once: how far the order of storing may differ from that of the stream
+
+
+async def where_to_start(
+    ledger: Ledger,
+    shelf: Shelf,
+    stages: Sequence[GroupStage],
+    stored: Mapping[str, set[Key]],
+    names: Sequence[str],
+) -> dict[str, int] | None:
+    """For each of these JetStream streams, the sequence of the first input of anything that is still to be done; None
+    where nothing is. `stored` has the outputs of each stage that are there."""
+    end = await shelf.end()
+    num_segments = None if end is None else end[1].num_segments
+    lasts = {name: await ledger.last_stored(name) for name in names}
+    starts: dict[str, list[int]] = {name: [] for name in names}
+    lacks_some = False
+    for stage in stages:
+        first = first_lacking(stage, stored[stage.id], num_segments)
+        if first is None:
+            continue
+        lacks_some = True
+        index = joins.needs(stage.planned.scope, Key.of(first), None).start
+        for source in stage.awaited - {stage.id for stage in stages}:
+            name = ledgers.MEDIA if source == MEDIA else ledgers.RESULTS
+            seq = await _seq_from(ledger, shelf.stream, source, index)
+            starts[name].append(lasts[name] + 1 if seq is None else seq)
+    return {name: min(found, default=1) for name, found in starts.items()} if lacks_some else None
+
+
+def first_lacking(stage: GroupStage, stored: set[Key], num_segments: int | None) -> int | None:
+    """The first segment of an output that is asked for and not stored; None where all are. Pure."""
+    found: list[int] = []
+    last_known = None if num_segments is None else num_segments - 1
+    for span in stage.running.spans:
+        last = span.last if last_known is None else min(last_known, last_known if span.last is None else span.last)
+        if isinstance(stage.planned.scope, Reduce):
+            if last is None or Key(span.first, last) not in stored:
+                found.append(span.first)
+            continue
+        index = span.first
+        while (last is None or index <= last) and Key.of(index) in stored:
+            index += 1
+        if last is None or index <= last:
+            found.append(index)
+    return min(found, default=None)
+
+
+async def _seq_from(ledger: Ledger, stream: str, source: str, index: int) -> int | None:
+    """The first sequence, in the order of storing, of a source's records from a segment on."""
+    every = subjects.media_of(stream) if source == MEDIA else subjects.results_of(source, stream)
+    found = sorted(key for key in subjects.keys_of(await ledger.subjects(every)) if key.first >= index)
+    names = [
+        subjects.media(stream, key.first) if source == MEDIA else subjects.result(source, stream, key)
+        for key in found[:MAX_OUT_OF_ORDER]
+    ]
+    return min((stored.seq for stored in (await ledger.get_many(names)).values()), default=None)
