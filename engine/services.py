@@ -1,0 +1,232 @@
+"""Services: what any node answers when it is asked over NATS. Requests and replies are JSON.
+
+| subject | request | reply |
+|---|---|---|
+| `penstock.jobs.submit` | `JobRequest` | `Submitted` |
+| `penstock.jobs.list` | `{"stream"?, "state"?}` | `{"jobs": [JobView]}` |
+| `penstock.jobs.show`, `penstock.jobs.cancel` | `{"job"}` | `JobView` |
+| `penstock.streams.list` | | `{"streams": [StreamView]}` |
+| `penstock.streams.declare` | `StreamSpec`, with `url` for nodes to read it | `{}` |
+| `penstock.nodes.list` | | `{"nodes": [NodeStatus]}` |
+| `penstock.ask.<stream>` | `{"question", "start"?, "end"?, "timeout_s"?}` | an `Answer` |
+| `penstock.operators.<capability>` | `{"stream", "params"?, "start"?, "end"?, "timeout_s"?}` | `{"outputs": [Output]}`
+|
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import anyio
+import msgspec
+from streams.service import Endpoint, Request
+
+from engine.answers import Answer
+from engine.catalogue import Catalogue
+from engine.compose import compose
+from engine.jobs import JobSpec
+from engine.operator import Machine
+from engine.registry import NodeStatus, Policy, Registry, StreamSpec
+from engine.submission import JobRequest, Submitted, submit
+from engine.views import JobView, StreamView, job_view, stream_views
+from engine.workflow import Workflow
+from streams import subjects
+from streams.errors import PenstockError, Transient, UserError
+from streams.follow import follow
+from streams.ledger import Ledger
+from streams.subjects import PREFIX
+
+T = TypeVar("T")
+
+MAX_WAIT_S = 600.0
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As `JobRequest`, where the workflow may be left to us: the one that answers questions."""
+
+    stream: str
+    workflow: Workflow | None = None
+    asks: tuple[str, ...] = ()
+    standing: bool = False
+    window_s: float = 60.0
+    start: str = ""
+    end: str = ""
+    webhook: str = ""
+    drafts: bool = True
+    id: str = ""
+
+
+class Which(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    job: str
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    stream: str = ""
+    state: str = ""
+
+
+class Declare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stream that nodes are to read, or how one that clients bring is to be treated."""
+
+    name: str
+    policy: Policy = "live"
+    segment_s: float = 5.0
+    max_lag_s: float = 10.0
+    gop_s: float | None = None
+    url: str = ""
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    question: str
+    start: str = ""
+    end: str = ""
+    timeout_s: float = 60.0
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    stream: str
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+    start: str = ""
+    end: str = ""
+    timeout_s: float = 60.0
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True):
+    """What a capability found in one segment, or in a range of them."""
+
+    first: int
+    last: int
+    output: Any
+    gap: str = ""
+
+
+class Services:
+    """The answers of one node; any other's are the same."""
+
+    def __init__(
+        self, registry: Registry, ledger: Ledger, catalogue: Catalogue, machine: Machine, question_workflow: Workflow
+    ) -> None:
+        self._registry = registry
+        self._ledger = ledger
+        self._catalogue = catalogue
+        self._machine = machine
+        self._question_workflow = question_workflow
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        """By the name that `$SRV.INFO` shows."""
+
+        def endpoint(subject: str, kind: type[T], handle: Callable[[T, str], Awaitable[Any]], about: str) -> Endpoint:
+            async def answer(request: Request) -> bytes:
+                last_token = request.subject.rpartition(".")[2]
+                return msgspec.json.encode(await handle(_read(request.data, kind), last_token))
+
+            return Endpoint(subject=subject, handler=answer, description=about)
+
+        return {
+            "jobs-submit": endpoint(f"{PREFIX}.jobs.submit", Wish, self._submit, "submit a job"),
+            "jobs-list": endpoint(f"{PREFIX}.jobs.list", Filter, self._list, "list jobs"),
+            "jobs-show": endpoint(f"{PREFIX}.jobs.show", Which, self._show, "show one job"),
+            "jobs-cancel": endpoint(f"{PREFIX}.jobs.cancel", Which, self._cancel, "cancel a job"),
+            "streams-list": endpoint(f"{PREFIX}.streams.list", Filter, self._streams, "list streams"),
+            "streams-declare": endpoint(f"{PREFIX}.streams.declare", Declare, self._declare, "declare a stream"),
+            "nodes-list": endpoint(f"{PREFIX}.nodes.list", Filter, self._nodes, "list nodes"),
+            "ask": endpoint(f"{PREFIX}.ask.*", Ask, self._ask, "answer a question over a range of a stream"),
+            "operators": endpoint(f"{PREFIX}.operators.*", Call, self._call, "run one capability over a stream"),
+        }
+
+    async def submit(self, wish: Wish) -> Submitted:
+        """Raises UserError with what would be right."""
+        workflow = wish.workflow or self._question_workflow
+        given = {name: getattr(wish, name) for name in wish.__struct_fields__ if name != "workflow"}
+        request = JobRequest(workflow=workflow, **given)
+        return await submit(self._registry, self._ledger, self._catalogue, self._machine, request)
+
+    async def _submit(self, wish: Wish, _: str) -> Submitted:
+        return await self.submit(wish)
+
+    async def _list(self, wanted: Filter, _: str) -> Mapping[str, list[JobView]]:
+        jobs = [
+            job_view(job)
+            for job in await self._registry.jobs()
+            if wanted.stream in ("", job.stream) and wanted.state in ("", job.state)
+        ]
+        return {"jobs": jobs}
+
+    async def _show(self, which: Which, _: str) -> JobView:
+        return job_view(await self._registry.job(which.job))
+
+    async def _cancel(self, which: Which, _: str) -> JobView:
+        def cancel(spec: JobSpec) -> JobSpec:
+            return spec if spec.state != "running" else msgspec.structs.replace(spec, state="canceled")
+
+        return job_view(await self._registry.change_job(which.job, cancel))
+
+    async def _streams(self, wanted: Filter, _: str) -> Mapping[str, list[StreamView]]:
+        views = await stream_views(self._registry, self._ledger)
+        return {"streams": [view for view in views if wanted.stream in ("", view.stream)]}
+
+    async def _declare(self, wanted: Declare, _: str) -> Mapping[str, str]:
+        await self._registry.declare(msgspec.convert(msgspec.to_builtins(wanted), StreamSpec))
+        return {}
+
+    async def _nodes(self, _: Filter, __: str) -> Mapping[str, list[NodeStatus]]:
+        return {"nodes": await self._registry.nodes()}
+
+    async def _ask(self, ask: Ask, stream: str) -> Answer:
+        wish = Wish(stream=stream, asks=(ask.question,), start=ask.start, end=ask.end, drafts=False)
+        job = await self.submit(wish)
+        with _within(ask.timeout_s, f"no answer within {ask.timeout_s:g} s; job {job.job} goes on: follow its answers"):
+            answers = follow(self._ledger, subjects.answers(job.job, stream))
+            return msgspec.json.decode((await anext(answers)).data, type=Answer)
+
+    async def _call(self, call: Call, capability: str) -> Mapping[str, list[Output]]:
+        return {"outputs": await self.call(capability, call)}
+
+    async def call(self, capability: str, call: Call) -> list[Output]:
+        """Run one capability, and whatever it needs, over a range of a stream; what it finds, in order."""
+        workflow = compose(self._catalogue, capability, call.params)
+        job = await self.submit(
+            Wish(stream=call.stream, workflow=workflow, start=call.start, end=call.end, drafts=False)
+        )
+        with _within(call.timeout_s, f"not finished within {call.timeout_s:g} s; job {job.job} goes on"):
+            await self._finished(job.job)
+            answers = [
+                msgspec.json.decode(stored.data, type=Answer)
+                async for stored in self._ledger.every(subjects.answers(job.job, call.stream))
+            ]
+        return [_output(answer, capability) for answer in answers]
+
+    async def _finished(self, id: str) -> None:
+        """Wait until a job has ended. Raises PenstockError where it failed."""
+        async with self._registry.changes() as wait:
+            while (spec := await self._registry.job(id)).state == "running":
+                await wait()
+        if spec.state != "done":
+            raise PenstockError(f"job {id} was {spec.state}: {spec.detail or 'somebody ended it'}")
+
+
+def _output(answer: Answer, capability: str) -> Output:
+    gaps = [gap.detail or gap.cause for gap in answer.gaps if gap.stage == capability]
+    found = answer.output if answer.output is not None else msgspec.to_builtins(answer)
+    return Output(first=answer.first, last=answer.last, output=None if gaps else found, gap="; ".join(gaps))
+
+
+@contextmanager
+def _within(timeout_s: float, otherwise: str) -> Iterator[None]:
+    """Raises UserError for a time that nobody waits, Transient where it is up."""
+    if not 0 < timeout_s <= MAX_WAIT_S:
+        raise UserError(f"timeout_s: {timeout_s:g}: give above 0 and at most {MAX_WAIT_S:g} seconds")
+    try:
+        with anyio.fail_after(timeout_s):
+            yield
+    except TimeoutError as error:
+        raise Transient(otherwise) from error
+
+
+def _read(data: bytes, kind: type[T]) -> T:
+    """A request's JSON. Raises UserError with the keys that would be right."""
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        allowed = ", ".join(kind.__struct_fields__)  # type: ignore[attr-defined]
+        raise UserError(f"request: {error}; its keys are {allowed}") from error

@@ -1,0 +1,177 @@
+"""Feeding streams over a real server: files, streams taken over, and bytes that any client sends."""
+
+import random
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+import toys
+from clips import first_seconds
+from conftest import Eventually
+
+from engine.feeding import Media, Resume, Source, feed, source_of, where_it_stands
+from engine.gaps import count_gaps
+from engine.intake import Intake
+from engine.registry import Registry, StreamSpec, open_registry
+from engine.telemetry import Telemetry
+from streams import subjects
+from streams.errors import UserError
+from streams.ledger import Ledger, open_ledger
+from streams.link import connect
+from streams.records import EndOfStream, Gap, Segment, decode_media
+from streams.segmenter import segments
+
+pytestmark = pytest.mark.anyio
+TRACES = Telemetry("test")
+SPEC = StreamSpec(name="s", segment_s=2.0)
+
+
+@pytest.fixture
+async def ledger(nats_url: str) -> AsyncIterator[Ledger]:
+    async with connect(nats_url) as link:
+        yield await open_ledger(link)
+
+
+@pytest.fixture
+async def registry(ledger: Ledger) -> Registry:
+    return await open_registry(ledger.link)
+
+
+async def stored(ledger: Ledger, stream: str = "s") -> list[Media]:
+    """What the ledger holds of a stream's media, in order."""
+    return [decode_media(item.data) async for item in ledger.every(subjects.media_of(stream))]
+
+
+async def test_a_file_is_fed_to_its_end_and_again_changes_nothing(
+    ledger: Ledger, registry: Registry, tmp_path: Path
+) -> None:
+    clip = first_seconds(tmp_path / "clip.mp4", 8.0)
+    seen: list[int] = []
+    end = await feed(
+        registry, ledger, SPEC, source_of(SPEC, str(clip)), "a", TRACES, on_record=lambda record: seen.append(1)
+    )
+    expected = list(segments(str(clip), stream="s", target_s=2.0))
+    assert await stored(ledger) == expected
+    assert end == expected[-1]
+    assert len(seen) == len(expected) - 1
+    with pytest.raises(UserError, match="has ended after"):
+        await feed(registry, ledger, SPEC, source_of(SPEC, str(clip)), "b", TRACES)
+    assert await stored(ledger) == expected
+
+
+class Camera:
+    """A source that goes on: a segment each time it is told to."""
+
+    def __init__(self) -> None:
+        self.due = threading.Semaphore(0)
+        self.resumes: list[Resume] = []
+
+    def read(self, resume: Resume, stop: threading.Event) -> Iterator[Media]:
+        self.resumes.append(resume)
+        index = resume.next_index
+        while not stop.is_set():
+            if self.due.acquire(timeout=0.02):
+                shot = toys.toy_segment("s", index, index)
+                yield msgspec.structs.replace(shot, start_ns=resume.start_ns + (index - resume.next_index) * 10**9)
+                index += 1
+
+
+async def test_who_takes_over_a_camera_goes_on_behind_a_gap(
+    ledger: Ledger, registry: Registry, eventually: Eventually
+) -> None:
+    camera = Camera()
+    source = Source(read=camera.read, goes_on=True, waits=False)
+    scopes = {name: anyio.CancelScope() for name in ("a", "b")}
+    async with anyio.create_task_group() as tasks:
+
+        async def feed_as(name: str) -> None:
+            with scopes[name]:
+                await feed(registry, ledger, SPEC, source, name, TRACES)
+
+        tasks.start_soon(feed_as, "a")
+        await eventually(lambda: len(camera.resumes) == 1)
+        tasks.start_soon(feed_as, "b")  # waits: there is one feeder at a time
+        camera.due.release(3)
+        with anyio.fail_after(10):
+            while len(await stored(ledger)) < 3:  # noqa: ASYNC110 - a thread reads
+                await anyio.sleep(0.01)
+        assert len(camera.resumes) == 1
+        scopes["a"].cancel()
+        await eventually(lambda: len(camera.resumes) == 2)
+        camera.due.release(2)
+        with anyio.fail_after(10):
+            while len(await stored(ledger)) < 6:  # noqa: ASYNC110 - a thread reads
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    records = await stored(ledger)
+    gap = records[3]
+    assert isinstance(gap, Gap)
+    assert (gap.first, gap.last, gap.cause) == (3, 3, "source_lost")
+    assert "nobody read the source for" in gap.detail
+    assert [record.index for record in records if isinstance(record, Segment)] == [0, 1, 2, 4, 5]
+    starts = [record.start_ns for record in records if isinstance(record, Segment)]
+    assert starts == sorted(starts)
+    assert starts[3] >= 3 * 10**9
+    assert await count_gaps(ledger, "s") == {"source_lost": 1}
+    assert (await where_it_stands(ledger, "s")).next_index == 6
+
+
+def transport_stream(clip: Path, to: Path) -> bytes:
+    """The clip as MPEG-TS, which can be cut anywhere."""
+    import av
+
+    with av.open(str(clip)) as source, av.open(str(to), "w", format="mpegts") as target:
+        pairs = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = pairs[packet.stream.index]
+                target.mux(packet)
+    return to.read_bytes()
+
+
+async def test_bytes_of_any_client_become_a_stream(
+    ledger: Ledger, registry: Registry, nats_url: str, tmp_path: Path
+) -> None:
+    data = transport_stream(first_seconds(tmp_path / "clip.mp4", 8.0), tmp_path / "clip.ts")
+    seeded = random.Random(3)
+    async with connect(nats_url) as client, anyio.create_task_group() as tasks:
+        for node in ("n1", "n2"):  # whichever takes the lease takes the bytes
+            tasks.start_soon(Intake(registry, ledger, TRACES, node).run)
+        with anyio.fail_after(30):
+            while await asked(client, b"", "probe") is None:  # noqa: ASYNC110 - until the nodes listen
+                await anyio.sleep(0.01)
+            at = 0
+            headers = {"Penstock-Policy": "durable", "Penstock-Segment": "2s"}
+            while at < len(data):
+                size = seeded.randrange(1, 60_000)
+                assert await asked(client, data[at : at + size], "s", headers) == {}
+                at += size
+            assert await asked(client, b"", "s") == {}
+            while await ledger.get(subjects.media_end("s")) is None:  # noqa: ASYNC110 - a thread reads
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    records = await stored(ledger)
+    kept = [record for record in records if isinstance(record, Segment)]
+    assert [record.index for record in kept] == list(range(len(kept)))
+    assert len(kept) >= 4
+    end = records[-1]
+    assert isinstance(end, EndOfStream)
+    assert end.num_segments == len(kept)
+    assert 7.5e9 < end.duration_ns < 8.6e9
+    spec = await registry.stream("s")
+    assert spec is not None
+    assert (spec.policy, spec.segment_s) == ("durable", 2.0)
+
+
+async def asked(client: object, data: bytes, stream: str, headers: dict[str, str] | None = None) -> object:
+    """The answer to a piece of media, or None where nobody listens yet."""
+    import nats.errors
+
+    try:
+        reply = await client.client.request(subjects.ingest(stream), data, timeout=20, headers=headers)  # type: ignore[attr-defined]
+    except nats.errors.NoRespondersError:
+        return None
+    return msgspec.json.decode(reply.data)

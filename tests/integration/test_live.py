@@ -1,0 +1,299 @@
+"""The live service over a real server: jobs on streams that go on, shared, canceled and taken over; with toy operators whose
+results are known."""
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.abc
+import msgspec
+import pytest
+import toys
+
+from engine.answers import Answer
+from engine.catalogue import Catalogue
+from engine.duties import Duties, responsible
+from engine.gaps import count_gaps
+from engine.operator import Machine
+from engine.registry import NodeStatus, Registry, StreamSpec, open_registry
+from engine.retry import RetryPolicy
+from engine.services import Services, Wish
+from engine.submission import Submitted
+from engine.telemetry import Telemetry
+from engine.worker import Assignment, Worker
+from engine.workflow import Stage, Workflow
+from streams import subjects
+from streams.errors import UserError
+from streams.follow import follow
+from streams.ledger import Ledger, open_ledger
+from streams.link import connect
+from streams.records import EndOfStream, Gap, decode_result, encode
+from streams.subjects import Key
+
+pytestmark = pytest.mark.anyio
+CATALOGUE = Catalogue(toys.ALL)
+MACHINE = Machine(num_cores=2)
+SEGMENT_S = 1.0
+
+TOTAL = Workflow(
+    name="total",
+    stages={
+        "read": Stage(capability="toy_read", inputs={"media": "media"}),
+        "near": Stage(capability="toy_near", inputs={"media": "media"}),
+        "total": Stage(capability="toy_total", inputs={"numbers": ("read",)}),
+    },
+)
+READ_TOTAL = Workflow(name="read_total", stages={name: TOTAL.stages[name] for name in ("read", "total")})
+
+
+class Service:
+    """A node without its processes: a worker, its duties and its services, in this event loop."""
+
+    def __init__(self, ledger: Ledger, registry: Registry, url: str, tasks: anyio.abc.TaskGroup) -> None:
+        self.ledger = ledger
+        self.registry = registry
+        self.services = Services(registry, ledger, CATALOGUE, MACHINE, TOTAL)
+        self._url = url
+        self._tasks = tasks
+
+    def work(self) -> None:
+        policy = RetryPolicy(first_delay_s=0.01, max_delay_s=0.02)
+        assignment = Assignment(url=self._url, num_cores=2, ack_wait_s=5, retry=policy)
+        self._tasks.start_soon(Worker(self.ledger, assignment, CATALOGUE, Telemetry("test")).run)
+
+    def stand_by(self, id: str = "n1") -> anyio.CancelScope:
+        status = NodeStatus(id=id, host="here", pid=1, num_cores=2)
+        scope = anyio.CancelScope()
+
+        async def duties() -> None:
+            with scope:
+                await Duties(self.registry, self.ledger, CATALOGUE, Telemetry("test"), status).run()
+
+        self._tasks.start_soon(duties)
+        return scope
+
+    async def submit(self, stream: str = "s", workflow: Workflow = READ_TOTAL, **wish: Any) -> Submitted:
+        return await self.services.submit(Wish(stream=stream, workflow=workflow, drafts=False, **wish))
+
+    async def answers(self, job: Submitted, num: int) -> list[Answer]:
+        found = []
+        with anyio.fail_after(20):
+            async for stored in follow(self.ledger, subjects.answers(job.job, job.stream)):
+                found.append(msgspec.json.decode(stored.data, type=Answer))
+                if len(found) == num:
+                    return found
+        raise AssertionError("following does not end")
+
+    async def publish(self, values: Sequence[int], first: int = 0, stream: str = "s", end: bool = False) -> None:
+        for index, value in enumerate(values, first):
+            await self.ledger.put(subjects.media(stream, index), encode(toys.toy_segment(stream, index, value)))
+        if end:
+            last = EndOfStream(stream=stream, num_segments=first + len(values))
+            await self.ledger.put(subjects.media_end(stream), encode(last))
+
+    async def declare(self, **spec: Any) -> None:
+        await self.registry.declare(StreamSpec(**{"name": "s", "segment_s": SEGMENT_S, **spec}))
+
+
+@pytest.fixture
+async def service(nats_url: str) -> AsyncIterator[Service]:
+    async with running_service(nats_url) as service:
+        service.work()
+        service.stand_by()
+        yield service
+
+
+@asynccontextmanager
+async def running_service(url: str) -> AsyncIterator[Service]:
+    async with connect(url) as link, anyio.create_task_group() as tasks:
+        service = Service(await open_ledger(link), await open_registry(link), url, tasks)
+        await service.declare(policy="live", max_lag_s=30.0)
+        yield service
+        tasks.cancel_scope.cancel()
+
+
+def numbers(answers: Sequence[Answer]) -> list[int]:
+    return [answer.output["value"] for answer in answers]
+
+
+async def test_a_standing_job_answers_over_each_window(service: Service) -> None:
+    job = await service.submit(standing=True, window_s=3.0)
+    assert (job.first, job.last, job.shared, set(job.new)) == (0, None, (), {"read", "total"})
+    await service.publish([1, 2, 3, 4, 5])
+    answers = await service.answers(job, 5)
+    assert numbers(answers) == [1, 3, 6, 9, 12]
+    assert [(answer.first, answer.last) for answer in answers] == [(n, n) for n in range(5)]
+    await service.publish([6], first=5, end=True)
+    assert numbers(await service.answers(job, 6))[-1] == 15
+    with anyio.fail_after(20):
+        while (await service.registry.job(job.job)).state != "done":  # noqa: ASYNC110 - another task decides
+            await anyio.sleep(0.02)
+
+
+async def test_nothing_is_said_where_nothing_changed(service: Service) -> None:
+    echo = Stage(capability="toy_echo", inputs={"numbers": "read"})
+    workflow = Workflow(name="echo", stages={"read": TOTAL.stages["read"], "echo": echo})
+    job = await service.submit(workflow=workflow, standing=True)
+    await service.publish([7, 7, 7, 8, 8, 7])
+    answers = await service.answers(job, 3)
+    assert numbers(answers) == [7, 8, 7]
+    assert [answer.last for answer in answers] == [0, 3, 5]
+
+
+async def test_a_job_that_comes_later_begins_with_a_full_window(service: Service) -> None:
+    await service.publish([1, 2, 3, 4, 5])
+    job = await service.submit(standing=True, window_s=3.0)
+    assert job.first == 5
+    await service.publish([6, 7], first=5)
+    assert numbers(await service.answers(job, 2)) == [15, 18]
+
+
+async def test_the_same_job_again_computes_nothing(service: Service) -> None:
+    first = await service.submit(standing=True, window_s=3.0)
+    await service.publish([1, 2, 3])
+    await service.answers(first, 3)
+    second = await service.submit(standing=True, window_s=3.0)
+    assert (set(second.shared), second.new) == ({"read", "total"}, ())
+    await service.publish([4, 5, 6], first=3)
+    assert numbers(await service.answers(second, 3)) == [9, 12, 15]
+    assert numbers(await service.answers(first, 6)) == [1, 3, 6, 9, 12, 15]
+    info = await service.ledger.link.api("STREAM.INFO.PENSTOCK_RESULTS")
+    assert info["state"]["messages"] == 2 * 6
+
+
+async def test_a_canceled_job_stops_only_what_nobody_else_needs(service: Service) -> None:
+    wide = await service.submit(workflow=TOTAL, standing=True, window_s=2.0)
+    narrow = await service.submit(standing=True, window_s=2.0)
+    assert (set(narrow.shared), narrow.new) == ({"read", "total"}, ())
+    await service.publish([1, 2, 3])
+    await service.answers(narrow, 3)
+    near = next(stage for stage in (await service.registry.job(wide.job)).plan.stages if stage.name == "near")
+    await service.registry.change_job(wide.job, lambda spec: msgspec.structs.replace(spec, state="canceled"))
+    await service.publish([4, 5, 6, 7], first=3)
+    assert numbers(await service.answers(narrow, 7))[-1] == 13
+    await service.publish([8, 9], first=7)
+    await service.answers(narrow, 9)
+    stored = subjects.keys_of(await service.ledger.subjects(subjects.results_of(near.id, "s")))
+    assert Key.of(7) not in stored
+
+
+async def test_one_question_over_the_past_and_the_same_again(service: Service) -> None:
+    await service.publish(list(range(10)))
+    job = await service.submit(start="0:02", end="0:05")
+    assert (job.first, job.last) == (2, 5)
+    assert numbers(await service.answers(job, 1)) == [2 + 3 + 4 + 5]
+    again = await service.submit(start="0:02", end="0:05")
+    assert again.new == ()
+    assert numbers(await service.answers(again, 1)) == [14]
+    wider = await service.submit(start="0:01")
+    assert (wider.first, wider.last) == (1, 9)
+    assert numbers(await service.answers(wider, 1)) == [45]
+
+
+async def test_drafts_come_before_the_answer(service: Service) -> None:
+    drafts: list[Answer] = []
+
+    async def note(message: Any) -> None:
+        drafts.append(msgspec.json.decode(message.data, type=Answer))
+
+    await service.ledger.link.subscribe(subjects.partials("*", "s"), note)
+    await service.publish(list(range(1, 8)))
+    job = await service.services.submit(Wish(stream="s", workflow=READ_TOTAL, start="0:00"))
+    assert numbers(await service.answers(job, 1)) == [28]
+    assert all(draft.partial for draft in drafts)
+    assert set(numbers(drafts)) <= {1, 3, 10}
+
+
+async def test_what_fell_out_of_retention_is_said(service: Service) -> None:
+    await service.publish(list(range(6)))
+    await service.ledger.link.api("STREAM.PURGE.PENSTOCK_MEDIA", {"filter": subjects.media_of("s"), "keep": 3})
+    (answer,) = await service.answers(await service.submit(start="0:00", end="0:05"), 1)
+    assert answer.output["value"] == 3 + 4 + 5
+    assert [(gap.stage, gap.first, gap.last) for gap in answer.gaps] == [("media", 0, 2)]
+    job = await service.submit(standing=True, window_s=5.0)
+    await service.publish([6], first=6)
+    (answer,) = await service.answers(job, 1)
+    assert answer.output["value"] == 3 + 4 + 5 + 6
+    assert ("read", 2, 2, "dropped") in {(gap.stage, gap.first, gap.last, gap.cause) for gap in answer.gaps}
+
+
+async def test_late_segments_of_a_live_stream_become_gaps_that_are_counted(service: Service) -> None:
+    await service.declare(policy="live", max_lag_s=0.000001)
+    job = await service.submit(standing=True, window_s=1.0)
+    await service.publish([1, 2, 3, 4])
+    with anyio.fail_after(20):
+        while sum((await count_gaps(service.ledger, "s")).values()) < 8:  # noqa: ASYNC110 - other tasks store them
+            await anyio.sleep(0.02)
+    assert await count_gaps(service.ledger, "s") == {"late": 8}
+    read = (await service.registry.job(job.job)).plan.stages[0].id
+    for stored in (
+        await service.ledger.get_many(await service.ledger.subjects(subjects.results_of(read, "s")))
+    ).values():
+        assert isinstance(decode_result(stored.data), Gap)
+
+
+async def test_the_past_is_never_late(service: Service) -> None:
+    await service.publish([1, 2, 3])
+    await service.declare(policy="live", max_lag_s=0.000001)
+    assert numbers(await service.answers(await service.submit(), 1)) == [6]
+    assert await count_gaps(service.ledger, "s") == {}
+
+
+async def test_another_node_goes_on_where_one_stopped(nats_url: str) -> None:
+    seeded = random.Random(7)
+    async with running_service(nats_url) as service:
+        service.work()
+        nodes = {id: service.stand_by(id) for id in ("n1", "n2", "n3")}
+        jobs = [await service.submit(standing=True, window_s=float(window)) for window in (1, 2, 3, 4)]
+        for number in range(30):
+            await service.publish([number + 1], first=number)
+            if number % 6 == 5:
+                id = seeded.choice(sorted(nodes))
+                nodes[id].cancel()
+                nodes[id] = service.stand_by(id)
+        for window, job in enumerate(jobs, 1):
+            answers = await service.answers(job, 30)
+            assert numbers(answers) == [sum(range(max(1, n - window + 1), n + 1)) for n in range(1, 31)]
+        kept = await service.ledger.link.api("STREAM.INFO.PENSTOCK_ANSWERS")
+        assert kept["state"]["messages"] == 30 * len(jobs)
+
+
+async def test_every_job_has_one_node_and_few_move_when_one_leaves() -> None:
+    nodes = [f"n{number}" for number in range(5)]
+    jobs = [f"j{number}" for number in range(500)]
+    before = {job: responsible(job, nodes) for job in jobs}
+    after = {job: responsible(job, nodes[1:]) for job in jobs}
+    assert set(before.values()) == set(nodes)
+    assert {job for job in jobs if before[job] != after[job]} == {job for job in jobs if before[job] == "n0"}
+    assert responsible("j", []) is None
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"stream": "nowhere"}, "no stream 'nowhere'; there are: s"),
+        ({"start": "yesterday"}, "write -10m, 1:05, now"),
+        ({"start": "0:05", "end": "0:02"}, "ends before it begins"),
+        ({"standing": True, "window_s": 0.0}, "give between 1 and 720 s"),
+        ({"standing": True, "end": "now"}, "has no end"),
+        ({"id": "a b"}, "cannot be part of a subject"),
+        ({"asks": ("what?",)}, "takes no question"),
+    ],
+)
+async def test_what_is_wrong_with_a_wish_is_said(service: Service, wish: dict[str, Any], said: str) -> None:
+    await service.publish(list(range(8)))
+    with pytest.raises(UserError, match=said.replace("?", r"\?")) as refused:
+        await service.submit(**wish)
+    assert "\n" not in str(refused.value)
+    assert await service.registry.jobs() == []
+
+
+async def test_many_jobs_at_once_share_every_stage(service: Service) -> None:
+    jobs = [await service.submit(standing=True, window_s=2.0) for _ in range(10)]
+    await service.publish(list(range(1, 21)))
+    for job in jobs:
+        assert numbers(await service.answers(job, 20))[-1] == 39
+    info = await service.ledger.link.api("STREAM.INFO.PENSTOCK_RESULTS")
+    assert info["state"]["messages"] == 2 * 20
