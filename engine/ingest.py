@@ -40,6 +40,7 @@ async def ingest(
     stands there already was put there by somebody else: PenstockError. Without, it is the same one, stored by an
     earlier run. Raises UserError if the source cannot be read."""
     num_segments = 0
+    last_trace = parent
     while True:
         started_ns = time.time_ns()
         record = await anyio.to_thread.run_sync(next, source, None, abandon_on_cancel=True)
@@ -47,13 +48,14 @@ async def ingest(
             return None
         if isinstance(record, EndOfStream):
             if record.num_segments:
-                await ledger.put(subjects.media_end(stream), encode(record), parent)
+                await ledger.put(subjects.media_end(stream), encode(record), last_trace)
             return record
         index = record.index if isinstance(record, Segment) else record.first
         attributes: Attributes = {"stream": stream, "segment": index}
         span = traces.span("ingest", started_ns=started_ns, links=[parent], attributes=attributes)
         placed = await ledger.put(subjects.media(stream, index), encode(record), span.traceparent)
         span.end()
+        last_trace = span.traceparent
         if placed.fresh and isinstance(record, Gap):
             await note_gaps(ledger, [record])
         if alone and not placed.fresh:

@@ -30,7 +30,7 @@ from streams.subjects import token
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-NODE_TTL_S = 15.0
+NODE_TTL_S = 6.0
 LEASE_TTL_S = 10.0
 LOOK_S = 5.0  # how often the registry is read though nothing hints that it has changed
 KEEP_JOBS = 500  # of those that have ended, the newest
@@ -51,7 +51,7 @@ class StreamSpec(Record, frozen=True):
     declared_ns: int = 0  # Unix time
 
 
-class NodeStatus(Record, frozen=True):
+class NodeStatus(Record, frozen=True, omit_defaults=False):
     """What a node says of itself."""
 
     id: str

@@ -148,7 +148,7 @@ class Worker:
             self._served[key] = served
             used |= {id(pool) for pool in served.pools}
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
-            await self._start(running, served, before, tasks)
+            tasks.start_soon(self._start, running, served, before, tasks)
         self._pools = {rung: pool for rung, pool in self._pools.items() if id(pool) in used}
 
     def _tend_shelves(self, groups: Sequence[RunningGroup]) -> None:
@@ -206,17 +206,24 @@ class Worker:
         with anyio.move_on_after(DRAIN_S):
             for old in before:
                 await old.drained.wait()
-        starts = await served.group.open()
-        if starts is None:
-            return
-        for pool in served.pools:
-            tasks.start_soon(pool.warm_up)
-        for stream, filters in served.group.external.items():
-            durable = f"{running.name}-{running.stream}"
-            pull = Pull(self._ledger.link, stream, durable, filters, self._assignment.ack_wait_s, starts[stream])
-            await pull.open()
-            served.pulls.append(pull)
-            tasks.start_soon(self._serve, served, pull, tasks)
+        try:
+            starts = None if served.is_leaving else await served.group.open()
+            if starts is None:
+                return
+            for pool in served.pools:
+                tasks.start_soon(pool.warm_up)
+            for stream, filters in served.group.external.items():
+                durable = f"{running.name}-{running.stream}"
+                pull = Pull(self._ledger.link, stream, durable, filters, self._assignment.ack_wait_s, starts[stream])
+                await pull.open()
+                served.pulls.append(pull)
+                tasks.start_soon(self._serve, served, pull, tasks)
+        except PenstockError as error:
+            if self._assignment.jobs is not None:
+                raise
+            log.warning("cannot_start", group=running.name, stream=running.stream, error=str(error))
+            served.leave()
+            self._served.pop((running.stream, running.name), None)  # the next look at the bucket tries again
 
     async def _serve(self, served: _Served, pull: Pull, tasks: anyio.abc.TaskGroup) -> None:
         """Work that comes one by one fills the cores. Work that is batched has two batches on the way, one being
@@ -225,7 +232,7 @@ class Worker:
         lanes = anyio.Semaphore(self._assignment.num_cores if max_batch == 1 else 1)
         with anyio.CancelScope() as scope:
             served.scopes.append(scope)
-            while True:
+            while not served.is_leaving:
                 await lanes.acquire()
                 try:
                     arrivals = await pull.take(max_batch)

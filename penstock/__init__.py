@@ -2,11 +2,14 @@
 
 from engine.answers import Answer
 from engine.workflow import Stage, Workflow, load_workflow, parse_workflow
+from penstock.client import Client, Job, connect
 from penstock.run import run
 from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
 
 __all__ = [
     "Answer",
+    "Client",
+    "Job",
     "LinkError",
     "PenstockError",
     "Permanent",
@@ -14,6 +17,7 @@ __all__ = [
     "Transient",
     "UserError",
     "Workflow",
+    "connect",
     "load_workflow",
     "parse_workflow",
     "run",

@@ -12,20 +12,21 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import anyio
 
 from engine.answers import Answer
 from engine.telemetry import configure_logging
 from engine.workflow import load_workflow
-from penstock import doctor, show
+from penstock import doctor, live, show
 from penstock.demo import clip, questions, workflow
 from penstock.run import Options, run
-from streams.errors import PenstockError, UserError
+from streams.errors import PenstockError, UserError, first_error
 
 DONE, BAD_INPUT, INFEASIBLE, FAILED, INTERRUPTED = 0, 2, 3, 4, 130
 
+_NOT_DONE = object()
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
 _UNIT_S = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0}
 
@@ -38,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     try:
-        parsed = _parser().parse_args(arguments)
+        parsed = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
         configure_logging(getattr(parsed, "log", "error"))
         command: Callable[[argparse.Namespace], int] = parsed.command
         return command(parsed)
@@ -52,6 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """`--from -10m` as `--from=-10m`: a moment before now is no option, though it looks like one."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--from", "--to") and argument.startswith("-"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def entry() -> None:
@@ -91,7 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     checking.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     checking.add_argument("--nats", metavar="URL", help="check this NATS server instead of the embedded one")
     checking.set_defaults(command=_doctor)
+
+    live.add_commands(commands, _duration_s, _count, _until_done)
     return parser
+
+
+def _until_done(work: Callable[[], Awaitable[Any]]) -> Any:
+    return anyio.run(_interruptible, work)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -162,9 +180,9 @@ def _answers(work: Callable[..., Awaitable[list[Answer]]], as_json: bool) -> lis
         return anyio.run(_interruptible, shown)
 
 
-async def _interruptible(work: Callable[[], Awaitable[list[Answer]]]) -> list[Answer]:
+async def _interruptible(work: Callable[[], Awaitable[Any]]) -> Any:
     """`work`, given up on SIGINT or SIGTERM: everything it opened is closed on the way out."""
-    outcome: list[Answer] | Exception | None = None
+    outcome: Any = _NOT_DONE
     async with anyio.create_task_group() as tasks:
 
         async def listen() -> None:
@@ -177,10 +195,12 @@ async def _interruptible(work: Callable[[], Awaitable[list[Answer]]]) -> list[An
             outcome = await work()
         except (PenstockError, BrokenPipeError) as error:
             outcome = error  # raised outside, so that no group is wrapped around it
+        except BaseExceptionGroup as group:
+            outcome = first_error(group)
         tasks.cancel_scope.cancel()
-    if outcome is None:
+    if outcome is _NOT_DONE:
         raise KeyboardInterrupt
-    if isinstance(outcome, Exception):
+    if isinstance(outcome, BaseException):
         raise outcome
     return outcome
 

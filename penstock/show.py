@@ -74,41 +74,45 @@ class Display:
     def answer(self, answer: Answer) -> None:
         if self._as_json:
             lines([answer])
-            return
-        if answer.question:
-            self._reply(answer)
         else:
-            self._observations(answer)
+            show_answer(self._console, answer)
 
-    def _reply(self, answer: Answer) -> None:
-        """A question's answer, what it rests on, and what it cost."""
-        show = self._console.print
-        show()
-        show(f"[bold]{escape(answer.question)}[/]", soft_wrap=True)
-        show(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
-        for item in answer.evidence:
-            show(f"  {between(item.start_s, item.end_s)}  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
-        self._gaps(answer)
-        stages = ", ".join(f"{note.stage}: {note.implementation}" for note in answer.stages)
-        cost = f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute; trace {answer.trace_id}"
-        show(f"  [dim]{escape(stages)}; {cost}[/]", soft_wrap=True)
 
-    def _observations(self, answer: Answer) -> None:
-        """What a stage found that answers no question: a line for each observation, none where there is none."""
-        name = answer.stages[-1].stage
-        found = answer.output if isinstance(answer.output, dict) else {}
-        for item in found.get("observations", ()):
-            span = between(item["start_ns"] / 1e9, item["end_ns"] / 1e9)
-            self._console.print(f"{span}  {name:<6} {escape(item.get('text', ''))}", soft_wrap=True)
-        if found and "observations" not in found:
-            self._console.print(f"{name}: {escape(msgspec.json.encode(found).decode())}", soft_wrap=True)
-        self._gaps(answer)
+def show_answer(console: Console, answer: Answer) -> None:
+    """An answer as people read it."""
+    if answer.question:
+        _reply(console, answer)
+    else:
+        _observations(console, answer)
+    for gap in answer.gaps:
+        where = f"segment {gap.first}" if gap.first == gap.last else f"segments {gap.first}-{gap.last}"
+        why = escape(gap.detail or gap.cause)
+        console.print(f"  [yellow]without[/] {gap.stage}, {where}: {why}", soft_wrap=True)
 
-    def _gaps(self, answer: Answer) -> None:
-        for gap in answer.gaps:
-            where = f"segment {gap.first}" if gap.first == gap.last else f"segments {gap.first}-{gap.last}"
-            why = escape(gap.detail or gap.cause)
-            self._console.print(f"  [yellow]without[/] {gap.stage}, {where}: {why}", soft_wrap=True)
+
+def _reply(console: Console, answer: Answer) -> None:
+    """A question's answer, what it rests on, and what it cost."""
+    console.print()
+    console.print(f"[bold]{escape(answer.question)}[/]", soft_wrap=True)
+    console.print(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
+    for item in answer.evidence:
+        when = f"  {item.captured_at}" if item.captured_at else ""
+        span = between(item.start_s, item.end_s)
+        console.print(f"  {span}{when}  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
+    stages = ", ".join(f"{note.stage}: {note.implementation}" for note in answer.stages)
+    cost = f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute; trace {answer.trace_id}"
+    console.print(f"  [dim]{escape(stages)}; {cost}[/]", soft_wrap=True)
+
+
+def _observations(console: Console, answer: Answer) -> None:
+    """What a stage found that answers no question: a line for each observation, none where there is none."""
+    name = answer.stages[-1].stage
+    found = answer.output if isinstance(answer.output, dict) else {}
+    for item in found.get("observations", ()):
+        span = between(item["start_ns"] / 1e9, item["end_ns"] / 1e9)
+        console.print(f"{span}  {name:<6} {escape(item.get('text', ''))}", soft_wrap=True)
+    if found and "observations" not in found:
+        console.print(f"{name}: {escape(msgspec.json.encode(found).decode())}", soft_wrap=True)
 
 
 def between(start_s: float, end_s: float) -> str:

@@ -1,5 +1,5 @@
-"""The live service over a real server: jobs on streams that go on, shared, canceled and taken over; with toy operators whose
-results are known."""
+"""The live service over a real server: jobs on streams that go on, shared, canceled and taken over; with toy operators
+whose results are known."""
 
 import random
 from collections.abc import AsyncIterator, Sequence

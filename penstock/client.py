@@ -1,0 +1,267 @@
+"""The Python client: a connection to running nodes.
+
+    async with penstock.connect() as p:
+        job = await p.run("What does a coffee cost?", inputs=["station.mp4"])
+        async for answer in job.answers():
+            print(answer.answer)
+
+It speaks what docs/protocol.md describes and nothing else, so a client in another language can do the same.
+"""
+
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import msgspec
+from engine.redundancy import Redundancy, find_redundancy, measured_costs
+
+from engine.answers import Answer
+from engine.catalogue import installed
+from engine.feeding import feed, policy_for, source_of
+from engine.jobs import BUCKET
+from engine.registry import NodeStatus, Policy, Registry, StreamSpec, new_id, open_registry
+from engine.services import Declare, Filter, Wish
+from engine.submission import Submitted
+from engine.telemetry import Telemetry
+from engine.views import JobView, StreamView
+from engine.workflow import Workflow
+from penstock.run import default_store
+from streams import subjects
+from streams.errors import LinkError, UserError
+from streams.follow import follow
+from streams.ledger import Ledger, open_ledger
+from streams.link import connect as connect_link
+from streams.records import EndOfStream, Gap, Segment
+from streams.segmenter import stream_id
+from streams.server import running_server
+from streams.service import ask
+from streams.subjects import PREFIX
+
+T = TypeVar("T")
+
+REQUEST_TIMEOUT_S = 20.0
+NATS_URL = "PENSTOCK_NATS"
+
+
+class Job:
+    """A job that was submitted."""
+
+    def __init__(self, client: "Client", submitted: Submitted) -> None:
+        self.id = submitted.job
+        self.stream = submitted.stream
+        self.submitted = submitted
+        self._client = client
+
+    async def answers(self) -> AsyncIterator[Answer]:
+        """Each answer once, from the first, until the job has ended; a standing job's go on with its stream."""
+        async for answer in self._client.answers(job=self.id, stream=self.stream, until_done=True):
+            yield answer
+
+    async def drafts(self) -> AsyncIterator[Answer]:
+        """What may still change, as it comes (`partial` is true); some may be missed. Does not end by itself."""
+        async for answer in self._client.drafts(self.id, self.stream):
+            yield answer
+
+    async def cancel(self) -> JobView:
+        return await self._client.cancel(self.id)
+
+
+class Client:
+    """Made by `connect`."""
+
+    def __init__(self, ledger: Ledger, registry: Registry, tasks: anyio.abc.TaskGroup) -> None:
+        self._ledger = ledger
+        self._link = ledger.link
+        self._registry = registry
+        self._tasks = tasks
+        self._traces = Telemetry("penstock-client")
+
+    # --- jobs --------------------------------------------------------------------------------------------------
+
+    async def run(
+        self, question: str | Sequence[str], inputs: Sequence[str | Path], workflow: Workflow | None = None
+    ) -> Job:
+        """Ask about one input: the name of a stream, or a file, which is sent along while the job runs. Raises
+        UserError for anything else."""
+        if len(inputs) != 1:
+            raise UserError(f"{len(inputs)} inputs: a job is about one; submit one for each")
+        asks = (question,) if isinstance(question, str) else tuple(question)
+        input = str(inputs[0])
+        if not await anyio.Path(input).is_file():
+            return await self.submit(input, asks, workflow)
+        stream = await anyio.to_thread.run_sync(stream_id, Path(input), 5.0)
+        first_stored = anyio.Event()
+
+        async def push() -> None:
+            try:
+                await self.push(input, stream, "durable", on_record=lambda record: first_stored.set())
+            finally:
+                first_stored.set()
+
+        if not await self._is_complete(stream):
+            self._tasks.start_soon(push)
+            await first_stored.wait()  # what its tracks are decides what can be computed
+        return await self.submit(stream, asks, workflow)
+
+    async def submit(
+        self,
+        stream: str,
+        asks: Sequence[str] = (),
+        workflow: Workflow | None = None,
+        *,
+        standing: bool = False,
+        window_s: float = 60.0,
+        start: str = "",
+        end: str = "",
+        webhook: str = "",
+        id: str = "",
+    ) -> Job:
+        """Submit a job. Without a workflow it is the one that answers questions. Raises UserError for what is wrong
+        with it."""
+        wish = Wish(
+            stream=stream,
+            workflow=workflow,
+            asks=tuple(asks),
+            standing=standing,
+            window_s=window_s,
+            start=start,
+            end=end,
+            webhook=webhook,
+            id=id,
+        )
+        return Job(self, await self._ask("jobs.submit", wish, Submitted))
+
+    async def jobs(self, stream: str = "", state: str = "") -> list[JobView]:
+        found = await self._ask("jobs.list", Filter(stream=stream, state=state), dict[str, list[JobView]])
+        return found["jobs"]
+
+    async def job(self, id: str) -> JobView:
+        return await self._ask("jobs.show", {"job": id}, JobView)
+
+    async def cancel(self, id: str) -> JobView:
+        return await self._ask("jobs.cancel", {"job": id}, JobView)
+
+    async def ask(self, stream: str, question: str, start: str = "", end: str = "", timeout_s: float = 60.0) -> Answer:
+        """One question over a range of a stream, waited for."""
+        request = {"question": question, "start": start, "end": end, "timeout_s": timeout_s}
+        return await self._ask(f"ask.{subjects.token(stream)}", request, Answer, timeout_s + REQUEST_TIMEOUT_S)
+
+    async def answers(
+        self, job: str = "", stream: str = "", after: int = 0, until_done: bool = False
+    ) -> AsyncIterator[Answer]:
+        """Answers as they come, of one job, one stream or all; from the first that is kept, or with `after=-1` from
+        now. `until_done` ends with the job."""
+        every = subjects.answers(subjects.token(job) if job else "*", subjects.token(stream) if stream else "*")
+        is_over = partial(self._is_over, job) if until_done else None
+        async for stored in follow(self._ledger, every, after, is_over, f"$KV.{BUCKET}.{job}" if until_done else ""):
+            yield msgspec.json.decode(stored.data, type=Answer)
+
+    async def drafts(self, job: str, stream: str) -> AsyncIterator[Answer]:
+        """Partial answers of a job, over core NATS: some may be missed. Does not end by itself."""
+        send, receive = anyio.create_memory_object_stream[Answer](64)
+
+        async def on_message(message: Any) -> None:
+            try:
+                send.send_nowait(msgspec.json.decode(message.data, type=Answer))
+            except anyio.WouldBlock:
+                receive.receive_nowait()  # a draft that nobody read makes room for a newer one
+                send.send_nowait(msgspec.json.decode(message.data, type=Answer))
+
+        watch = await self._link.subscribe(subjects.partials(subjects.token(job), subjects.token(stream)), on_message)
+        try:
+            async with receive:
+                async for answer in receive:
+                    yield answer
+        finally:
+            send.close()
+            with anyio.move_on_after(1, shield=True):
+                await watch.unsubscribe()
+
+    # --- streams -----------------------------------------------------------------------------------------------
+
+    async def streams(self, stream: str = "") -> list[StreamView]:
+        found = await self._ask("streams.list", Filter(stream=stream), dict[str, list[StreamView]])
+        return found["streams"]
+
+    async def nodes(self) -> list[NodeStatus]:
+        return (await self._ask("nodes.list", Filter(), dict[str, list[NodeStatus]]))["nodes"]
+
+    async def declare(self, declared: Declare) -> None:
+        """Say how a stream is to be treated and, with a URL, have nodes read it from there."""
+        await self._ask("streams.declare", declared, dict[str, str])
+
+    async def push(
+        self,
+        url: str,
+        stream: str,
+        policy: Policy | None = None,
+        *,
+        segment_s: float = 5.0,
+        max_lag_s: float = 10.0,
+        gop_s: float | None = None,
+        on_record: Callable[[Segment | Gap], None] = lambda record: None,
+    ) -> EndOfStream | None:
+        """Read a source here and bring it to a stream; its end, or None where it stopped without one. A source that
+        goes on while nobody listens is live, any other durable, unless said otherwise. Raises UserError for a source
+        that cannot be read."""
+        spec = StreamSpec(
+            name=subjects.token(stream),
+            policy=policy or policy_for(url),
+            segment_s=segment_s,
+            max_lag_s=max_lag_s,
+            gop_s=gop_s,
+        )
+        standing = await self._registry.stream(stream)
+        if standing is not None and policy is not None and standing.policy != policy:
+            raise UserError(f"stream {stream!r} is {standing.policy} already: push it so, or under another name")
+        source = source_of(spec, url)
+        await self._registry.declare(spec)
+        holder = new_id("c")
+        try:
+            return await feed(self._registry, self._ledger, spec, source, holder, self._traces, on_record=on_record)
+        except UserError:
+            if standing is None and await self._ledger.get(subjects.media_of(stream)) is None:
+                await self._registry.forget_stream(stream)  # nothing ever came of it
+            raise
+
+    async def redundancy(self) -> list[Redundancy]:
+        """What the running jobs compute twice for no reason, the most costly first."""
+        jobs = [job for job in await self._registry.jobs() if job.state == "running"]
+        costs = await measured_costs(self._ledger, jobs)
+        return find_redundancy(jobs, await self._registry.streams(), installed(), costs)
+
+    # --- how ---------------------------------------------------------------------------------------------------
+
+    async def _is_complete(self, stream: str) -> bool:
+        return await self._ledger.get(subjects.media_end(stream)) is not None
+
+    async def _is_over(self, job: str) -> bool:
+        return (await self._registry.job(job)).state != "running"
+
+    async def _ask(self, subject: str, request: Any, kind: type[T], timeout_s: float = REQUEST_TIMEOUT_S) -> T:
+        reply = await ask(self._link, f"{PREFIX}.{subject}", msgspec.json.encode(request), timeout_s=timeout_s)
+        return msgspec.json.decode(reply, type=kind)
+
+
+@asynccontextmanager
+async def connect(url: str | None = None, *, store: Path | None = None) -> AsyncIterator[Client]:
+    """A client of the nodes on a NATS server: the one at `url`, else $PENSTOCK_NATS, else the one that a node on this
+    machine has started for its store. Raises LinkError where none is there."""
+    place = url or os.environ.get(NATS_URL) or await server_of(store or default_store())
+    async with connect_link(place, name="penstock-client") as link, anyio.create_task_group() as tasks:
+        yield Client(await open_ledger(link), await open_registry(link), tasks)
+        tasks.cancel_scope.cancel()
+
+
+async def server_of(store: Path) -> str:
+    """The server that runs for a store. Raises LinkError where none does."""
+    url = await anyio.to_thread.run_sync(running_server, store)
+    if url is None:
+        raise LinkError(f"no Penstock runs here ({store}): start `penstock serve`, or give --nats URL")
+    return url

@@ -1,0 +1,108 @@
+"""Nodes are killed with SIGKILL while a stream goes on: its standing jobs' answers go on, none twice and none
+missing."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from clips import first_seconds
+
+from engine.registry import StreamSpec, open_registry
+from engine.workflow import parse_workflow
+from penstock.client import connect
+from streams import subjects
+from streams.ledger import open_ledger
+from streams.link import connect as connect_link
+from streams.records import EndOfStream, encode
+from streams.segmenter import segments
+
+pytestmark = pytest.mark.anyio
+SEED = 11
+NUM_KILLS = 8
+SEGMENT_S = 1.0
+CLIP_S = 24.0
+
+SCENES = """
+name = "scenes"
+[stages.scenes]
+capability = "detect_scenes"
+inputs = { media = "media" }
+"""
+
+
+class Nodes:
+    """Node processes on one NATS server."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._url = url
+        self._folder = folder
+        self._num_started = 0
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self) -> None:
+        """A node, once it is up."""
+        self._num_started += 1
+        store = self._folder / f"node-{self._num_started}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "penstock.cli", "worker", "--nats", self._url, "--store", str(store)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ},
+        )
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "is up" in line, line
+        self.processes.append(process)
+
+    def kill(self, seeded: random.Random) -> None:
+        victim = self.processes.pop(seeded.randrange(len(self.processes)))
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        assert victim.stderr is not None
+        victim.stderr.close()
+
+
+@contextmanager
+def running_nodes(url: str, folder: Path, num: int) -> Iterator[Nodes]:
+    nodes = Nodes(url, folder)
+    try:
+        for _ in range(num):
+            nodes.start()
+        yield nodes
+    finally:
+        while nodes.processes:
+            nodes.kill(random.Random(0))
+
+
+async def test_answers_go_on_whichever_node_is_killed(nats_url: str, tmp_path: Path) -> None:
+    clip = first_seconds(tmp_path / "clip.mp4", CLIP_S)
+    records = list(segments(str(clip), stream="cam", target_s=SEGMENT_S))
+    seeded = random.Random(SEED)
+    kills_at = set(seeded.sample(range(1, len(records) - 1), min(NUM_KILLS, len(records) - 2)))
+    async with connect(nats_url) as client, connect_link(nats_url) as link:
+        ledger, registry = await open_ledger(link), await open_registry(link)
+        await registry.declare(StreamSpec(name="cam", segment_s=SEGMENT_S))
+        with running_nodes(nats_url, tmp_path, 2) as nodes:
+            workflow = parse_workflow(SCENES)
+            jobs = [await client.submit("cam", workflow=workflow, standing=True, id=f"job-{n}") for n in range(4)]
+            for number, record in enumerate(records):
+                if isinstance(record, EndOfStream):
+                    await ledger.put(subjects.media_end("cam"), encode(record))
+                else:
+                    await ledger.put(subjects.media("cam", record.index), encode(record))
+                if number in kills_at:
+                    nodes.kill(seeded)
+                    await anyio.to_thread.run_sync(nodes.start)
+            num_segments = len(records) - 1
+            with anyio.fail_after(120):
+                for job in jobs:
+                    answered = [answer.last async for answer in job.answers()]
+                    assert answered == list(range(num_segments))
+    assert num_segments > 8
