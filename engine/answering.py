@@ -185,11 +185,11 @@ class Answering:
 
     async def _segments(self, stage_id: str) -> AsyncIterator[Key]:
         """The segments to answer for, in order; without end where the job has none."""
-        for span in self.spec.spans[stage_id]:
-            index = self._next(stage_id, span.first)
-            while span.last is None or index <= span.last:
-                yield Key.of(index)
-                index = max(index + 1, self._next(stage_id, span.first))
+        asked = self.spec.asked
+        index = self._next(stage_id, asked.first)
+        while asked.last is None or index <= asked.last:
+            yield Key.of(index)
+            index = max(index + 1, self._next(stage_id, asked.first))
 
     async def _ranges(self, stage_id: str) -> AsyncIterator[Key]:
         """The one range to answer for, the longest asked for, once it is known where it ends."""

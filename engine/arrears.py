@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from engine import joins
-from engine.operator import Reduce
+from engine.operator import Fold, Reduce
 from engine.shelf import Shelf
 from engine.work import GroupStage
 from engine.workflow import MEDIA
@@ -25,21 +25,44 @@ async def where_to_start(
     """For each of these JetStream streams, the sequence of the first input of anything that is still to be done; None
     where nothing is. `stored` has the outputs of each stage that are there."""
     end = await shelf.end()
-    num_segments = None if end is None else end[1].num_segments
     lasts = {name: await ledger.last_stored(name) for name in names}
+    firsts = first_inputs(stages, stored, None if end is None else end[1].num_segments)
+    if firsts is None:
+        return None
     starts: dict[str, list[int]] = {name: [] for name in names}
-    lacks_some = False
+    for source, index in firsts.items():
+        name = ledgers.MEDIA if source == MEDIA else ledgers.RESULTS
+        seq = await _seq_from(ledger, shelf.stream, source, index)
+        starts[name].append(lasts[name] + 1 if seq is None else seq)
+    return {name: min(found, default=1) for name, found in starts.items()}
+
+
+def first_inputs(
+    stages: Sequence[GroupStage], stored: Mapping[str, set[Key]], num_segments: int | None
+) -> dict[str, int] | None:
+    """For each source from outside the group, the first segment that what is lacking is made from; None where nothing
+    is lacking. What a stage lacks of another stage of the group leads on to what that one was made from, stored or
+    not: it is the other's output that sets this one off, and a fold's own one before. Pure."""
+    inside = {stage.id for stage in stages}
+    lacking: dict[str, int] = {}
     for stage in stages:
         first = first_lacking(stage, stored[stage.id], num_segments)
-        if first is None:
+        if first is not None:
+            lacking[stage.id] = first
+    if not lacking:
+        return None
+    firsts: dict[str, int] = {}
+    for stage in reversed(stages):
+        if stage.id not in lacking:
             continue
-        lacks_some = True
-        index = joins.needs(stage.planned.scope, Key.of(first), None).start
-        for source in stage.awaited - {stage.id for stage in stages}:
-            name = ledgers.MEDIA if source == MEDIA else ledgers.RESULTS
-            seq = await _seq_from(ledger, shelf.stream, source, index)
-            starts[name].append(lasts[name] + 1 if seq is None else seq)
-    return {name: min(found, default=1) for name, found in starts.items()} if lacks_some else None
+        scope = stage.planned.scope
+        index = joins.needs(scope, Key.of(lacking[stage.id]), None).start
+        if isinstance(scope, Fold):
+            index = max(0, index - 1)
+        for source in stage.awaited:
+            found = lacking if source in inside else firsts
+            found[source] = min(index, found.get(source, index))
+    return firsts
 
 
 def first_lacking(stage: GroupStage, stored: set[Key], num_segments: int | None) -> int | None:

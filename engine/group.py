@@ -48,7 +48,10 @@ OPEN = -1  # last of a range that ends with the stream, while its end is not kno
 
 
 class _Incomplete(Exception):
-    """An input of an output is not stored yet."""
+    """An input of an output is not stored yet: the first one is that of segment `index`."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
 
 
 @dataclass(slots=True)
@@ -194,13 +197,13 @@ class Group:
         ]
 
     async def _all_ready(self, stage: GroupStage, keys: Sequence[Key], event: Event) -> list[Work | Event]:
-        """What is ready of these outputs. Of windows, once one lacks an input all later ones lack it."""
+        """What is ready of these outputs. Of windows, once one lacks an input behind the event's all later ones do."""
         found: list[Work | Event] = []
         for key in keys:
             try:
                 ready = await self._ready(stage, key, event)
-            except _Incomplete:
-                if isinstance(stage.planned.scope, Window):
+            except _Incomplete as lacking:
+                if isinstance(stage.planned.scope, Window) and event.key and lacking.index > event.key.first:
                     break
                 continue
             if ready is not None:
@@ -239,12 +242,12 @@ class Group:
         for source in stage.planned.sources:
             entries[source] = await self.shelf.get(source, wanted)
             if len(entries[source]) < len(wanted):
-                raise _Incomplete
+                raise _Incomplete(next(index for index in wanted if index not in entries[source]))
         previous = None
-        if isinstance(scope, Fold) and stage.running.owes(Key.of(key.first - 1)):
+        if isinstance(scope, Fold) and key.first > 0:
             previous = (await self.shelf.get(stage.id, [key.first - 1])).get(key.first - 1)
             if previous is None:
-                raise _Incomplete
+                raise _Incomplete(key.first - 1)
         on_media = event.source == MEDIA
         seqs = [
             known.seq for source, found in entries.items() for known in found.values() if (source == MEDIA) == on_media

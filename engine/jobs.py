@@ -37,6 +37,7 @@ class JobSpec(Record, frozen=True):
     stream: str
     plan: Plan
     spans: dict[str, tuple[Span, ...]]  # by stage id; of a stage that reduces, each is the range of one output
+    asked: Span = Span(first=0)  # what answers are wanted for
     standing: bool = False  # answers as segments come, without end
     asks: tuple[str, ...] = ()
     first_s: float | None = None  # of the range asked for, in media time, where one was
@@ -73,6 +74,8 @@ def spans_of(plan: Plan, asked: Span, drafts: bool = False) -> dict[str, tuple[S
         spans = needed.setdefault(stage.id, [])
         if isinstance(stage.scope, Reduce):
             spans[:] = distinct(d for span in spans for d in (beginnings(span) if drafts else [span]))
+        elif isinstance(stage.scope, Fold):  # what it finds rests on all before it, whoever asks
+            spans[:] = merged(Span(first=0, last=span.last) for span in spans)
         else:
             spans[:] = merged(spans)
         for source in stage.sources:

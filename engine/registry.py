@@ -19,10 +19,10 @@ from typing import Any, Literal, TypeVar
 import anyio
 import msgspec
 import structlog
-from streams.kv import Bucket, open_bucket
 
 from engine.jobs import BUCKET, JobSpec
 from streams.errors import LinkError, PenstockError, UserError
+from streams.kv import Bucket, open_bucket
 from streams.link import Link
 from streams.records import Record
 from streams.subjects import token

@@ -101,6 +101,7 @@ async def submit(
         stream=stream.name,
         plan=plan,
         spans=spans,
+        asked=asked,
         standing=request.standing,
         asks=request.asks,
         first_s=0.0 if request.start or request.end else None,

@@ -5,7 +5,7 @@ import time
 from engine.answers import time_of_day
 from engine.feeding import lease_of
 from engine.gaps import count_gaps
-from engine.jobs import JobSpec, Span
+from engine.jobs import JobSpec
 from engine.registry import Registry
 from streams import subjects
 from streams.addresses import public_url
@@ -59,8 +59,6 @@ class StreamView(Record, frozen=True, omit_defaults=False):
 
 
 def job_view(spec: JobSpec) -> JobView:
-    spans = [span for id in spec.plan.answers for span in spec.spans[id]]
-    widest = max(spans, key=lambda span: float("inf") if span.last is None else span.last, default=Span(first=0))
     return JobView(
         job=spec.id,
         stream=spec.stream,
@@ -68,8 +66,8 @@ def job_view(spec: JobSpec) -> JobView:
         standing=spec.standing,
         workflow=spec.plan.workflow,
         asks=spec.asks,
-        first=min((span.first for span in spans), default=0),
-        last=widest.last,
+        first=spec.asked.first,
+        last=spec.asked.last,
         stages=tuple(
             StageView(name=stage.name, id=stage.id, capability=stage.capability, implementation=stage.rung.rung)
             for stage in spec.plan.stages

@@ -19,12 +19,13 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 import msgspec
-from engine.redundancy import Redundancy, find_redundancy, measured_costs
 
 from engine.answers import Answer
 from engine.catalogue import installed
+from engine.costs import measured_costs
 from engine.feeding import feed, policy_for, source_of
 from engine.jobs import BUCKET
+from engine.redundancy import Redundancy, find_redundancy
 from engine.registry import NodeStatus, Policy, Registry, StreamSpec, new_id, open_registry
 from engine.services import Declare, Filter, Wish
 from engine.submission import Submitted

@@ -12,7 +12,6 @@ from typing import Any
 
 import anyio
 import msgspec
-from streams.service import serve as serve_endpoints
 
 from engine.catalogue import installed
 from engine.duties import Duties
@@ -31,6 +30,7 @@ from streams.errors import UserError
 from streams.ledger import Retention, open_ledger
 from streams.link import connect
 from streams.server import embedded
+from streams.service import serve as serve_endpoints
 
 VERSION = "0.1.0"
 
@@ -50,7 +50,8 @@ class ServeOptions:
 
 
 class ConfiguredJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A standing job that a configuration asks for, under its own name: submitted once, and not again when it has ended."""
+    """A standing job that a configuration asks for, under its own name: submitted once, and not again when it has
+    ended."""
 
     stream: str
     workflow: str = ""  # a file beside the configuration; empty: the one that answers questions

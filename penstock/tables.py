@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from engine.redundancy import Redundancy
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from engine.answers import Answer
+from engine.redundancy import Redundancy
 from engine.registry import NodeStatus
 from engine.submission import Submitted
 from engine.views import JobView, StreamView
@@ -128,7 +128,8 @@ def redundancy(found: Sequence[Redundancy], as_json: bool) -> None:
         lines(found)
         return
     for item in found:
-        _console.print(f"[bold]{item.kind}[/] saves {item.saves_compute_s_per_s:.3f} s of compute for each second")
+        saved = f"saves {item.saves_compute_s_per_s:.3f} s of compute for each second of media"
+        _console.print(f"[bold]{item.kind}[/] {saved if item.is_measured else 'saves what is not measured yet'}")
         say(f"  {item.why}")
     if not found:
         say("nothing is computed twice")
