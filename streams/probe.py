@@ -1,19 +1,21 @@
 """Opens media and says what is in it: which tracks are taken, what a decoder needs for them, how long it lasts.
 
-PyAV exposes neither `block_align` nor the display matrix of a track before decoding, so `inspect` decodes the first
+PyAV exposes neither `block_align` nor the display matrix of a track before decoding, so `examine` decodes the first
 few packets twice: with the container's own decoder and with a bare one made from the `Track` alone. Audio that only
-the container can decode (ADPCM, WMA) is marked for transcoding; rotation is read from the first picture.
+the container can decode (ADPCM, WMA) is marked for transcoding; rotation is read from the first picture. A file is then
+opened anew (`inspect`); of what can be opened only once, the packets that were read for the trial are kept.
 """
 
 from __future__ import annotations  # PyAV's Packet is generic to a type checker only
 
 import itertools
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import av
 import av.logging
@@ -32,13 +34,38 @@ TEXT_SUBTITLES = frozenset({"mov_text", "subrip", "srt", "webvtt", "ass", "ssa",
 TRIAL_PACKETS = 8  # audio packets decoded by `inspect`
 TRIAL_PICTURES = 48  # video packets decoded at most until the first picture comes out
 TRIAL_TOTAL = 2000  # packets of all kinds read at most
+MAX_TRIAL_BYTES = 32 << 20  # of packets that are kept
 
 BAD_MEDIA = (FFmpegError, OSError, ValueError, EOFError)  # what PyAV raises on files that are not what they claim
 BAD_DEMUX = (*BAD_MEDIA, IndexError)  # the last: PyAV does not know a stream that appears on the way
 
 av.logging.set_level(None)  # FFmpeg writes its opinion of a damaged file to stderr otherwise
 
+NOTHING_CAME = "nothing came in time"
+
 Kind = Literal["video", "audio", "subtitle"]
+
+
+class Readable(Protocol):
+    """Bytes of a container, as they come. `read` waits for some and gives b"" at the end. `give_up`, from another
+    thread, ends a read under way with an error."""
+
+    name: str
+
+    def read(self, max_bytes: int = -1, /) -> bytes: ...
+
+    def give_up(self, reason: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How media are opened. `name` stands in errors: it has no credentials in it."""
+
+    source: str | Readable  # what FFmpeg opens, or where the bytes come from
+    name: str
+    format: str | None = None  # where the bytes do not show it
+    options: Mapping[str, str] = field(default_factory=dict)  # of FFmpeg
+    timeouts_s: tuple[float, float] | None = None  # for opening, for each packet
 
 
 @dataclass(slots=True)
@@ -69,17 +96,13 @@ def time_ns(ticks: int, time_base: tuple[int, int], origin_ns: int = 0) -> int:
 
 
 @contextmanager
-def open_media(url: str) -> Iterator[InputContainer]:
-    """The opened container. Raises UserError where the source is missing or is no media."""
-    try:
-        container = av.open(url, "r", metadata_errors="replace")
-    except FileNotFoundError as error:
-        raise UserError(f"{url}: there is no such file; give the path or URL of a video or audio file") from error
-    except BAD_MEDIA as error:
-        raise UserError(f"{url}: cannot be opened as media ({_reason(error)}); give a video or audio file") from error
+def open_media(media: str | Opening) -> Iterator[InputContainer]:
+    """The opened container of a path, URL or whatever else. Raises UserError where it is missing or is no media."""
+    how = Opening(media, media) if isinstance(media, str) else media
+    container = _opened(how)
     try:
         if container.format.name == "tty":  # FFmpeg draws plain text as ANSI art, as video
-            raise UserError(f"{url}: is plain text, not media; give a video or audio file")
+            raise UserError(f"{how.name}: is plain text, not media; give a video or audio file")
         yield container
     finally:
         with suppress(*BAD_MEDIA):
@@ -100,11 +123,22 @@ def probe(url: str) -> MediaInfo:
 def inspect(url: str) -> list[Feed]:
     """The tracks that are taken, video first, then audio, then subtitles. Raises UserError as `probe` does."""
     with open_media(url) as container:
-        chosen = _chosen(container, url)
-        trials = {stream.index: _Trial() for _, stream in chosen}
-        with suppress(*BAD_DEMUX):
-            _try_decoding(container, [stream for _, stream in chosen], trials)
-        return [_feed(kind, stream, trials[stream.index]) for kind, stream in chosen]
+        return examine(container, url)
+
+
+def examine(
+    container: InputContainer,
+    name: str,
+    keep: Callable[[AvPacket[Any]], None] | None = None,
+    max_wait_s: float | None = None,
+) -> list[Feed]:
+    """The tracks of an opened container that are taken. Reads on until it has seen enough of each, of a live source no
+    longer than `max_wait_s`; `keep` is called with each packet read. Raises UserError where nothing can be taken."""
+    chosen = _chosen(container, name)
+    trials = {stream.index: _Trial() for _, stream in chosen}
+    with suppress(*BAD_DEMUX):
+        _try_decoding(container, [stream for _, stream in chosen], trials, keep, max_wait_s)
+    return [_feed(kind, stream, trials[stream.index]) for kind, stream in chosen]
 
 
 def open_decoder(track: Track, reorder_depth: int = 0) -> CodecContext:
@@ -151,6 +185,22 @@ def skipped_samples(packet: AvPacket[Any]) -> tuple[int, int]:
     return struct.unpack_from("<II", data) if len(data) >= 8 else (0, 0)
 
 
+def _opened(how: Opening) -> InputContainer:
+    try:
+        return av.open(
+            how.source, "r", how.format, dict(how.options), metadata_errors="replace", timeout=how.timeouts_s
+        )
+    except FileNotFoundError as error:
+        failed: BaseException = error
+        refused = UserError(f"{how.name}: there is no such file; give the path or URL of a video or audio file")
+    except BAD_MEDIA as error:
+        failed = error
+        refused = UserError(f"{how.name}: cannot be opened as media ({reason_of(error)}); give a video or audio file")
+    if isinstance(failed, FFmpegError) and failed.filename != how.name:  # it names the URL with all that is in it
+        failed = type(failed)(failed.errno or 0, failed.strerror or "", how.name)
+    raise refused from failed
+
+
 def _chosen(container: InputContainer, url: str) -> list[tuple[Kind, Stream]]:
     """The best video track that is not a cover picture, the best audio track, every text subtitle track."""
     chosen: list[tuple[Kind, Stream]] = []
@@ -175,26 +225,42 @@ def _chosen(container: InputContainer, url: str) -> list[tuple[Kind, Stream]]:
     return chosen
 
 
-def _try_decoding(container: InputContainer, streams: list[Stream], trials: dict[int, _Trial]) -> None:
+def _try_decoding(
+    container: InputContainer,
+    streams: list[Stream],
+    trials: dict[int, _Trial],
+    keep: Callable[[AvPacket[Any]], None] | None,
+    max_wait_s: float | None,
+) -> None:
     """Fill in the trials, until each has seen enough."""
     for stream in streams:
         stream.codec_context.thread_count = 1
         if stream.type == "audio":
             stream.codec_context.flags2 |= Flags2.skip_manual
-    open_ends = {stream.index: TRIAL_PICTURES if stream.type == "video" else TRIAL_PACKETS for stream in streams}
+    deadline_s = None if max_wait_s is None else time.monotonic() + max_wait_s
+    num_pictures = TRIAL_PICTURES if max_wait_s is None else TRIAL_TOTAL  # a live source may begin far from a keyframe
+    open_ends = {stream.index: num_pictures if stream.type == "video" else TRIAL_PACKETS for stream in streams}
     open_ends = {index: left for index, left in open_ends.items() if container.streams[index].type != "subtitle"}
-    for packet in itertools.islice(container.demux(streams), TRIAL_TOTAL):
-        trial = trials.get(packet.stream_index)
-        if trial is None:  # at the end PyAV flushes every stream, taken or not
-            return
-        if packet.size and trial.first_pts is None:
-            trial.first_pts = packet.pts if packet.pts is not None else packet.dts
-        if packet.stream_index in open_ends:
-            open_ends[packet.stream_index] -= 1
-            if _tried(packet, trial) or open_ends[packet.stream_index] <= 0:
-                del open_ends[packet.stream_index]
-        if not open_ends:
-            return
+    num_bytes = 0
+    packets = cast("Generator[AvPacket[Any], None, None]", container.demux(streams))
+    with closing(packets):  # left open, it would end the timeouts of whoever reads on
+        for packet in itertools.islice(packets, TRIAL_TOTAL):
+            num_bytes += packet.size
+            if keep is not None:
+                keep(packet)
+            trial = trials.get(packet.stream_index)
+            if trial is None:  # at the end PyAV flushes every stream, taken or not
+                return
+            if packet.size and trial.first_pts is None:
+                trial.first_pts = packet.pts if packet.pts is not None else packet.dts
+            if packet.stream_index in open_ends:
+                open_ends[packet.stream_index] -= 1
+                if _tried(packet, trial) or open_ends[packet.stream_index] <= 0:
+                    del open_ends[packet.stream_index]
+            if not open_ends or (deadline_s is not None and time.monotonic() > deadline_s):
+                return
+            if keep is not None and num_bytes > MAX_TRIAL_BYTES:
+                return
 
 
 def _tried(packet: AvPacket[Any], trial: _Trial) -> bool:
@@ -280,5 +346,8 @@ def _bare_sizes(track: Track, packets: list[AvPacket[Any]]) -> list[int]:
     return sizes
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in one line and without the URL that PyAV adds."""
+    if isinstance(error, av.error.ExitError):
+        return NOTHING_CAME
     return str(getattr(error, "strerror", None) or error).splitlines()[0]

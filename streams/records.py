@@ -68,6 +68,7 @@ class Segment(Record, frozen=True, tag="segment"):
     tracks: tuple[Track, ...] = ()
     packets: tuple[Packet, ...] = ()
     flaws: tuple[str, ...] = ()  # what is known to be damaged or missing, one line each
+    captured_ns: int = 0  # Unix time at which media time start_ns was received; 0 where it was not received live
     version: int = VERSION
 
 

@@ -19,7 +19,7 @@ from av.packet import Packet as AvPacket
 from streams.probe import Feed, skipped_samples, time_ns
 from streams.records import Packet, Track
 
-MAX_HOLE_NS = 600_000_000_000  # a longer silence of all tracks is taken for a jump of the clock and closed
+MAX_HOLE_NS = 600_000_000_000
 MAX_STEP_BACK_NS = 1_000_000_000  # a decoding timestamp this far behind its predecessor is a jump too
 MAX_REORDER_NS = 10_000_000_000  # a picture is not shown later than this after it is decoded
 MAX_DURATION_NS = 60_000_000_000  # of one packet; a longer one is damage
@@ -35,14 +35,18 @@ class Piece:
     start_ns: int
     end_ns: int
     decode_ns: int
+    arrived_ns: int = 0  # Unix time, 0 where the source is not live
+    track: Track | None = None  # set where its track is another one from this packet on
 
 
 @dataclass(slots=True)
 class Shift:
-    """How far the source's clock has been moved, and how far media time has been read."""
+    """How far the source's clock has been moved, and how far media time has been read. A silence of all tracks longer
+    than `max_hole_ns` is taken for a jump of the clock and closed."""
 
     current_ns: int = 0
     reached_ns: int = 0
+    max_hole_ns: int = MAX_HOLE_NS
 
 
 @dataclass(slots=True)
@@ -63,7 +67,12 @@ class Clock:
     next_sample: int | None = None
 
     def __post_init__(self) -> None:
-        track = self.feed.track
+        self.follow(self.feed)
+
+    def follow(self, feed: Feed) -> None:
+        """From here on the packets are those of another feed of the same track: the clock goes on."""
+        self.feed, self.next_sample = feed, None
+        track = feed.track
         numerator, denominator = track.time_base
         rate = track.sample_rate
         self.on_samples = self.feed.transcode or (rate > 0 and denominator % (numerator * rate) != 0)
@@ -124,8 +133,9 @@ class Clock:
 
     def _follow_jumps(self, raw_ns: int, position: int) -> None:
         """Choose the shift under which this packet follows the one before it."""
-        earliest_ns = self.shift.reached_ns - MAX_HOLE_NS if self.last_ns is None else self.last_ns - MAX_STEP_BACK_NS
-        latest_ns = max(self._expected_ns(), self.shift.reached_ns) + MAX_HOLE_NS
+        hole_ns = self.shift.max_hole_ns
+        earliest_ns = self.shift.reached_ns - hole_ns if self.last_ns is None else self.last_ns - MAX_STEP_BACK_NS
+        latest_ns = max(self._expected_ns(), self.shift.reached_ns) + hole_ns
         for shift_ns in (self.shift_ns, self.shift.current_ns):
             if earliest_ns <= raw_ns + shift_ns <= latest_ns:
                 self.shift_ns = shift_ns

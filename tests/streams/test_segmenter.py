@@ -1,6 +1,7 @@
 """Segments tile a stream, are the same every time, carry what decoders need, and survive what files do."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from media_zoo import jumping_ts, make
 
-from streams import segmenter
+from streams import demux, segmenter
 from streams.errors import UserError
 from streams.probe import time_ns
 from streams.records import EndOfStream, Packet, Segment, Track, encode
-from streams.segmenter import _Cutter, probe, segments, stream_id
+from streams.segmenter import Cutter, probe, segments, stream_id
 from streams.timestamps import Piece
 
 MS = 1_000_000
@@ -86,14 +87,14 @@ def test_the_same_file_gives_the_same_bytes(film: Path) -> None:
 
 def test_segments_are_read_as_they_are_asked_for(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     num_read = 0
-    stamp = segmenter.Clock.stamp
+    stamp = demux.Clock.stamp
 
     def counted(clock: Any, packet: Any) -> Any:
         nonlocal num_read
         num_read += 1
         return stamp(clock, packet)
 
-    monkeypatch.setattr(segmenter.Clock, "stamp", counted)
+    monkeypatch.setattr(demux.Clock, "stamp", counted)
     reading = segments(str(film), stream="s", target_s=0.4)
     next(reading)
     read_for_one = num_read
@@ -222,7 +223,7 @@ def piece(track: int, at_ms: int, keyframe: bool = False, lasting_ms: int = 100,
 
 
 def cut_up(pieces: list[Piece], tracks: tuple[Track, ...], target_s: float = 1.0) -> list[Segment]:
-    cutter = _Cutter("s", tracks, 0, round(target_s * 1e9), [])
+    cutter = Cutter("s", tracks, 0, round(target_s * 1e9), [])
     made = [segment for each in pieces for segment in cutter.push(each)]
     made += cutter.finish()
     assert_tiled(made, max(each.end_ns for each in pieces))
@@ -265,3 +266,111 @@ def test_sound_that_outlasts_the_picture_goes_on_in_bounded_segments() -> None:
     )
     assert all(each.duration_ns <= 60_000 * MS for each in made)
     assert len(made) == 5
+
+
+# --- live streams and tracks that change ---------------------------------------------------------------------
+
+WIDE = Track(kind="video", codec="x", time_base=(1, 1000), frame_rate=(10, 1), width=1920)
+LOUD = Track(kind="audio", codec="x", time_base=(1, 1000), sample_rate=2000)
+
+
+def live(target_s: float = 1.0, **more: int) -> Cutter:
+    return Cutter("s", (VIDEO, AUDIO), 0, round(target_s * 1e9), [], patience_ns=2_000 * MS, **more)
+
+
+def both(from_ms: int, to_ms: int, key_ms: int = 1000) -> list[Piece]:
+    """Pictures and sound, ten a second each, a keyframe every `key_ms`."""
+    return [
+        piece(track, at, keyframe=track == 1 or at % key_ms == 0)
+        for at in range(from_ms, to_ms, 100)
+        for track in (0, 1)
+    ]
+
+
+def pushed(cutter: Cutter, pieces: list[Piece]) -> list[Segment]:
+    return [segment for each in pieces for segment in cutter.push(each)]
+
+
+def counts(segment: Segment) -> tuple[int, int]:
+    return tuple(sum(packet.track == track for packet in segment.packets) for track in (0, 1))  # type: ignore[return-value]
+
+
+def test_a_live_segment_is_given_with_the_second_packet_of_sound_after_its_end() -> None:
+    cutter = live()
+    assert pushed(cutter, both(0, 1100)) == []
+    assert pushed(cutter, [piece(0, 1100)]) == []
+    (made,) = pushed(cutter, [piece(1, 1100)])
+    assert (made.start_ns, made.duration_ns) == (0, 1000 * MS)
+
+
+def test_live_sound_that_stops_is_not_waited_for_long() -> None:
+    cutter = live()
+    pushed(cutter, both(0, 2000))
+    made = pushed(cutter, [piece(0, at, keyframe=at % 1000 == 0) for at in range(2000, 9000, 100)])
+    assert [each.start_ns // MS for each in made] == [1000, 2000, 3000, 4000, 5000]
+    assert [counts(each) for each in made] == [(10, 12)] + [(10, 2)] * 4  # two from before its start
+
+
+def test_a_live_picture_that_stops_is_not_waited_for_long() -> None:
+    cutter = live()
+    pushed(cutter, both(0, 2000))
+    made = pushed(cutter, [piece(1, at, keyframe=True) for at in range(2000, 9000, 100)])
+    ends_ms = [(each.start_ns + each.duration_ns) // MS for each in made]
+    assert ends_ms == sorted(ends_ms)
+    assert 8_900 - ends_ms[-1] <= 3_200  # the target and the patience
+    assert sum(counts(each)[0] for each in made) == 10
+    assert max(each.duration_ns for each in made) <= 1_100 * MS
+
+
+def test_a_cutter_goes_on_at_any_number_and_time() -> None:
+    cutter = live(index=7, start_ns=50_000 * MS)
+    made = pushed(cutter, both(50_000, 54_000)) + list(cutter.finish())
+    assert [(each.index, each.start_ns // MS) for each in made] == [(7, 50_000), (8, 51_000), (9, 52_000), (10, 53_000)]
+
+
+def test_a_picture_size_that_changes_starts_a_segment() -> None:
+    pieces = [
+        replace(each, track=WIDE) if (each.packet.track, each.start_ns) == (0, 2500 * MS) else each
+        for each in [*both(0, 2500), piece(0, 2500, keyframe=True), piece(1, 2500), *both(2600, 5000)]
+    ]
+    made = cut_up(pieces, (VIDEO, AUDIO))
+    assert [each.start_ns // MS for each in made] == [0, 1000, 2000, 2500, 4000]
+    assert [each.tracks[0].width for each in made] == [0, 0, 0, 1920, 1920]
+    assert [counts(each)[0] for each in made] == [10, 10, 5, 15, 10]
+    assert all(each.tracks[1] == AUDIO for each in made)
+    assert not any(each.flaws for each in made)
+
+
+def test_sound_that_changes_starts_a_segment_which_carries_the_pictures_since_the_keyframe() -> None:
+    pieces = [
+        replace(each, track=LOUD) if (each.packet.track, each.start_ns) == (1, 2500 * MS) else each
+        for each in both(0, 5000)
+    ]
+    made = cut_up(pieces, (VIDEO, AUDIO))
+    assert [each.start_ns // MS for each in made] == [0, 1000, 2000, 2500, 4000]
+    assert [each.tracks[1].sample_rate for each in made] == [1000, 1000, 1000, 2000, 2000]
+    starting = made[3]
+    assert starting.packets[0].keyframe
+    assert [packet.pts for packet in starting.packets if packet.track == 0] == list(range(2000, 4000, 100))
+    assert min(packet.pts for packet in starting.packets if packet.track == 1) == 2500
+    assert max(packet.pts for packet in made[2].packets if packet.track == 1) == 2400
+    assert counts(made[4])[0] == 10
+    assert not any(each.flaws for each in made)
+
+
+def test_what_changes_before_it_began_costs_no_segment() -> None:
+    pieces = [piece(1, at, keyframe=True) for at in range(0, 500, 100)]
+    pieces += [replace(piece(0, 500, keyframe=True), track=WIDE), piece(1, 500), *both(600, 1200)]
+    (made, _) = cut_up(pieces, (VIDEO, AUDIO))
+    assert made.tracks == (WIDE, AUDIO)
+
+
+def test_captured_is_when_the_start_would_have_come_with_the_least_delay() -> None:
+    cutter = live()
+    now_ns = 1_700_000_000_000_000_000
+    delays_ms = iter([900, 800, 700, 600, 500, 400, 300, 200, 100, 30] + [50] * 10 + [3000] * 20)
+    arrived = [replace(each, arrived_ns=now_ns + each.start_ns + next(delays_ms) * MS) for each in both(0, 2000)]
+    made = pushed(cutter, arrived) + list(cutter.finish())
+    assert [(each.captured_ns - now_ns) // MS for each in made] == [30, 4000]
+    assert cutter.received_ns == now_ns + 5000 * MS
+    assert live(captured_ns=now_ns).captured_ns == now_ns
