@@ -259,7 +259,7 @@ class Bucket:
                 return _Page(records, None if is_all else next_revision, int(headers["Nats-UpTo-Sequence"]))
             case "404", "No Results":
                 return _Page(records, None, 0)
-            case "404", _:  # one was overwritten after it was looked up
+            case "404", _:  # one went after it was looked up
                 return _Page(records, next_revision, 0)
             case "413", _:
                 return None
@@ -293,7 +293,10 @@ class Bucket:
         async def on_message(message: Msg) -> None:
             on_change(self._key(message.subject))
 
-        subscription = await self.link.subscribe(f"{self._prefix}>", on_message)
+        try:
+            subscription = await self.link.subscribe(f"{self._prefix}>", on_message)
+        except (nats.errors.Error, OSError) as error:
+            raise LinkError(f"cannot watch bucket {self.name}: {error}") from error
         forget: list[Callable[[], None]] = [self.link.on_reconnect(lambda: on_change(""))]
 
         async def end() -> None:

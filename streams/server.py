@@ -64,6 +64,12 @@ async def embedded(store: Path, *, port: int | None = None) -> AsyncIterator[str
         os.close(users)
 
 
+def running_server(store: Path) -> str | None:
+    """The URL of the server that answers for this store, token included, if one does."""
+    running = _running(store.resolve()) if store.is_dir() else None
+    return running[0] if running else None
+
+
 def nats_server_version() -> tuple[Path, str]:
     """Which nats-server is used, and its version: the one on PATH, else the one installed beside Python.
 

@@ -74,6 +74,9 @@ class Camera:
         index = resume.next_index
         while not stop.is_set():
             if self.due.acquire(timeout=0.02):
+                if stop.is_set():  # somebody else reads by now
+                    self.due.release()
+                    return
                 shot = toys.toy_segment("s", index, index)
                 yield msgspec.structs.replace(shot, start_ns=resume.start_ns + (index - resume.next_index) * 10**9)
                 index += 1
