@@ -75,7 +75,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     streams: dict[str, ConfiguredStream] = msgspec.field(default_factory=dict)
     jobs: dict[str, ConfiguredJob] = msgspec.field(default_factory=dict)
-    retention: Retention = Retention()
+    retention: Retention | None = None  # None: as it is, or the defaults where nothing is there yet
 
 
 async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lambda running: None) -> None:
@@ -91,6 +91,8 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
             connect(url, name=id) as link,
         ):
             ledger = await open_ledger(link, config.retention)
+            if config.retention is not None:
+                await retain(link, config.retention)
             registry = await open_registry(link)
             services = Services(registry, ledger, installed(), machine, demo.workflow())
             workers.assign(

@@ -315,30 +315,43 @@ async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
     """The ledger of the server that `link` is connected to; its JetStream streams are made where they are missing. An
     existing stream keeps its own settings."""
     wanted = retention or Retention()
-    age = int(wanted.max_age_s * 1e9)
-    limits = {
-        "media": wanted.max_media_bytes,
-        "bulk": wanted.max_media_bytes,
-        "results": wanted.max_results_bytes,
-        "answers": wanted.max_results_bytes,
-        "dead": wanted.max_results_bytes,
-        "gaps": wanted.max_results_bytes // 16,
-    }
     replicated = set()
-    for kind, max_bytes in limits.items():
+    for kind, max_bytes in _limits(wanted).items():
         name = f"{PREFIX.upper()}_{kind.upper()}"
         try:
             info = await link.api(f"STREAM.INFO.{name}")
         except Refused:
-            info = await _create_stream(link, name, f"{PREFIX}.{kind}.>", max_bytes, age, wanted.num_replicas)
+            info = await _create_stream(link, name, f"{PREFIX}.{kind}.>", max_bytes, wanted)
         if info["config"].get("num_replicas", 1) > 1:
             replicated.add(name)
     return Ledger(link, frozenset(replicated))
 
 
-async def _create_stream(
-    link: Link, name: str, subjects: str, max_bytes: int, max_age_ns: int, num_replicas: int
-) -> Any:
+async def retain(link: Link, retention: Retention) -> None:
+    """Have the streams that are there keep what they hold for as long as this says, from now on."""
+    for kind, max_bytes in _limits(retention).items():
+        name = f"{PREFIX.upper()}_{kind.upper()}"
+        config = (await link.api(f"STREAM.INFO.{name}"))["config"]
+        wanted = {"max_age": int(retention.max_age_s * 1e9), "max_bytes": max_bytes}
+        if any(config.get(key) != value for key, value in wanted.items()):
+            window = min(config["duplicate_window"], wanted["max_age"])
+            await link.api(f"STREAM.UPDATE.{name}", {**config, **wanted, "duplicate_window": window})
+
+
+def _limits(retention: Retention) -> dict[str, int]:
+    """The most bytes that each kind of record may take."""
+    return {
+        "media": retention.max_media_bytes,
+        "bulk": retention.max_media_bytes,
+        "results": retention.max_results_bytes,
+        "answers": retention.max_results_bytes,
+        "dead": retention.max_results_bytes,
+        "gaps": retention.max_results_bytes // 16,
+    }
+
+
+async def _create_stream(link: Link, name: str, subjects: str, max_bytes: int, retention: Retention) -> Any:
+    max_age_ns = int(retention.max_age_s * 1e9)
     config = {
         "name": name,
         "subjects": [subjects],
@@ -347,7 +360,7 @@ async def _create_stream(
         "discard": "old",
         "max_age": max_age_ns,
         "max_bytes": max_bytes,
-        "num_replicas": num_replicas,
+        "num_replicas": retention.num_replicas,
         "allow_direct": True,
         "duplicate_window": min(max_age_ns, 120_000_000_000),
     }

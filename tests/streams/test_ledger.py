@@ -15,7 +15,7 @@ from conftest import Eventually
 
 from streams.errors import LinkError, Permanent
 from streams.keeper import status
-from streams.ledger import MAX_SUBJECTS_A_READ, Entry, Ledger, Placed, Retention, Stored, open_ledger, stream_of
+from streams.ledger import MAX_SUBJECTS_A_READ, Entry, Ledger, Placed, Retention, Stored, open_ledger, retain, stream_of
 from streams.link import Link, connect
 from streams.server import embedded
 
@@ -300,3 +300,17 @@ async def test_all_that_was_acknowledged_survives_the_server(
         assert {name: record.seq for name, record in stored.items()} == acknowledged
         assert all(record.data == name.encode() for name, record in stored.items())
         assert await other.subjects("penstock.media.>") == acknowledged.keys()
+
+
+async def test_retention_can_be_changed_and_nothing_else_is(ledger: Ledger) -> None:
+    await ledger.put(media(0), b"x")
+    before = (await ledger.link.api("STREAM.INFO.PENSTOCK_MEDIA"))["config"]
+    await retain(ledger.link, Retention(max_age_s=60.0, max_media_bytes=1 << 20))
+    after = (await ledger.link.api("STREAM.INFO.PENSTOCK_MEDIA"))["config"]
+    changed = {key for key in after if after[key] != before.get(key)}
+    assert changed == {"max_age", "max_bytes", "duplicate_window"}
+    assert (after["max_age"], after["max_bytes"]) == (60_000_000_000, 1 << 20)
+    for index in range(1, 5):
+        await ledger.put(media(index), bytes(400_000))
+    assert await ledger.get(media(0)) is None  # the oldest goes first
+    assert await ledger.get(media(4)) is not None
