@@ -2,7 +2,9 @@
 
 Each round runs, one after another: the engine with twelve questions over an empty store; `bench/sequential.py` in both
 its ways; the engine with one question over an empty store, then with another question over what that left; and the
-script with one question. Walls are of whole processes, from before the start until they are gone.
+script with one question; then, with a node that is up (`penstock serve`), a client that sends the clip and asks all but
+one of the questions, and one that asks that one. Walls are of whole processes, from before the start until they are
+gone; those of the node's clients do not contain the node's start.
 
 The limit on c cores, taken from the ledger of the run itself (what each result cost, s) and from what the script saw
 each model take to load (s), is the larger of
@@ -17,11 +19,15 @@ each other down, so what they allow over one is measured too: as many scripts at
 """
 
 import argparse
+import os
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +96,8 @@ class Round(msgspec.Struct):
     first: Engine
     second: Engine
     one_segments: Sequential
+    on_node: Engine  # all questions, asked of a node that is up and has no model loaded yet
+    on_node_second: Engine  # a question to the same node afterwards, whose answer is not stored
     crowd_s: float  # until as many copies of the script at once as there are cores are done
     limit_s: float
     total_s: float
@@ -103,6 +111,43 @@ def engine(asks: Sequence[str], store: Path) -> Engine:
     done = timed_process([*run, "--json", "--store", str(store), *given])
     answers = [msgspec.json.decode(line, type=Answer) for line in done.output.splitlines()]
     say(f"  engine, {len(asks)} questions: {done.wall_s:.2f} s")
+    return Engine(done.wall_s, answers)
+
+
+CLIENT = """
+import sys, anyio, msgspec, penstock
+
+async def main():
+    async with penstock.connect() as p:
+        job = await p.run(sys.argv[2:], inputs=[sys.argv[1]])
+        async for answer in job.answers():
+            print(msgspec.json.encode(answer).decode())
+
+anyio.run(main)
+"""
+
+
+@contextmanager
+def node(store: Path) -> Iterator[dict[str, str]]:
+    """A node that is up; the environment in which its clients find it."""
+    environment = {**os.environ, "PENSTOCK_STORE": str(store)}
+    serve = [sys.executable, "-m", "penstock.cli", "serve", "--http", "none"]
+    process = subprocess.Popen(serve, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stderr is not None
+        while "Ctrl-C" not in process.stderr.readline():
+            if process.poll() is not None:
+                raise RuntimeError("the node did not come up")
+        yield environment
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+def asked_of(environment: dict[str, str], command: Sequence[str], what: str) -> Engine:
+    done = timed_process(command, environment)
+    answers = [msgspec.json.decode(line, type=Answer) for line in done.output.splitlines()]
+    say(f"  on a node that is up, {what}: {done.wall_s:.2f} s")
     return Engine(done.wall_s, answers)
 
 
@@ -129,6 +174,11 @@ def one_round(asked: Sequence[Question], plan: Plan, stream: str) -> Round:
         first = engine(asks[:1], Path(folder, "one"))
         second = engine(asks[1:2], Path(folder, "one"))
         one_segments = sequential(asks[:1], "segments")
+        with node(Path(folder, "node")) as environment:
+            client = [sys.executable, "-c", CLIENT, str(clip())]
+            on_node = asked_of(environment, [*client, *asks[:1], *asks[2:]], f"{len(asks) - 1} questions")
+            ask = [sys.executable, "-m", "penstock.cli", "ask", "--stream", stream, asks[1], "--json"]
+            on_node_second = asked_of(environment, ask, "one more")
         crowd_s = crowd(asks)
         costs = anyio.run(recorded, Path(folder, "many"), plan, stream)
     loads = segments.report["load_s"]
@@ -141,6 +191,8 @@ def one_round(asked: Sequence[Question], plan: Plan, stream: str) -> Round:
         first,
         second,
         one_segments,
+        on_node,
+        on_node_second,
         crowd_s,
         limit_s=max(total_s, chain_s),
         total_s=total_s,
@@ -225,6 +277,11 @@ def figures(rounds: Sequence[Round], asked: Sequence[Question]) -> dict[str, Any
             ),
             "engine_over_limit": at_most(median(lambda r: r.many.wall_s / r.limit_s), 1.2),
             "engine_over_limit_undisturbed": at_most(median(lambda r: r.many.wall_s / r.undisturbed_s), 1.2),
+            "sequential_segments_over_node": at_least(median(lambda r: r.segments.wall_s / r.on_node.wall_s), 1.5),
+            "node_over_limit": at_most(median(lambda r: r.on_node.wall_s / r.limit_s), 1.2),
+            "first_over_second_on_node_wall": at_least(
+                median(lambda r: r.on_node.wall_s / r.on_node_second.wall_s), 20
+            ),
             "first_over_second_latency": at_least(median(lambda r: r.first.latency_s / r.second.latency_s), 20),
             "first_over_second_wall": at_least(median(lambda r: r.first.wall_s / r.second.wall_s), 20),
         },
@@ -239,6 +296,8 @@ def figures(rounds: Sequence[Round], asked: Sequence[Question]) -> dict[str, Any
             "engine_one_question": all_of(lambda r: r.first.wall_s),
             "engine_second_question": all_of(lambda r: r.second.wall_s),
             "sequential_segments_one_question": all_of(lambda r: r.one_segments.wall_s),
+            "on_node": all_of(lambda r: r.on_node.wall_s),
+            "on_node_second_question": all_of(lambda r: r.on_node_second.wall_s),
         },
         "latency_s": {
             "engine": all_of(lambda r: r.many.latency_s),
@@ -263,12 +322,14 @@ def figures(rounds: Sequence[Round], asked: Sequence[Question]) -> dict[str, Any
 
 def is_correct(each: Round, asked: Sequence[Question]) -> bool:
     """Every question answered, without a gap, and as the script that does the same work answers it."""
-    complete = all(not answer.gaps for run in (each.many, each.first, each.second) for answer in run.answers)
+    runs = (each.many, each.first, each.second, each.on_node, each.on_node_second)
+    complete = all(not answer.gaps for run in runs for answer in run.answers)
     expected = each.segments.texts
     one_by_one = {**each.first.texts, **each.second.texts}
     return (
         complete
         and each.many.texts == expected
+        and {**each.on_node.texts, **each.on_node_second.texts} == expected
         and set(expected) == {item.question for item in asked}
         and len(one_by_one) == 2
         and all(expected[question] == answer for question, answer in one_by_one.items())

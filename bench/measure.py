@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -76,12 +76,12 @@ def at_most(value: float, bound: float) -> Target:
     return Target(round(value, 3), at_most=bound, met=value <= bound)
 
 
-def timed_process(command: Sequence[str]) -> Finished:
+def timed_process(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
     """Run a command. Its stderr goes to people.
 
     Raises CalledProcessError where it fails, TimeoutExpired where it hangs."""
     started_s = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT, timeout=MAX_RUN_S)
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT, timeout=MAX_RUN_S, env=environment)
     return Finished(time.perf_counter() - started_s, done.stdout)
 
 

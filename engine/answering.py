@@ -94,9 +94,7 @@ class Answering:
                     tasks.start_soon(self._follow, id)
         finally:
             forget()
-            with anyio.move_on_after(1, shield=True):
-                for watch in watches:
-                    await watch.unsubscribe()
+            await self._ledger.link.unsubscribe(*watches)
 
     # --- what there is -----------------------------------------------------------------------------------------
 

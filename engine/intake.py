@@ -75,8 +75,7 @@ class Intake:
             try:
                 await anyio.sleep_forever()
             finally:
-                with anyio.move_on_after(1, shield=True):
-                    await watch.unsubscribe()
+                await self._ledger.link.unsubscribe(watch)
 
     def _take(self, message: Any, tasks: anyio.abc.TaskGroup) -> None:
         stream = message.subject.rpartition(".")[2]

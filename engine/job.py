@@ -111,9 +111,7 @@ class Job:
         finally:
             forget()
             span.end()
-            with anyio.move_on_after(1, shield=True):
-                for watch in watches:
-                    await watch.unsubscribe()
+            await self._ledger.link.unsubscribe(*watches)
 
     @property
     def _num_segments(self) -> int | None:

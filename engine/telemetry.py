@@ -196,6 +196,12 @@ def _otlp_value(value: Any) -> dict[str, Any]:
     return {"stringValue": str(value)}
 
 
+def configure_logging_once(level: str = "warning") -> None:
+    """For those who use Penstock as a library: quiet, unless they have set up structlog themselves."""
+    if not structlog.is_configured():
+        configure_logging(level)
+
+
 def configure_logging(level: str = "warning") -> None:
     """structlog to stderr: lines for people on a terminal, JSON elsewhere, each with its trace id."""
     people = sys.stderr.isatty()

@@ -29,7 +29,7 @@ from engine.redundancy import Redundancy, find_redundancy
 from engine.registry import NodeStatus, Policy, Registry, StreamSpec, new_id, open_registry
 from engine.services import Declare, Filter, Wish
 from engine.submission import Submitted
-from engine.telemetry import Telemetry
+from engine.telemetry import Telemetry, configure_logging_once
 from engine.views import JobView, StreamView
 from engine.workflow import Workflow
 from penstock.run import default_store
@@ -181,8 +181,7 @@ class Client:
                     yield answer
         finally:
             send.close()
-            with anyio.move_on_after(1, shield=True):
-                await watch.unsubscribe()
+            await self._link.unsubscribe(watch)
 
     # --- streams -----------------------------------------------------------------------------------------------
 
@@ -254,6 +253,7 @@ class Client:
 async def connect(url: str | None = None, *, store: Path | None = None) -> AsyncIterator[Client]:
     """A client of the nodes on a NATS server: the one at `url`, else $PENSTOCK_NATS, else the one that a node on this
     machine has started for its store. Raises LinkError where none is there."""
+    configure_logging_once()
     place = url or os.environ.get(NATS_URL) or await server_of(store or default_store())
     async with connect_link(place, name="penstock-client") as link, anyio.create_task_group() as tasks:
         yield Client(await open_ledger(link), await open_registry(link), tasks)

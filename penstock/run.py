@@ -19,7 +19,7 @@ from engine.jobs import JobSpec
 from engine.node import node
 from engine.operator import Machine
 from engine.plan import Plan, make_plan
-from engine.telemetry import Telemetry
+from engine.telemetry import Telemetry, configure_logging_once
 from engine.worker import Assignment
 from engine.workflow import Workflow
 from streams.errors import UserError, first_error
@@ -74,6 +74,7 @@ async def run(
     Raises UserError for a bad workflow, input or option, LinkError without NATS, PenstockError if it cannot go on.
     """
     chosen = options or Options()
+    configure_logging_once(chosen.log_level)
     if not MIN_SEGMENT_S <= chosen.segment_s <= MAX_SEGMENT_S:
         raise UserError(f"a segment of {chosen.segment_s:g} s: give between {MIN_SEGMENT_S:g} and {MAX_SEGMENT_S:g} s")
     asked = workflow.for_asks(asks)

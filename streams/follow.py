@@ -52,6 +52,4 @@ async def follow(
             num_looks = 0 if news.is_set() else num_looks + 1
     finally:
         forget()
-        with anyio.move_on_after(1, shield=True):
-            for watch in watches:
-                await watch.unsubscribe()
+        await ledger.link.unsubscribe(*watches)
