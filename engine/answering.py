@@ -20,7 +20,7 @@ from engine.answers import Answer, make_answer, upstream_of, wall_clock
 from engine.catalogue import Catalogue
 from engine.gaps import put_gaps
 from engine.jobs import JobSpec
-from engine.operator import Reduce
+from engine.operator import Reduce, Window
 from engine.telemetry import trace_id
 from streams import subjects
 from streams.errors import LinkError, PenstockError
@@ -261,9 +261,8 @@ class Answering:
         looked_at = joins.needs(scope, key, None)
         sources = [source for source in upstream_of(self._plan, stage_id) if source != stage_id]
         used = {source: await self._records(source, looked_at) for source in sources}
-        started_ns, clock = self.spec.submitted_ns, None
-        if self.spec.standing:
-            started_ns, clock = await self._captured(key.last)
+        stored_ns, clock = await self._captured(key.last)
+        started_ns = stored_ns if self.spec.standing else self.spec.submitted_ns
         end = await self._known_end() if self.spec.first_s is None else None
         return make_answer(
             self.spec,
@@ -274,6 +273,7 @@ class Answering:
             max(0.0, (time.time_ns() - started_ns) / 1e9),
             trace_id(stored.traceparent),
             clock,
+            looked_at.start if isinstance(scope, Window) else key.first,
         )
 
     async def _captured(self, index: int) -> tuple[int, Callable[[int], str | None] | None]:

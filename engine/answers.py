@@ -98,9 +98,10 @@ def make_answer(
     latency_s: float,
     trace_id: str,
     captured_at: Callable[[int], str | None] | None = None,
+    first: int | None = None,
 ) -> Answer:
-    """The answer from a last stage's record; `used` holds the records of the stages it was made from, by stage id, and
-    `flaws` what was wrong with the media as it was read."""
+    """The answer from a last stage's record, which looked at segments from `first` on; `used` holds the records of the
+    stages it was made from, by stage id, and `flaws` what was wrong with the media as it was read."""
     plan = spec.plan
     stages = [plan.stage(id) for id in upstream_of(plan, record.stage)]
     names = {stage.id: stage.name for stage in plan.stages}
@@ -147,7 +148,7 @@ def make_answer(
         compute_s=round(sum(costs), 4),
         trace_id=trace_id,
         output=msgspec.to_builtins(output) if output is not None and reply is None else None,
-        first=record.first,
+        first=record.first if first is None else first,
         last=record.last,
     )
 

@@ -23,14 +23,15 @@ from engine.jobs import JobSpec, State
 from engine.registry import NODE_TTL_S, NodeStatus, Registry, StreamSpec
 from engine.telemetry import Telemetry
 from streams.addresses import public_url
-from streams.errors import LinkError, PenstockError, first_error
+from streams.errors import LinkError, PenstockError, UserError, first_error
 from streams.ledger import Ledger
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
-Sink = Callable[[JobSpec], Coroutine[Any, Any, None]]
+IsOver = Callable[[], Awaitable[bool]]
+Sink = Callable[[JobSpec, IsOver], Coroutine[Any, Any, None]]
 
 
 def responsible(job: str, nodes: Sequence[str]) -> str | None:
@@ -39,7 +40,8 @@ def responsible(job: str, nodes: Sequence[str]) -> str | None:
 
 
 class Duties:
-    """Made for one node; `sinks` run beside the answering of every job that is this node's."""
+    """Made for one node. `sinks` pass on the answers of every job of this node's that has a webhook, while it runs and
+    after it has ended, until they return."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Duties:
         self._status = status
         self._sinks = sinks
         self._jobs: dict[Any, anyio.CancelScope] = {}
+        self._sent: dict[Any, anyio.CancelScope] = {}
         self._feeds: dict[Any, anyio.CancelScope] = {}
 
     async def run(self) -> None:
@@ -84,20 +87,49 @@ class Duties:
 
     async def _reconcile(self, tasks: anyio.abc.TaskGroup) -> None:
         nodes = sorted({node.id for node in await self._registry.nodes()} | {self._status.id})
-        jobs = [job for job in await self._registry.jobs() if job.state == "running"]
-        mine = {job.id: job for job in jobs if responsible(job.id, nodes) == self._status.id}
-        _follow(self._jobs, mine, tasks, self._answer)
+        mine = [job for job in await self._registry.jobs() if responsible(job.id, nodes) == self._status.id]
+        _follow(self._jobs, {job.id: job for job in mine if job.state == "running"}, tasks, self._answer)
+        if self._sinks:
+            _follow(self._sent, {job.id: job for job in mine if job.webhook}, tasks, self._send)
         streams = await self._registry.streams()
         _follow(self._feeds, {spec: spec for spec in streams.values() if spec.url}, tasks, self._feed)
 
     async def _answer(self, spec: JobSpec) -> None:
         """Answer a job to its end, whatever comes in between."""
-        async with anyio.create_task_group() as tasks:
-            for sink in self._sinks:
-                tasks.start_soon(sink, spec)
-            state, detail = await self._answered(spec)
-            tasks.cancel_scope.cancel()
-        await self._registry.change_job(spec.id, partial(_ended, state, detail))
+        state, detail = await self._answered(spec)
+        await self._note(spec, partial(_ended, state, detail))
+
+    async def _send(self, spec: JobSpec) -> None:
+        """Have a job's answers passed on to their end, and note that they were: nobody begins anew then."""
+
+        async def is_over() -> bool:
+            try:
+                return (await self._registry.job(spec.id)).state != "running"
+            except UserError:  # it was forgotten
+                return True
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for sink in self._sinks:
+                    tasks.start_soon(sink, spec, is_over)
+        except ExceptionGroup as group:
+            log.error("sending_failed", job=spec.id, exc_info=first_error(group))
+            return
+        await self._note(spec, _sent)
+
+    async def _note(self, spec: JobSpec, change: Callable[[JobSpec], JobSpec]) -> None:
+        """Change a job, once NATS is there; one that was forgotten stays so."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                await self._registry.change_job(spec.id, change)
+                return
+            except UserError:
+                return
+            except PenstockError as error:
+                log.warning("cannot_note", job=spec.id, error=str(error), pause_s=pause_s)
+            await anyio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     async def _answered(self, spec: JobSpec) -> tuple[State, str]:
         pause_s = FIRST_PAUSE_S
@@ -132,6 +164,10 @@ class Duties:
 
 def _ended(state: State, detail: str, spec: JobSpec) -> JobSpec:
     return spec if spec.state != "running" else msgspec.structs.replace(spec, state=state, detail=detail)
+
+
+def _sent(spec: JobSpec) -> JobSpec:
+    return msgspec.structs.replace(spec, webhook="")
 
 
 def _follow(

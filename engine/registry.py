@@ -21,6 +21,7 @@ import msgspec
 import structlog
 
 from engine.jobs import BUCKET, JobSpec
+from streams.addresses import kind_of
 from streams.errors import LinkError, PenstockError, UserError
 from streams.kv import Bucket, open_bucket
 from streams.link import Link
@@ -34,6 +35,7 @@ NODE_TTL_S = 6.0
 LEASE_TTL_S = 10.0
 LOOK_S = 5.0  # how often the registry is read though nothing hints that it has changed
 KEEP_JOBS = 500  # of those that have ended, the newest
+MIN_SEGMENT_S, MAX_SEGMENT_S = 0.2, 60.0
 MAX_TRIES = 20  # of changing an entry that others change, too
 
 Policy = Literal["durable", "live"]
@@ -51,6 +53,22 @@ class StreamSpec(Record, frozen=True):
     declared_ns: int = 0  # Unix time
 
 
+def checked(spec: StreamSpec) -> StreamSpec:
+    """Raises UserError where a stream cannot be treated so."""
+    bounds = {
+        "segment_s": (spec.segment_s, MIN_SEGMENT_S, MAX_SEGMENT_S),
+        "max_lag_s": (spec.max_lag_s, 1e-6, 86400.0),
+        "gop_s": (1.0 if spec.gop_s is None else spec.gop_s, 0.1, 60.0),
+    }
+    for name, (value, least, most) in bounds.items():
+        if not least <= value <= most:
+            raise UserError(f"{name}: {value:g}: give between {least:g} and {most:g} seconds")
+    if spec.url:
+        kind_of(spec.url)
+    token(spec.name)
+    return spec
+
+
 class NodeStatus(Record, frozen=True, omit_defaults=False):
     """What a node says of itself."""
 
@@ -61,7 +79,7 @@ class NodeStatus(Record, frozen=True, omit_defaults=False):
     has_gpu: bool = False
     num_workers: int = 1
     http: str = ""
-    started_ns: int = 0
+    started_at: str = ""  # RFC 3339
 
 
 class Registry:
@@ -121,8 +139,8 @@ class Registry:
         return None if held is None else msgspec.json.decode(held.value, type=StreamSpec)
 
     async def declare(self, spec: StreamSpec) -> None:
-        """Say how a stream is to be treated from now on."""
-        stamped = msgspec.structs.replace(spec, name=token(spec.name), declared_ns=time.time_ns())
+        """Say how a stream is to be treated from now on. Raises UserError where it cannot be."""
+        stamped = msgspec.structs.replace(checked(spec), declared_ns=time.time_ns())
         await self._streams.put(spec.name, msgspec.json.encode(stamped))
 
     async def forget_stream(self, name: str) -> None:

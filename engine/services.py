@@ -7,6 +7,7 @@
 | `penstock.jobs.show`, `penstock.jobs.cancel` | `{"job"}` | `JobView` |
 | `penstock.streams.list` | | `{"streams": [StreamView]}` |
 | `penstock.streams.declare` | `StreamSpec`, with `url` for nodes to read it | `{}` |
+| `penstock.streams.forget` | `{"stream"}` | `{}` |
 | `penstock.nodes.list` | | `{"nodes": [NodeStatus]}` |
 | `penstock.ask.<stream>` | `{"question", "start"?, "end"?, "timeout_s"?}` | an `Answer` |
 | `penstock.operators.<capability>` | `{"stream", "params"?, "start"?, "end"?, "timeout_s"?}` | `{"outputs": [Output]}`
@@ -15,16 +16,15 @@
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 import msgspec
-from streams.service import Endpoint, Request
 
 from engine.answers import Answer
 from engine.catalogue import Catalogue
 from engine.compose import compose
-from engine.jobs import JobSpec
+from engine.jobs import JobSpec, State
 from engine.operator import Machine
 from engine.registry import NodeStatus, Policy, Registry, StreamSpec
 from engine.submission import JobRequest, Submitted, submit
@@ -34,6 +34,7 @@ from streams import subjects
 from streams.errors import PenstockError, Transient, UserError
 from streams.follow import follow
 from streams.ledger import Ledger
+from streams.service import Endpoint, Request
 from streams.subjects import PREFIX
 
 T = TypeVar("T")
@@ -62,7 +63,15 @@ class Which(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     stream: str = ""
-    state: str = ""
+    state: State | Literal[""] = ""
+
+
+class OfStream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    stream: str = ""
+
+
+class Nothing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """No keys."""
 
 
 class Declare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,9 +136,10 @@ class Services:
             "jobs-list": endpoint(f"{PREFIX}.jobs.list", Filter, self._list, "list jobs"),
             "jobs-show": endpoint(f"{PREFIX}.jobs.show", Which, self._show, "show one job"),
             "jobs-cancel": endpoint(f"{PREFIX}.jobs.cancel", Which, self._cancel, "cancel a job"),
-            "streams-list": endpoint(f"{PREFIX}.streams.list", Filter, self._streams, "list streams"),
+            "streams-list": endpoint(f"{PREFIX}.streams.list", OfStream, self._streams, "list streams"),
             "streams-declare": endpoint(f"{PREFIX}.streams.declare", Declare, self._declare, "declare a stream"),
-            "nodes-list": endpoint(f"{PREFIX}.nodes.list", Filter, self._nodes, "list nodes"),
+            "streams-forget": endpoint(f"{PREFIX}.streams.forget", OfStream, self._forget, "forget a stream"),
+            "nodes-list": endpoint(f"{PREFIX}.nodes.list", Nothing, self._nodes, "list nodes"),
             "ask": endpoint(f"{PREFIX}.ask.*", Ask, self._ask, "answer a question over a range of a stream"),
             "operators": endpoint(f"{PREFIX}.operators.*", Call, self._call, "run one capability over a stream"),
         }
@@ -161,7 +171,14 @@ class Services:
 
         return job_view(await self._registry.change_job(which.job, cancel))
 
-    async def _streams(self, wanted: Filter, _: str) -> Mapping[str, list[StreamView]]:
+    async def _forget(self, which: OfStream, _: str) -> Mapping[str, str]:
+        """Nodes stop reading it, and it is no longer listed; what is stored of it stays until it falls out."""
+        if await self._registry.stream(which.stream) is None:
+            raise UserError(f"no stream {which.stream!r}: `penstock streams` shows those there are")
+        await self._registry.forget_stream(which.stream)
+        return {}
+
+    async def _streams(self, wanted: OfStream, _: str) -> Mapping[str, list[StreamView]]:
         views = await stream_views(self._registry, self._ledger)
         return {"streams": [view for view in views if wanted.stream in ("", view.stream)]}
 
@@ -169,10 +186,11 @@ class Services:
         await self._registry.declare(msgspec.convert(msgspec.to_builtins(wanted), StreamSpec))
         return {}
 
-    async def _nodes(self, _: Filter, __: str) -> Mapping[str, list[NodeStatus]]:
+    async def _nodes(self, _: Nothing, __: str) -> Mapping[str, list[NodeStatus]]:
         return {"nodes": await self._registry.nodes()}
 
     async def _ask(self, ask: Ask, stream: str) -> Answer:
+        check_wait(ask.timeout_s)
         wish = Wish(stream=stream, asks=(ask.question,), start=ask.start, end=ask.end, drafts=False)
         job = await self.submit(wish)
         with _within(ask.timeout_s, f"no answer within {ask.timeout_s:g} s; job {job.job} goes on: follow its answers"):
@@ -184,6 +202,7 @@ class Services:
 
     async def call(self, capability: str, call: Call) -> list[Output]:
         """Run one capability, and whatever it needs, over a range of a stream; what it finds, in order."""
+        check_wait(call.timeout_s)
         workflow = compose(self._catalogue, capability, call.params)
         job = await self.submit(
             Wish(stream=call.stream, workflow=workflow, start=call.start, end=call.end, drafts=False)
@@ -211,11 +230,15 @@ def _output(answer: Answer, capability: str) -> Output:
     return Output(first=answer.first, last=answer.last, output=None if gaps else found, gap="; ".join(gaps))
 
 
-@contextmanager
-def _within(timeout_s: float, otherwise: str) -> Iterator[None]:
-    """Raises UserError for a time that nobody waits, Transient where it is up."""
+def check_wait(timeout_s: float) -> None:
+    """Raises UserError for a time that nobody waits."""
     if not 0 < timeout_s <= MAX_WAIT_S:
         raise UserError(f"timeout_s: {timeout_s:g}: give above 0 and at most {MAX_WAIT_S:g} seconds")
+
+
+@contextmanager
+def _within(timeout_s: float, otherwise: str) -> Iterator[None]:
+    """Raises Transient where the time is up."""
     try:
         with anyio.fail_after(timeout_s):
             yield

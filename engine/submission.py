@@ -215,6 +215,8 @@ def parse_moment(text: str, now_ns: int) -> tuple[Ruler, int] | None:
         moment = datetime.fromisoformat(said)
     except ValueError:
         raise UserError(f"{text!r} is no moment: write -10m, 1:05, now or 2026-11-21T08:00:00Z") from None
+    if moment.tzinfo is None:
+        raise UserError(f"{text!r} does not say where: end it with Z, or +01:00 and the like")
     return "wall", int(moment.timestamp() * 1_000_000) * 1000
 
 

@@ -5,7 +5,8 @@
         async for answer in job.answers():
             print(answer.answer)
 
-It speaks what docs/protocol.md describes and nothing else, so a client in another language can do the same.
+Jobs, answers and lists go by what docs/protocol.md describes. To push, it cuts media itself and stores the segments, as
+a node does; a client in another language sends bytes instead.
 """
 
 import os
@@ -13,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 import anyio.abc
@@ -24,10 +25,10 @@ from engine.answers import Answer
 from engine.catalogue import installed
 from engine.costs import measured_costs
 from engine.feeding import feed, policy_for, source_of
-from engine.jobs import BUCKET
+from engine.jobs import BUCKET, State
 from engine.redundancy import Redundancy, find_redundancy
 from engine.registry import NodeStatus, Policy, Registry, StreamSpec, new_id, open_registry
-from engine.services import Declare, Filter, Wish
+from engine.services import Declare, Filter, Nothing, OfStream, Wish
 from engine.submission import Submitted
 from engine.telemetry import Telemetry, configure_logging_once
 from engine.views import JobView, StreamView
@@ -138,7 +139,7 @@ class Client:
         )
         return Job(self, await self._ask("jobs.submit", wish, Submitted))
 
-    async def jobs(self, stream: str = "", state: str = "") -> list[JobView]:
+    async def jobs(self, stream: str = "", state: State | Literal[""] = "") -> list[JobView]:
         found = await self._ask("jobs.list", Filter(stream=stream, state=state), dict[str, list[JobView]])
         return found["jobs"]
 
@@ -186,11 +187,11 @@ class Client:
     # --- streams -----------------------------------------------------------------------------------------------
 
     async def streams(self, stream: str = "") -> list[StreamView]:
-        found = await self._ask("streams.list", Filter(stream=stream), dict[str, list[StreamView]])
+        found = await self._ask("streams.list", OfStream(stream=stream), dict[str, list[StreamView]])
         return found["streams"]
 
     async def nodes(self) -> list[NodeStatus]:
-        return (await self._ask("nodes.list", Filter(), dict[str, list[NodeStatus]]))["nodes"]
+        return (await self._ask("nodes.list", Nothing(), dict[str, list[NodeStatus]]))["nodes"]
 
     async def declare(self, declared: Declare) -> None:
         """Say how a stream is to be treated and, with a URL, have nodes read it from there."""

@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from engine.answers import time_of_day
 from engine.catalogue import installed
 from engine.duties import Duties
 from engine.intake import Intake
@@ -27,7 +28,7 @@ from penstock.run import default_store, this_machine
 from penstock.tables import Running
 from penstock.webhooks import Webhooks
 from streams.errors import UserError
-from streams.ledger import Retention, open_ledger
+from streams.ledger import Retention, open_ledger, retain
 from streams.link import connect
 from streams.server import embedded
 from streams.service import serve as serve_endpoints
@@ -105,26 +106,26 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                     log_level=options.log_level,
                 )
             )
-            status = NodeStatus(
-                id=id,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                num_cores=machine.num_cores,
-                has_gpu=machine.has_gpu,
-                num_workers=options.num_workers,
-                http=options.http or "",
-                started_ns=time.time_ns(),
-            )
             webhooks = Webhooks(ledger)
             async with anyio.create_task_group() as tasks:
+                http = None
+                if options.http is not None:
+                    from penstock.http import serve_http  # long to load, and not every node has it
+
+                    http = await tasks.start(serve_http, options.http, services, registry, ledger)
+                status = NodeStatus(
+                    id=id,
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    num_cores=machine.num_cores,
+                    has_gpu=machine.has_gpu,
+                    num_workers=options.num_workers,
+                    http=http or "",
+                    started_at=time_of_day(time.time_ns()),
+                )
                 tasks.start_soon(Duties(registry, ledger, installed(), traces, status, [webhooks.send]).run)
                 tasks.start_soon(Intake(registry, ledger, traces, id).run)
                 async with serve_endpoints(link, "penstock", VERSION, services.endpoints()):
-                    http = None
-                    if options.http is not None:
-                        from penstock.http import serve_http  # long to load, and not every node has it
-
-                        http = await tasks.start(serve_http, options.http, services, registry, ledger)
                     await _configure(config, options.config, registry, services)
                     on_ready(Running(id, url, http, None if options.url else options.store))
                     await anyio.sleep_forever()

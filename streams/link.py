@@ -75,10 +75,12 @@ class Link:
         for call in list(self._reconnected):
             call()
 
-    async def publish(self, subject: str, data: bytes = b"", reply: str = "") -> None:
+    async def publish(
+        self, subject: str, data: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
         """Core NATS: at most once. Raises LinkError where it cannot even be buffered."""
         try:
-            await self.client.publish(subject, data, reply=reply)
+            await self.client.publish(subject, data, reply, headers)
         except (nats.errors.Error, OSError) as error:
             raise LinkError(f"cannot publish on {subject}: {_one_line(error)}") from error
 

@@ -12,13 +12,15 @@ import toys
 from clips import first_seconds
 from conftest import Eventually
 
-from engine.feeding import Media, Resume, Source, feed, source_of, where_it_stands
+from engine import intake
+from engine.feeding import Media, Resume, Source, feed, lease_of, source_of, where_it_stands
 from engine.gaps import count_gaps
 from engine.intake import Intake
 from engine.registry import Registry, StreamSpec, open_registry
 from engine.telemetry import Telemetry
 from streams import subjects
 from streams.errors import UserError
+from streams.lease import holder_of
 from streams.ledger import Ledger, open_ledger
 from streams.link import connect
 from streams.records import EndOfStream, Gap, Segment, decode_media
@@ -150,9 +152,14 @@ async def test_bytes_of_any_client_become_a_stream(
             headers = {"Penstock-Policy": "durable", "Penstock-Segment": "2s"}
             while at < len(data):
                 size = seeded.randrange(1, 60_000)
-                assert await asked(client, data[at : at + size], "s", headers) == {}
-                at += size
-            assert await asked(client, b"", "s") == {}
+                piece = data[at : at + size]
+                for _ in range(seeded.choice((1, 1, 1, 2))):  # some are sent again, as after an answer that was lost
+                    answer = await asked(client, piece, "s", {**headers, "Penstock-Offset": str(at)})
+                    assert answer == {"offset": at + len(piece)}
+                at += len(piece)
+            missing = await asked(client, b"x", "s", {"Penstock-Offset": str(at + 1)})
+            assert missing == {"offset": at, "error": f"a piece at {at + 1} while {at} is due: send what is missing"}
+            ended = await asked(client, b"", "s")
             while await ledger.get(subjects.media_end("s")) is None:  # noqa: ASYNC110 - a thread reads
                 await anyio.sleep(0.01)
         tasks.cancel_scope.cancel()
@@ -163,10 +170,51 @@ async def test_bytes_of_any_client_become_a_stream(
     end = records[-1]
     assert isinstance(end, EndOfStream)
     assert end.num_segments == len(kept)
+    assert ended == {"offset": len(data), "num_segments": len(kept)}
     assert 7.5e9 < end.duration_ns < 8.6e9
     spec = await registry.stream("s")
     assert spec is not None
     assert (spec.policy, spec.segment_s) == ("durable", 2.0)
+
+
+async def test_bytes_that_are_no_media_are_refused_at_their_end(
+    ledger: Ledger, registry: Registry, nats_url: str
+) -> None:
+    async with connect(nats_url) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(Intake(registry, ledger, TRACES, "n1").run)
+        with anyio.fail_after(30):
+            while await asked(client, b"", "probe") is None:  # noqa: ASYNC110 - until the node listens
+                await anyio.sleep(0.01)
+            await asked(client, b"this is no media" * 5000, "s")
+            ended = await asked(client, b"", "s")
+        tasks.cancel_scope.cancel()
+    assert isinstance(ended, dict)
+    assert "cannot be read as media" in ended["error"] or "cannot be opened as media" in ended["error"]
+    assert await stored(ledger) == []
+
+
+async def test_a_sender_that_falls_silent_leaves_the_stream_open(
+    ledger: Ledger, registry: Registry, nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "SILENCE_S", 0.5)
+    data = transport_stream(first_seconds(tmp_path / "clip.mp4", 6.0), tmp_path / "clip.ts")
+    async with connect(nats_url) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(Intake(registry, ledger, TRACES, "n1").run)
+        with anyio.fail_after(30):
+            while await asked(client, b"", "probe") is None:  # noqa: ASYNC110 - until the node listens
+                await anyio.sleep(0.01)
+            await asked(client, data, "s", {"Penstock-Segment": "2s"})
+            while (await where_it_stands(ledger, "s")).next_index < 2:  # noqa: ASYNC110 - a thread reads
+                await anyio.sleep(0.02)
+            while await holder_of(registry.leases, lease_of("s")) is not None:  # noqa: ASYNC110 - it is given back
+                await anyio.sleep(0.02)
+            assert await ledger.get(subjects.media_end("s")) is None
+            await asked(client, data, "s")
+            await asked(client, b"", "s")
+        tasks.cancel_scope.cancel()
+    records = await stored(ledger)
+    assert [type(record).__name__ for record in records].count("Gap") == 1
+    assert isinstance(records[-1], EndOfStream)
 
 
 async def asked(client: object, data: bytes, stream: str, headers: dict[str, str] | None = None) -> object:

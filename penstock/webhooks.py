@@ -1,0 +1,254 @@
+"""Webhooks: the answers of a job, each POSTed as JSON to the URL that the job names.
+
+Delivery guarantee: at least once and in order, over restarts and from node to node: an answer is done with when the
+receiver has answered 2xx, and the next is sent then. Until then it is sent again after a pause that doubles from
+`first_pause_s` to `max_pause_s`, times a random factor of 0.5 to 1.5, or after what `Retry-After` says within that. One
+that is older than `max_age_s` is given up, with a line in the log, so it holds up those behind it for no longer. 410
+(Gone) ends it all. Redirects are not followed. After a job has ended, what is left is delivered under the same bounds.
+
+| header | what |
+|---|---|
+| `Idempotency-Key` | `<job>-<sequence in the ledger>`: the same for every attempt, and for no other answer |
+| `Penstock-Job` | the job |
+| `Penstock-Signature` | `t=<Unix time>,v1=<hex HMAC-SHA256 of "<t>.<body>">`, by $PENSTOCK_WEBHOOK_SECRET, if set |
+| `traceparent` | W3C Trace Context of the answer |
+
+A receiver checks the signature over the bytes as they came, refuses an old `t`, and keeps the keys it has seen.
+"""
+
+import hashlib
+import hmac
+import logging
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from http import HTTPStatus
+from random import Random
+
+import anyio
+import httpx
+import msgspec
+import structlog
+
+from engine.jobs import JobSpec
+from engine.webhook_url import check_webhook, public_webhook
+from streams import subjects
+from streams.errors import LinkError, Permanent, UserError
+from streams.ledger import ANSWERS, Ledger
+from streams.link import Refused
+from streams.pull import STARTS_ELSEWHERE, Acks, Arrival, Pull
+
+__all__ = ["Pace", "Webhooks", "check_webhook", "signature"]
+
+log = structlog.get_logger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write whole URLs into the log
+
+SECRET = "PENSTOCK_WEBHOOK_SECRET"
+USER_AGENT = "penstock"
+MAX_REPLY_BYTES = 65536  # of a response: read so that the connection can be used again
+INACTIVE_S = 3600.0  # beyond the age at which answers are given up, a consumer that nobody asks of is kept
+HAND_BACK_S = 0.3
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How patient we are with a receiver."""
+
+    request_s: float = 15.0  # for one attempt, as a whole
+    first_pause_s: float = 0.5
+    max_pause_s: float = 60.0
+    max_age_s: float = 24 * 3600.0  # of an answer; it is tried once at least
+    ack_wait_s: float = 30.0  # silence after which another node goes on
+    look_s: float = 5.0  # without an answer, how often it is asked whether the job has ended
+
+
+class Webhooks:
+    """Made for one node."""
+
+    def __init__(
+        self, ledger: Ledger, secret: str | None = None, pace: Pace | None = None, random: Random | None = None
+    ) -> None:
+        """Without a `secret`, $PENSTOCK_WEBHOOK_SECRET is it; without either, nothing is signed."""
+        self._ledger = ledger
+        self._link = ledger.link
+        self._acks = Acks(ledger)
+        self._secret = (os.environ.get(SECRET, "") if secret is None else secret).encode()
+        self._pace = pace or Pace()
+        self._random = random or Random()
+        self._ssl: ssl.SSLContext | None = None
+
+    async def send(self, spec: JobSpec, is_over: Callable[[], Awaitable[bool]]) -> None:
+        """Send a job's answers until all it will have are done with: `is_over` says that no more will come."""
+        if not spec.webhook:
+            return
+        try:
+            check_webhook(spec.webhook)
+        except UserError as error:
+            log.error("no_webhook", job=spec.id, error=str(error))
+            return
+        pause_s = self._pace.first_pause_s
+        while True:
+            try:
+                await self._send(spec, is_over)
+                return
+            except LinkError as error:
+                log.warning("webhook_interrupted", job=spec.id, error=str(error), pause_s=pause_s)
+            await anyio.sleep(pause_s)
+            pause_s = min(2 * pause_s, self._pace.max_pause_s)
+
+    async def _send(self, spec: JobSpec, is_over: Callable[[], Awaitable[bool]]) -> None:
+        durable = f"webhook-{spec.id}"
+        async with self._answers(durable, subjects.answers(spec.id, spec.stream)) as pull, self._client(spec) as client:
+            while (arrival := await self._next(pull, durable, is_over)) is not None:
+                is_done = False
+                try:
+                    is_done = await self._deliver(client, spec, arrival)
+                finally:
+                    if not is_done:
+                        with anyio.move_on_after(HAND_BACK_S, shield=True):
+                            await self._acks.again(arrival, 0)
+                if not is_done:
+                    log.warning("webhook_gone", job=spec.id, to=public_webhook(spec.webhook))
+                    break
+        with suppress(Refused):  # it is gone already
+            await self._link.api(f"CONSUMER.DELETE.{ANSWERS}.{durable}")
+
+    # --- which answers -------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _answers(self, durable: str, subject: str) -> AsyncIterator[Pull]:
+        """The answers that are not done with yet."""
+        await self._begin(durable, subject)
+        pull = Pull(self._link, ANSWERS, durable, [subject], self._pace.ack_wait_s)
+        await pull.open()
+        try:
+            yield pull
+        finally:
+            with anyio.move_on_after(HAND_BACK_S, shield=True):
+                await pull.close()
+
+    async def _begin(self, durable: str, subject: str) -> None:
+        """Make the consumer where it is missing. It is kept for longer than any answer is worth sending, so one that is
+        made again has none to send that were sent before."""
+        begins_s = time.time() - self._pace.max_age_s
+        config = {
+            "durable_name": durable,
+            "filter_subjects": [subject],
+            "deliver_policy": "by_start_time",
+            "opt_start_time": datetime.fromtimestamp(begins_s, UTC).isoformat(),
+            "ack_policy": "explicit",
+            "ack_wait": int(self._pace.ack_wait_s * 1e9),
+            "max_ack_pending": 1,  # in order, whoever sends
+            "inactive_threshold": int((self._pace.max_age_s + INACTIVE_S) * 1e9),
+        }
+        with suppress(Refused):
+            await self._link.api(f"CONSUMER.INFO.{ANSWERS}.{durable}")
+            return
+        try:
+            request = {"stream_name": ANSWERS, "config": config}
+            await self._link.api(f"CONSUMER.DURABLE.CREATE.{ANSWERS}.{durable}", request)
+        except Refused as error:
+            if error.code not in STARTS_ELSEWHERE:
+                raise
+
+    async def _next(self, pull: Pull, durable: str, is_over: Callable[[], Awaitable[bool]]) -> Arrival | None:
+        """The next answer; None where none will come."""
+        while True:
+            with anyio.move_on_after(self._pace.look_s):
+                (arrival,) = await pull.take(1)
+                return arrival
+            if await is_over():
+                info = await self._link.api(f"CONSUMER.INFO.{ANSWERS}.{durable}")
+                if not info["num_pending"] and not info["num_ack_pending"]:
+                    return None
+
+    # --- one answer ----------------------------------------------------------------------------------------------
+
+    async def _deliver(self, client: httpx.AsyncClient, spec: JobSpec, arrival: Arrival) -> bool:
+        """Send one answer until it is done with; False where nobody wants any more."""
+        try:
+            body = await self._ledger.whole(arrival.data, arrival.headers)
+        except Permanent as error:
+            await self._give_up(spec, arrival, 0, str(error))
+            return True
+        pause_s, num_attempts = self._pace.first_pause_s, 0
+        while True:
+            await self._acks.progress(arrival)
+            num_attempts += 1
+            status, asked_s, reason = await self._post(client, spec, arrival, body)
+            if 200 <= status < 300:
+                await self._acks.done(arrival)
+                return True
+            if status == HTTPStatus.GONE:
+                return False
+            wanted_s = max(pause_s * self._random.uniform(0.5, 1.5), min(asked_s, self._pace.max_pause_s))
+            age_s = (time.time_ns() - arrival.stored_ns) / 1e9
+            if age_s + wanted_s > self._pace.max_age_s:
+                await self._give_up(spec, arrival, num_attempts, reason)
+                return True
+            log.info("webhook_refused", job=spec.id, answer=arrival.seq, reason=reason, pause_s=round(wanted_s, 3))
+            await self._pause(arrival, wanted_s)
+            pause_s = min(2 * pause_s, self._pace.max_pause_s)
+
+    async def _give_up(self, spec: JobSpec, arrival: Arrival, num_attempts: int, reason: str) -> None:
+        to = public_webhook(spec.webhook)
+        log.warning("webhook_gave_up", job=spec.id, answer=arrival.seq, to=to, reason=reason, num_attempts=num_attempts)
+        await self._acks.done(arrival)
+
+    async def _pause(self, arrival: Arrival, pause_s: float) -> None:
+        """Wait, and show that the answer is still being sent."""
+        while pause_s > 0:
+            step_s = min(pause_s, self._pace.ack_wait_s / 3)
+            await anyio.sleep(step_s)
+            await self._acks.progress(arrival)
+            pause_s -= step_s
+
+    async def _post(
+        self, client: httpx.AsyncClient, spec: JobSpec, arrival: Arrival, body: bytes
+    ) -> tuple[int, float, str]:
+        """One attempt: the status (0: there was none), the pause it asks for, and what it was in words."""
+        headers = {"Idempotency-Key": f"{spec.id}-{arrival.seq}", "Penstock-Job": spec.id}
+        if arrival.traceparent:
+            headers["traceparent"] = arrival.traceparent
+        if self._secret:
+            headers["Penstock-Signature"] = signature(self._secret, int(time.time()), body)
+        url = httpx.URL(spec.webhook).copy_with(userinfo=b"", fragment=None)
+        try:
+            with anyio.fail_after(self._pace.request_s):
+                async with client.stream("POST", url, content=body, headers=headers) as response:
+                    num_bytes = 0
+                    async for piece in response.aiter_raw():
+                        num_bytes += len(piece)
+                        if num_bytes > MAX_REPLY_BYTES:
+                            break
+        except TimeoutError:
+            return 0, 0.0, f"no answer within {self._pace.request_s:g} s"
+        except (httpx.HTTPError, httpx.InvalidURL) as error:  # their text may hold the URL
+            return 0, 0.0, type(error).__name__
+        asked = response.headers.get("retry-after", "")
+        return (
+            response.status_code,
+            float(asked) if asked.isdecimal() and asked.isascii() else 0.0,
+            f"{response.status_code}",
+        )
+
+    def _client(self, spec: JobSpec) -> httpx.AsyncClient:
+        url = httpx.URL(spec.webhook)
+        if self._ssl is None:
+            self._ssl = httpx.create_ssl_context()
+        return httpx.AsyncClient(
+            verify=self._ssl,
+            auth=httpx.BasicAuth(url.username, url.password) if url.userinfo else None,
+            headers={"Content-Type": "application/json", "User-Agent": USER_AGENT},
+            follow_redirects=False,
+            timeout=self._pace.request_s,
+            limits=httpx.Limits(max_connections=1),
+        )
+
+
+def signature(secret: bytes, unix_s: int, body: bytes) -> str:
+    """What `Penstock-Signature` says of a body at a time."""
+    digest = hmac.new(secret, b"%d." % unix_s + body, hashlib.sha256)
+    return f"t={unix_s},v1={digest.hexdigest()}"
