@@ -21,6 +21,7 @@ from engine.jobs import JobSpec, Span, spans_of
 from engine.operator import Machine, Reduce
 from engine.plan import make_plan
 from engine.registry import Registry, StreamSpec, new_id
+from engine.webhook_url import check_webhook
 from engine.workflow import Workflow
 from streams import subjects
 from streams.errors import UserError
@@ -81,6 +82,8 @@ async def submit(
     """Make the job and put it into the registry. Raises UserError with what would be right."""
     if len(request.asks) > MAX_ASKS:
         raise UserError(f"{len(request.asks)} questions in one job: ask at most {MAX_ASKS}, in several jobs")
+    if request.webhook:
+        check_webhook(request.webhook)
     stream = await _known_stream(registry, ledger, request.stream)
     media = await _media(ledger, stream.name)
     window = _window(request, stream) if request.standing else None

@@ -279,6 +279,8 @@ async def test_every_job_has_one_node_and_few_move_when_one_leaves() -> None:
         ({"standing": True, "window_s": 0.0}, "give between 1 and 720 s"),
         ({"standing": True, "end": "now"}, "has no end"),
         ({"id": "a b"}, "cannot be part of a subject"),
+        ({"webhook": "ftp://somewhere/else"}, "webhook"),
+        ({"start": "2026-11-21T08:00:00"}, "does not say where"),
         ({"asks": ("what?",)}, "takes no question"),
     ],
 )
