@@ -135,13 +135,16 @@ async def feed(
     traces: Telemetry,
     *,
     on_record: Callable[[Segment | Gap], None] = lambda record: None,
+    on_held: Callable[[threading.Event], None] = lambda stop: None,
 ) -> EndOfStream | None:
-    """Feed a stream until its source ends, once nobody else does; None where the source stopped without an end. Raises
-    UserError for a source that cannot be read or a stream that has ended."""
+    """Feed a stream until its source ends, once nobody else does; None where the source stopped without an end.
+    `on_held` is called each time the lease is ours, with what stops the reading. Raises UserError for a source that
+    cannot be read or a stream that has ended."""
     outcome: list[EndOfStream | UserError | None] = []
 
     async def body() -> None:
         stop = threading.Event()
+        on_held(stop)
         try:
             resume = await where_it_stands(ledger, spec.name)
             if source.goes_on:

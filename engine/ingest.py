@@ -9,6 +9,7 @@ publish gaps.
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
+import anyio
 import anyio.to_thread
 
 from engine.gaps import note_gaps
@@ -41,9 +42,10 @@ async def ingest(
     earlier run. Raises UserError if the source cannot be read."""
     num_segments = 0
     last_trace = parent
+    own_thread = anyio.CapacityLimiter(1)  # a source that blocks takes no thread from others
     while True:
         started_ns = time.time_ns()
-        record = await anyio.to_thread.run_sync(next, source, None, abandon_on_cancel=True)
+        record = await anyio.to_thread.run_sync(next, source, None, abandon_on_cancel=True, limiter=own_thread)
         if record is None:
             return None
         if isinstance(record, EndOfStream):

@@ -164,9 +164,11 @@ class Intake:
         spec = sender.spec = standing or sender.spec
         end: list[EndOfStream | None] = [None]
 
-        def read_on(resume: Resume, stop: threading.Event) -> Iterator[Media]:
+        def on_held(stop: threading.Event) -> None:
             sender.stop = stop
             sender.is_ours.set()
+
+        def read_on(resume: Resume, stop: threading.Event) -> Iterator[Media]:
             return read_bytes(
                 sender.pipe,
                 spec.name,
@@ -181,7 +183,7 @@ class Intake:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._pass_on, sender, tasks.cancel_scope)
             source = Source(read=read_on, goes_on=True, waits=spec.policy == "durable")
-            end[0] = await feed(self._registry, self._ledger, spec, source, self._node, self._traces)
+            end[0] = await feed(self._registry, self._ledger, spec, source, self._node, self._traces, on_held=on_held)
             tasks.cancel_scope.cancel()
         return end[0]
 

@@ -1,0 +1,82 @@
+"""What every handler of the HTTP face has at hand, and the bounds it keeps."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import anyio
+import msgspec
+
+from engine.catalogue import Catalogue
+from engine.operator import Machine
+from engine.registry import Registry, new_id
+from engine.services import Services
+from engine.telemetry import Telemetry
+from penstock.http.problems import Refusal
+from streams.errors import UserError
+from streams.ledger import Ledger
+
+MAX_UPLOAD_BYTES = "PENSTOCK_MAX_UPLOAD_BYTES"
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a request may take."""
+
+    max_upload_bytes: int = 8 << 30
+    max_json_bytes: int = 1 << 20
+    max_uploads: int = 16  # at once; each holds a thread
+    max_connections: int = 1024
+    request_s: float = 20.0  # of what is answered at once
+    ready_s: float = 3.0
+    stall_s: float = 60.0  # without a byte of a body, or without a byte taken by a client that has fallen behind
+    keep_alive_s: float = 15.0  # between signs of life on an event stream
+
+
+@dataclass(slots=True)
+class Face:
+    """Made for one server."""
+
+    services: Services
+    registry: Registry
+    ledger: Ledger
+    catalogue: Catalogue
+    machine: Machine
+    traces: Telemetry
+    limits: Limits
+    id: str = field(default_factory=lambda: new_id("h"))
+    closing: anyio.Event = field(default_factory=anyio.Event)
+    num_uploads: int = 0
+
+    @contextmanager
+    def soon(self) -> Iterator[None]:
+        """Raises Refusal where what is done in it takes longer than a request may."""
+        try:
+            with anyio.fail_after(self.limits.request_s):
+                yield
+        except TimeoutError as error:
+            line = f"not answered within {self.limits.request_s:g} s: NATS is away or busy; try again"
+            raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, line) from error
+
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """Raises Refusal where as many uploads are under way as may be."""
+        if self.num_uploads >= self.limits.max_uploads:
+            line = f"{self.num_uploads} uploads are under way on this node, and no more may be: try again"
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, line)
+        self.num_uploads += 1
+        try:
+            yield
+        finally:
+            self.num_uploads -= 1
+
+
+def limits_of_environment() -> Limits:
+    """The limits, with what the environment says of them. Raises UserError with what would be right."""
+    given = os.environ.get(MAX_UPLOAD_BYTES)
+    if given is None:
+        return Limits()
+    if not (given.isascii() and given.isdecimal() and int(given) > 0):
+        raise UserError(f"{MAX_UPLOAD_BYTES}={given!r}: give a number of bytes, such as {Limits().max_upload_bytes}")
+    return Limits(max_upload_bytes=int(given))
