@@ -100,7 +100,8 @@ class Answering:
 
     async def _watch(self, stage_id: str) -> Any:
         async def on_message(message: Any) -> None:
-            self._heard[stage_id] |= subjects.keys_of([message.subject])
+            due = self._next(stage_id, 0)
+            self._heard[stage_id] |= {key for key in subjects.keys_of([message.subject]) if key.last >= due}
             self._wake()
 
         return await self._ledger.link.subscribe(subjects.results_of(stage_id, self._stream), on_message)

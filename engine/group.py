@@ -7,7 +7,7 @@ do; a crash before that only brings it again, and what is stored by then is pass
 """
 
 import time
-from collections import OrderedDict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -21,6 +21,7 @@ from engine.gaps import note_gaps
 from engine.operator import Entry, Fold, Inputs, Map, Reduce, Window
 from engine.pool import Late
 from engine.shelf import Known, Shelf
+from engine.stored import StoredKeys
 from engine.telemetry import Attributes, Telemetry
 from engine.work import (
     Event,
@@ -43,7 +44,6 @@ from streams.subjects import Key
 
 log = structlog.get_logger(__name__)
 
-MAX_REMEMBERED = 65536
 OPEN = -1  # last of a range that ends with the stream, while its end is not known
 
 
@@ -68,7 +68,7 @@ class Group:
     random: Random
     demands: frozenset[type] = frozenset()  # the kinds of things its stages ask of the media's decoder
     _claimed: set[tuple[str, Key]] = field(default_factory=set)
-    _stored: OrderedDict[tuple[str, Key], None] = field(default_factory=OrderedDict)
+    _stored: dict[str, StoredKeys] = field(default_factory=lambda: defaultdict(StoredKeys))
     _last_seq: dict[str, int] = field(default_factory=dict)
     _last_asked: tuple[int, tuple[str, ...]] = (0, ())
 
@@ -137,7 +137,7 @@ class Group:
                 for k in joins.outputs_of(s.planned.scope, index, self.shelf.num_segments)
                 if s.running.owes(k)
             )
-            if media.memo and all(output in self._stored for output in owed):
+            if media.memo and all(key in self._stored[id] for id, key in owed):
                 for wanted in list(media.memo):
                     if type(wanted) in self.demands:
                         media.memo.pop(wanted, None)
@@ -218,13 +218,13 @@ class Group:
             if end is None or end[1].num_segments <= key.first:
                 return None
             key = Key(key.first, end[1].num_segments - 1)
-        if (stage.id, key) in self._stored:
+        if key in self._stored[stage.id]:
             return await self._stored_event(stage, key, event) if stage.read_inside else None
         found = await self._complete(stage, key, event)
         if isinstance(found, Work):  # from here on this event answers for the output, and no other need
             if (stage.id, key) in self._claimed:
                 return None
-            if (stage.id, key) in self._stored:  # by another, while this one was looking
+            if key in self._stored[stage.id]:  # by another, while this one was looking
                 return await self._ready(stage, key, event)
             self._claimed.add((stage.id, key))
         return found
@@ -421,6 +421,4 @@ class Group:
             self.telemetry.record("batch", "", started_ns, ended_ns, links=links, attributes=attributes)
 
     def _remember(self, stage: GroupStage, key: Key) -> None:
-        self._stored[(stage.id, key)] = None
-        if len(self._stored) > MAX_REMEMBERED:
-            self._stored.popitem(last=False)
+        self._stored[stage.id].add(key)
