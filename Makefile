@@ -33,7 +33,8 @@ check: $(VENV)/dev.stamp ## lint, format, types, layers, then the tests
 	$(BIN)/pytest $(ARGS)
 
 bench: $(VENV)/dev.stamp ## run every benchmark
-	for benchmark in bench/hops.py bench/job.py bench/memory.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark" $(ARGS); done
+	for benchmark in hops job memory share live "live --long-run 2" "live --overload 1"; do \
+		echo "== $$benchmark"; set -- $$benchmark; $(BIN)/python "bench/$$1.py" "$${@:2}" $(ARGS); done
 
 # Beside what pyproject.toml asks for: what builds the project, and OpenCV without windows in place of the one that
 # RapidOCR names, which needs libGL from the system.

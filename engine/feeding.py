@@ -138,15 +138,15 @@ async def feed(
     on_held: Callable[[threading.Event], None] = lambda stop: None,
 ) -> EndOfStream | None:
     """Feed a stream until its source ends, once nobody else does; None where the source stopped without an end.
-    `on_held` is called each time the lease is ours, with what stops the reading. Raises UserError for a source that
-    cannot be read or a stream that has ended."""
+    `on_held` is called each time reading begins because the lease is ours, with what stops it. Raises UserError for a
+    source that cannot be read or a stream that has ended."""
     outcome: list[EndOfStream | UserError | None] = []
 
     async def body() -> None:
         stop = threading.Event()
-        on_held(stop)
         try:
             resume = await where_it_stands(ledger, spec.name)
+            on_held(stop)
             if source.goes_on:
                 records = _after_the_time_away(spec.name, source, resume, stop)
             else:

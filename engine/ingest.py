@@ -55,13 +55,20 @@ async def ingest(
         index = record.index if isinstance(record, Segment) else record.first
         attributes: Attributes = {"stream": stream, "segment": index}
         span = traces.span("ingest", started_ns=started_ns, links=[parent], attributes=attributes)
-        placed = await ledger.put(subjects.media(stream, index), encode(record), span.traceparent)
+        data = encode(record)
+        placed = await ledger.put(subjects.media(stream, index), data, span.traceparent)
         span.end()
         last_trace = span.traceparent
         if placed.fresh and isinstance(record, Gap):
             await note_gaps(ledger, [record])
-        if alone and not placed.fresh:
+        if alone and not placed.fresh and not await _is_ours(ledger, subjects.media(stream, index), data):
             raise PenstockError(f"segment {index} of {stream} is there already: somebody else feeds this stream, too")
         on_record(record)
         num_segments += 1
         await room(num_segments)
+
+
+async def _is_ours(ledger: Ledger, subject: str, data: bytes) -> bool:
+    """Whether what stands there is what we stored ourselves, when the word of it was lost on the way."""
+    stored = await ledger.get(subject)
+    return stored is not None and stored.data == data

@@ -139,6 +139,7 @@ class Intake:
         stream = sender.spec.name
         outcome = Taken(error=f"stream {stream!r} has ended: send to another name")
         last = outcome
+        has_failed = False
         try:
             end = await self._feed(sender)
             if end is not None:
@@ -149,13 +150,12 @@ class Intake:
                 raise
             log.warning("intake_failed", stream=stream, error=str(cause))
             outcome = last = Taken(error=str(cause))
+            has_failed = True
         finally:
             del self._senders[stream]
-        if sender.is_ours.is_set():
-            if sender.end is not None:
-                await self._answer(sender.end, last)
-            for message in sender.waiting:
-                await self._answer(message, outcome)
+        if sender.is_ours.is_set() or has_failed:  # only who held the lease can have failed
+            for message in [sender.end] * (sender.end is not None) + list(sender.waiting):
+                await self._answer(message, outcome if message.data else last)
 
     async def _feed(self, sender: _Sender) -> EndOfStream | None:
         standing = await self._registry.stream(sender.spec.name)

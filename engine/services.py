@@ -251,5 +251,5 @@ def _read(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data or b"{}", type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        allowed = ", ".join(kind.__struct_fields__)  # type: ignore[attr-defined]
+        allowed = ", ".join(kind.__struct_fields__) or "none"  # type: ignore[attr-defined]
         raise UserError(f"request: {error}; its keys are {allowed}") from error

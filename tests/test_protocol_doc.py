@@ -27,9 +27,10 @@ from engine import answering, intake, registry, services, submission
 from engine.answers import Answer
 from engine.catalogue import installed
 from engine.duties import Duties
+from engine.intake import Taken
 from engine.operator import Machine
 from engine.registry import NodeStatus, open_registry
-from engine.services import Ask, Call, Declare, Filter, Output, Services, Which, Wish
+from engine.services import Ask, Call, Declare, Filter, Nothing, OfStream, Output, Services, Which, Wish
 from engine.submission import Submitted
 from engine.telemetry import Telemetry
 from engine.views import JobView, StreamView
@@ -63,9 +64,10 @@ SERVICES: dict[str, tuple[type, type]] = {
     "penstock.jobs.list": (Filter, JOBS),
     "penstock.jobs.show": (Which, JobView),
     "penstock.jobs.cancel": (Which, JobView),
-    "penstock.streams.list": (Filter, STREAMS),
+    "penstock.streams.list": (OfStream, STREAMS),
     "penstock.streams.declare": (Declare, EMPTY),
-    "penstock.nodes.list": (Filter, NODES),
+    "penstock.streams.forget": (OfStream, EMPTY),
+    "penstock.nodes.list": (Nothing, NODES),
     "penstock.ask.<stream>": (Ask, Answer),
     "penstock.operators.<capability>": (Call, OUTPUTS),
 }
@@ -74,10 +76,16 @@ MESSAGES: dict[str, type] = {
     "penstock.partials.<job>.<stream>": Answer,
     "penstock.gaps.<cause>.<stage>.<stream>.<segment>": Gap,
 }
+MEDIA = subjects.ingest("<stream>")  # its requests are bytes; this is the reply
 FOUND = {"transcribe": Transcript, "detect_scenes": Scenes, "read_text": ScreenText}
 KINDS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (*(kind for pair in SERVICES.values() for kind in pair), *MESSAGES.values(), *FOUND.values(), Workflow)
+    for kind in (
+        *(kind for pair in SERVICES.values() for kind in pair),
+        *(Taken, Workflow),
+        *MESSAGES.values(),
+        *FOUND.values(),
+    )
 }
 
 
@@ -95,6 +103,7 @@ def schemas() -> dict[str, Any]:
             subject: {"request": by_name[request.__name__], "reply": by_name[reply.__name__]}
             for subject, (request, reply) in SERVICES.items()
         },
+        "media": {MEDIA: {"reply": by_name["Taken"]}},
         "messages": {subject: by_name[kind.__name__] for subject, kind in MESSAGES.items()},
         "outputs": {capability: by_name[kind.__name__] for capability, kind in FOUND.items()},
         "$defs": defs,
@@ -129,7 +138,7 @@ def type_as_told(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         return f"`{schema['$ref'].rpartition('/')[2]}`"
     if "enum" in schema:
-        return " or ".join(f"`{value}`" for value in schema["enum"])
+        return " or ".join(f"`{value or json.dumps(value)}`" for value in schema["enum"])
     if schema.get("type") == "array":
         return f"array of {type_as_told(schema['items'])}"
     if isinstance(schema.get("additionalProperties"), dict):
@@ -152,7 +161,7 @@ def rows_of(name: str) -> list[list[str]]:
 
 def test_every_field_stands_in_a_table() -> None:
     tables = dict(marked("fields"))
-    lists = {reply.__name__ for reply in (EMPTY, JOBS, STREAMS, NODES, OUTPUTS)}
+    lists = {kind.__name__ for kind in (EMPTY, Nothing, JOBS, STREAMS, NODES, OUTPUTS)}
     outputs = set(msgspec.json.schema_components(FOUND.values())[1])
     assert set(tables) == set(schemas()["$defs"]) - lists - outputs
     for name, table in tables.items():
@@ -161,7 +170,8 @@ def test_every_field_stands_in_a_table() -> None:
 
 def test_every_example_is_one() -> None:
     shown = list(marked("example"))
-    assert {name for name, _ in shown} >= {kind.__name__ for pair in SERVICES.values() for kind in pair} - {"Empty"}
+    asked_and_told = {kind.__name__ for pair in SERVICES.values() for kind in pair} | {"Taken"}
+    assert {name for name, _ in shown} >= asked_and_told - {"Empty"}
     for name, text in shown:
         given = json.loads(text)
         decoded: Any = msgspec.json.decode(text, type=KINDS[name])
@@ -175,7 +185,7 @@ def test_subjects_are_those_of_the_code() -> None:
     all_of_them = {
         *SERVICES,
         *MESSAGES,
-        subjects.ingest("<stream>"),
+        MEDIA,
         subjects.answers("<job>", "<stream>"),
         subjects.partials("<job>", "<stream>"),
         subjects.gap("<cause>", "<stage>", "<stream>", key),
@@ -197,13 +207,14 @@ def test_subjects_are_those_of_the_code() -> None:
 
 
 def test_headers_are_those_of_the_code() -> None:
-    ours = {intake.POLICY, intake.SEGMENT, answering.PROGRESS, ledger.BULK, service.CODE, service.ERROR}
+    ours = {intake.OFFSET, intake.POLICY, intake.SEGMENT, intake.MAX_LAG, answering.PROGRESS, ledger.BULK}
+    refusals = {service.CODE, service.ERROR}
     theirs = {
         *ledger.EXPECT_EMPTY,
         *(f"Nats-{name}" for name in ("Stream", "Subject", "Sequence", "Time-Stamp")),
         *("Penstock-Job", "Penstock-Signature"),  # of webhooks
     }
-    assert set(re.findall(r"\b(?:[Pp]enstock|Nats)(?:-[A-Z][a-z]+)+\b", TEXT)) == ours | theirs
+    assert set(re.findall(r"\b(?:Penstock|Nats)(?:-[A-Z][a-z]+)+\b", TEXT)) == ours | refusals | theirs
     assert f"`{ledger.TRACEPARENT}`" in TEXT
 
 
@@ -217,7 +228,7 @@ def test_limits_and_lists_are_those_of_the_code() -> None:
         "`timeout_s`": services.MAX_WAIT_S,
         "requests under way at one service of one node": service.MAX_IN_FLIGHT,
         "text of an error": service.MAX_LINE,
-        "`Penstock-Segment`": 60,
+        "`segment_s`": registry.MAX_SEGMENT_S,
         "silence of a sender": intake.SILENCE_S,
         "bytes published without a reply that wait": intake.MAX_WAITING_BYTES / 2**20,
         "ended jobs that are remembered": registry.KEEP_JOBS,
@@ -298,18 +309,33 @@ async def asked(client: Nats, subject: str, request: Any) -> Any:
     return json.loads(reply.data)
 
 
-async def sent(client: Nats, stream: str, clip: Path, segment_s: float) -> None:
+async def piece_sent(client: Nats, stream: str, piece: bytes, headers: dict[str, str]) -> tuple[Any, str]:
+    """The reply, and the error in its header."""
+    while True:
+        try:
+            reply = await client.request(f"penstock.ingest.{stream}", piece, timeout=30, headers=headers)
+            return json.loads(reply.data), (reply.headers or {}).get("Nats-Service-Error", "")
+        except nats.errors.NoRespondersError:  # no node listens yet
+            await anyio.sleep(0.05)
+
+
+async def sent(client: Nats, stream: str, clip: Path, segment_s: float) -> int:
+    """The number of segments. Each piece is sent twice, as where the reply to the first got lost."""
     data = await anyio.Path(clip).read_bytes()
     headers = {"Penstock-Policy": "durable", "Penstock-Segment": str(segment_s)}
-    for start in range(0, len(data) + 100_000, 100_000):
+    for start in range(0, len(data), 100_000):
         piece = data[start : start + 100_000]
-        while True:
-            try:
-                reply = await client.request(f"penstock.ingest.{stream}", piece, timeout=30, headers=headers)
-                break
-            except nats.errors.NoRespondersError:  # no node listens yet
-                await anyio.sleep(0.05)
-        assert json.loads(reply.data) == {}
+        for _ in range(2):
+            said = await piece_sent(client, stream, piece, {**headers, "Penstock-Offset": str(start)})
+            assert said == ({"offset": start + len(piece)}, "")
+    ahead = f"a piece at {len(data) + 1} while {len(data)} is due: send what is missing"
+    assert await piece_sent(client, stream, b"x", {"Penstock-Offset": str(len(data) + 1)}) == (
+        {"offset": len(data), "error": ahead},
+        ahead,
+    )
+    end, error = await piece_sent(client, stream, b"", {"Penstock-Offset": str(len(data))})
+    assert (error, end["offset"]) == ("", len(data))
+    return int(end["num_segments"])
 
 
 async def next_answer(client: Nats, subject: str, seq: int) -> tuple[int, Any] | None:
@@ -324,12 +350,10 @@ async def next_answer(client: Nats, subject: str, seq: int) -> tuple[int, Any] |
 @pytest.mark.anyio
 async def test_from_bytes_to_answers_with_a_nats_client_only(client: Nats, tmp_path: Path) -> None:
     with anyio.fail_after(60):
-        await sent(client, "clip", first_seconds(tmp_path / "clip.mkv", 8.0), 2.0)
-        while (found := (await asked(client, "penstock.streams.list", {"stream": "clip"}))["streams"][0])[  # noqa: ASYNC110
-            "state"
-        ] != "ended":
-            await anyio.sleep(0.05)
-        assert found["num_segments"] >= 3
+        num_segments = await sent(client, "clip", first_seconds(tmp_path / "clip.mkv", 8.0), 2.0)
+        (found,) = (await asked(client, "penstock.streams.list", {"stream": "clip"}))["streams"]
+        assert (found["state"], found["num_segments"]) == ("ended", num_segments)
+        assert num_segments >= 3
         submitted = await asked(client, "penstock.jobs.submit", {"id": "look", "stream": "clip", "start": "0:00"})
         assert submitted["new"] == ["scenes"]
         seen: dict[int, Any] = {}
@@ -340,18 +364,21 @@ async def test_from_bytes_to_answers_with_a_nats_client_only(client: Nats, tmp_p
             if state != "running":
                 break
             await anyio.sleep(0.05)
-    assert [answer["first"] for answer in seen.values()] == list(range(found["num_segments"]))
+    assert [answer["first"] for answer in seen.values()] == list(range(num_segments))
     for answer in seen.values():
         msgspec.convert(answer["output"], Scenes)
     again = await asked(client, "penstock.operators.detect_scenes", {"stream": "clip", "start": "0:00"})
     assert [output["output"] for output in again["outputs"]] == [answer["output"] for answer in seen.values()]
+    assert await asked(client, "penstock.streams.forget", {"stream": "clip"}) == {}
+    assert await asked(client, "penstock.streams.list", {}) == {"streams": []}
 
 
 @pytest.mark.anyio
 async def test_requests_and_refusals_are_as_told(client: Nats) -> None:
     for subject, (kind, _) in SERVICES.items():
         code, line = await asked(client, subject.replace("<", "").replace(">", ""), {"no such key": 1})
-        assert (code, line.partition("; its keys are ")[2]) == (400, ", ".join(kind.__struct_fields__)), subject  # type: ignore[attr-defined]
+        fields = ", ".join(kind.__struct_fields__) or "none"  # type: ignore[attr-defined]
+        assert (code, line.partition("; its keys are")[2].strip()) == (400, fields), subject
     kept = json.loads((await client.request("$JS.API.STREAM.NAMES", b"")).data)["streams"]
     assert {name for name in kept if not name.startswith("KV_")} == set(re.findall(r"`(PENSTOCK_[A-Z]+)`", TEXT))
     assert {name[3:] for name in kept if name.startswith("KV_")} == set(re.findall(r"`(penstock_[a-z]+)`", TEXT))
