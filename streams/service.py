@@ -16,7 +16,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from nats.aio.subscription import Subscription
 
 from streams.errors import LinkError, PenstockError, Transient, UserError
 from streams.ledger import HEADROOM_BYTES, TRACEPARENT
-from streams.link import Link
+from streams.link import REQUEST_TIMEOUT_S, Link
 from streams.subjects import token
 
 log = structlog.get_logger(__name__)
@@ -43,7 +43,6 @@ MAX_LINE = 1000  # characters of an error: headers are bounded
 MAX_IN_FLIGHT = 64  # requests to one endpoint, unless told otherwise
 FINISH_S = 5.0  # what is under way at the end has this long
 LEAVE_S = 2.0
-FLUSH_S = 5
 TYPE = "io.nats.micro.v1"
 
 _VERSION = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
@@ -97,24 +96,39 @@ class Service:
         self._in_flight = dict.fromkeys(endpoints, 0)
         self._idle = anyio.Event()
         self._started = datetime.now(UTC)
-        self._subscriptions: list[Subscription] = []
-        self._has_ended = False
+        self._requests: list[Subscription] = []
+        self._discovery: list[Subscription] = []
 
     async def open(self, tasks: TaskGroup) -> None:
-        """Returns when the server knows of it."""
+        """Returns when it is found."""
+        for name, endpoint in self._endpoints.items():
+            on_request = partial(self._on_request, tasks, name)
+            self._requests.append(await self._subscribe(endpoint.subject, endpoint.queue, on_request))
         for verb, say in (("PING", self._ping), ("INFO", self._info), ("STATS", self._figures)):
             for subject in (f"$SRV.{verb}", f"$SRV.{verb}.{self.name}", f"$SRV.{verb}.{self.name}.{self.id}"):
-                await self._subscribe(subject, "", partial(self._on_discovery, say))
-        for name, endpoint in self._endpoints.items():
-            await self._subscribe(endpoint.subject, endpoint.queue, partial(self._on_request, tasks, name))
-        await self._link.patiently(partial(self._link.client.flush, FLUSH_S), f"serve {self.name}")
+                self._discovery.append(await self._subscribe(subject, "", partial(self._on_discovery, say)))
+        await self._link.patiently(self._find, f"serve {self.name}")
 
     async def close(self) -> None:
         """Take no more requests; those that have come are begun."""
-        async with anyio.create_task_group() as tasks:
-            for subscription in self._subscriptions:
-                tasks.start_soon(self._drain, subscription)
-        self._has_ended = True
+        with anyio.move_on_after(LEAVE_S, shield=True):
+            try:
+                for subscription in self._requests:
+                    await self._link.client._send_unsubscribe(subscription._id)
+                await self._find()
+                for subscription in self._requests:
+                    await subscription._pending_queue.join()
+            except (nats.errors.Error, OSError) as error:
+                log.warning("requests_left", service=self.name, error=_line(error))
+        with anyio.CancelScope(shield=True):
+            for subscription in self._requests + self._discovery:
+                with suppress(nats.errors.Error):  # the connection is closed
+                    await subscription.unsubscribe()
+
+    async def _find(self) -> None:
+        """Ask itself: what was sent to the server before has come there, and what it sent before has come here. The
+        client's own flush says neither, it overtakes what waits to be sent."""
+        await self._link.client.request(f"$SRV.PING.{self.name}.{self.id}", timeout=REQUEST_TIMEOUT_S)
 
     async def finish(self) -> None:
         """Returns when no request is under way."""
@@ -122,19 +136,9 @@ class Service:
             self._idle = anyio.Event()
             await self._idle.wait()
 
-    async def _drain(self, subscription: Subscription) -> None:
-        """What the server has passed on is begun; then nothing more comes."""
+    async def _subscribe(self, subject: str, queue: str, on_message: Callable[[Msg], Awaitable[None]]) -> Subscription:
         try:
-            if self._link.client.is_connected:
-                await subscription.drain()  # type: ignore[no-untyped-call]
-            else:
-                await subscription.unsubscribe()
-        except (nats.errors.Error, OSError) as error:
-            log.debug("not_drained", service=self.name, subject=subscription.subject, error=_line(error))
-
-    async def _subscribe(self, subject: str, queue: str, on_message: Callable[[Msg], Awaitable[None]]) -> None:
-        try:
-            self._subscriptions.append(await self._link.client.subscribe(subject, queue=queue, cb=on_message))
+            return await self._link.client.subscribe(subject, queue=queue, cb=on_message)
         except (nats.errors.Error, OSError) as error:
             raise LinkError(f"cannot serve {subject}: {_line(error)}") from error
 
@@ -146,9 +150,6 @@ class Service:
         if self._in_flight[name] >= self._max_in_flight:
             line = f"busy: {self._max_in_flight} requests are under way on this node: try again"
             await self._refuse(message, stats, _Refusal(NOT_NOW, line))
-            return
-        if self._has_ended:  # and its subscription could not be
-            await self._refuse(message, stats, _Refusal(NOT_NOW, ENDING))
             return
         self._in_flight[name] += 1
         tasks.start_soon(self._handle, name, message)
@@ -255,8 +256,7 @@ async def serve(
         except Exception as error:  # raised below, where no task group wraps it
             failure = error
         finally:
-            with anyio.move_on_after(LEAVE_S, shield=True):
-                await service.close()
+            await service.close()
         with anyio.move_on_after(FINISH_S):
             await service.finish()
         tasks.cancel_scope.cancel()

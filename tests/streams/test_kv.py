@@ -242,7 +242,7 @@ async def test_what_goes_while_all_is_read_ends_a_page_not_the_read(nats_url: st
             await server.client.publish(message.reply, headers=end)
 
         await server.subscribe("$JS.API.DIRECT.GET.KV_b", answer)
-        await server.client.flush()
+        await server.api("INFO")  # the server has the subscription
         bucket = Bucket(link, "b", {"allow_direct": True})
         assert await values(bucket) == {"a": b"9", "b": b"5", "c": b"12"}
         assert asked_from == [1, 6, 6]
