@@ -53,7 +53,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     start: str = ""
     end: str = ""
     webhook: str = ""
-    drafts: bool = True
+    drafts: bool = False
     id: str = ""
 
 
@@ -191,7 +191,7 @@ class Services:
 
     async def _ask(self, ask: Ask, stream: str) -> Answer:
         check_wait(ask.timeout_s)
-        wish = Wish(stream=stream, asks=(ask.question,), start=ask.start, end=ask.end, drafts=False)
+        wish = Wish(stream=stream, asks=(ask.question,), start=ask.start, end=ask.end)
         job = await self.submit(wish)
         with _within(ask.timeout_s, f"no answer within {ask.timeout_s:g} s; job {job.job} goes on: follow its answers"):
             answers = follow(self._ledger, subjects.answers(job.job, stream))
@@ -204,9 +204,7 @@ class Services:
         """Run one capability, and whatever it needs, over a range of a stream; what it finds, in order."""
         check_wait(call.timeout_s)
         workflow = compose(self._catalogue, capability, call.params)
-        job = await self.submit(
-            Wish(stream=call.stream, workflow=workflow, start=call.start, end=call.end, drafts=False)
-        )
+        job = await self.submit(Wish(stream=call.stream, workflow=workflow, start=call.start, end=call.end))
         with _within(call.timeout_s, f"not finished within {call.timeout_s:g} s; job {job.job} goes on"):
             await self._finished(job.job)
             answers = [

@@ -44,7 +44,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     start: str = ""  # of the range: "-10m", "1:05", a time of day; empty: where the stream begins, standing: now
     end: str = ""  # the same; empty: now for a live stream, its end for a durable one
     webhook: str = ""
-    drafts: bool = True
+    drafts: bool = False  # publish what the beginnings of the range say, which is computed as well
     id: str = ""
 
 

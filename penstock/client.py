@@ -66,7 +66,8 @@ class Job:
             yield answer
 
     async def drafts(self) -> AsyncIterator[Answer]:
-        """What may still change, as it comes (`partial` is true); some may be missed. Does not end by itself."""
+        """Of a job submitted with drafts, what may still change, as it comes (`partial` is true); some may be missed.
+        Does not end by itself."""
         async for answer in self._client.drafts(self.id, self.stream):
             yield answer
 
@@ -122,6 +123,7 @@ class Client:
         start: str = "",
         end: str = "",
         webhook: str = "",
+        drafts: bool = False,
         id: str = "",
     ) -> Job:
         """Submit a job. Without a workflow it is the one that answers questions. Raises UserError for what is wrong
@@ -135,6 +137,7 @@ class Client:
             start=start,
             end=end,
             webhook=webhook,
+            drafts=drafts,
             id=id,
         )
         return Job(self, await self._ask("jobs.submit", wish, Submitted))

@@ -86,6 +86,7 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
     submitting.add_argument("--window", type=duration_s, default=60.0, metavar="60s", help="standing: how far back")
     submitting.add_argument("--from", dest="start", default="", metavar="-10m")
     submitting.add_argument("--to", dest="end", default="", metavar="now")
+    submitting.add_argument("--drafts", action="store_true", help="publish what the beginnings of the range say, too")
     submitting.add_argument("--webhook", default="", metavar="URL", help="send the answers there as well")
     submitting.add_argument("--id", default="", metavar="ID", help="of the job (default: a new one)")
     submitting.add_argument("--follow", action="store_true", help="and print its answers")
@@ -183,6 +184,7 @@ async def _submit(client: Client, parsed: argparse.Namespace) -> None:
         start=parsed.start,
         end=parsed.end,
         webhook=parsed.webhook,
+        drafts=parsed.drafts,
         id=parsed.id,
     )
     tables.submitted(job.submitted, parsed.json)

@@ -18,6 +18,8 @@ const AWAY = new Set(["TIMEOUT", "503", "DISCONNECT", "CONNECTION_CLOSED"]); // 
 
 /** A connection that can be cut as by a broken cable: a relay stands between this client and the server. */
 class Link {
+  static numCuts = 0;
+
   static async open(url) {
     const link = new Link();
     const { hostname, port, username } = new URL(url);
@@ -79,7 +81,8 @@ class Link {
     const events = this.nc.status();
     if (where === "reply") this.isDeaf = true;
     else this.#sever();
-    for await (const { type } of events) if (type === "reconnect") return;
+    for await (const { type } of events) if (type === "reconnect") break;
+    Link.numCuts += 1;
   }
 
   async close() {
@@ -254,7 +257,7 @@ async function main({ server, clip, seed, asks, watched }) {
     watch: await ask(control, "jobs.submit", { id: "watch", stream: STREAM, asks: [watched], standing: true }),
     tired: await ask(control, "jobs.submit", { id: "tired", stream: STREAM, asks: asks.slice(0, 1), standing: true }),
   };
-  saw.refused.taken = await refusalOf(control, "jobs.submit", `{"id": "words", "stream": "${STREAM}", "asks": ["Who?"]}`);
+  saw.refused.taken = await refusalOf(control, "jobs.submit", '{"id": "words", "stream": "station", "asks": ["Who?"]}');
   saw.running = (await ask(control, "jobs.list", { stream: STREAM, state: "running" })).jobs;
 
   const following = Promise.all(["words", "watch", "tired"].map((job) => followBadly(url, job)));
@@ -294,7 +297,7 @@ async function main({ server, clip, seed, asks, watched }) {
   const call = { stream: STREAM, start: "0:16", end: "0:16", timeout_s: 60 };
   saw.outputs = (await ask(control, "operators.read_text", call, 80_000)).outputs;
   await control.close();
-  return saw;
+  return { ...saw, numCuts: Link.numCuts };
 }
 
 console.log(JSON.stringify(await main(JSON.parse(process.argv[2]))));

@@ -167,10 +167,12 @@ def test_jobs_share_what_they_can(saw: dict[str, Any]) -> None:
 
 def test_no_answer_is_lost_or_seen_twice(saw: dict[str, Any]) -> None:
     by_job = {job: [each for each in saw["stored"] if each["record"]["job"] == job] for job in JOBS}
-    assert saw["followed"] == by_job
+    late = by_job["tired"][len(saw["followed"]["tired"]) :]
+    assert len(late) <= 1  # of a canceled job, one answer may still come
+    assert {**saw["followed"], "tired": saw["followed"]["tired"] + late} == by_job
     assert saw["consumed"] == saw["stored"]
     assert all(each["subject"] == f"penstock.answers.{job}.station" for job in JOBS for each in by_job[job])
-    assert len(by_job["words"]) > 9  # so its reader lost its connection more than once
+    assert saw["numCuts"] > 20
 
 
 def test_a_workflow_answers_for_each_segment(saw: dict[str, Any]) -> None:

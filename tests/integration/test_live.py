@@ -75,7 +75,7 @@ class Service:
         return scope
 
     async def submit(self, stream: str = "s", workflow: Workflow = READ_TOTAL, **wish: Any) -> Submitted:
-        return await self.services.submit(Wish(stream=stream, workflow=workflow, drafts=False, **wish))
+        return await self.services.submit(Wish(stream=stream, workflow=workflow, **wish))
 
     async def answers(self, job: Submitted, num: int) -> list[Answer]:
         found = []
@@ -200,7 +200,7 @@ async def test_drafts_come_before_the_answer(service: Service) -> None:
 
     await service.ledger.link.subscribe(subjects.partials("*", "s"), note)
     await service.publish(list(range(1, 8)))
-    job = await service.services.submit(Wish(stream="s", workflow=READ_TOTAL, start="0:00"))
+    job = await service.services.submit(Wish(stream="s", workflow=READ_TOTAL, start="0:00", drafts=True))
     assert numbers(await service.answers(job, 1)) == [28]
     assert all(draft.partial for draft in drafts)
     assert set(numbers(drafts)) <= {1, 3, 10}
