@@ -1,20 +1,22 @@
 """The commands that talk to running nodes: serve, worker, push, ask, jobs, answers, streams, nodes, redundancy."""
 
+from __future__ import annotations  # the client is loaded by the commands that need it
+
 import argparse
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.feeding import policy_for
-from engine.services import Declare
 from engine.workflow import load_workflow
 from penstock import tables
-from penstock.client import Client, connect
 from penstock.run import default_store
 from streams.records import Gap, Segment
+
+if TYPE_CHECKING:
+    from penstock.client import Client
 
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 
@@ -34,6 +36,8 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
 
     def client_command(name: str, help: str, work: Any, to: Any = commands) -> Any:
         async def connected(parsed: argparse.Namespace) -> None:
+            from penstock.client import connect
+
             async with connect(parsed.nats, store=parsed.store) as client:
                 await work(client, parsed)
 
@@ -139,6 +143,9 @@ async def _worker(parsed: argparse.Namespace) -> None:
 
 async def _push(client: Client, parsed: argparse.Namespace) -> None:
     if parsed.detach:
+        from engine.feeding import policy_for
+        from engine.services import Declare
+
         await client.declare(
             Declare(
                 name=parsed.stream,

@@ -1,9 +1,12 @@
 """What people see of a running service: what was submitted, tables of jobs, streams and nodes, how pushing goes."""
 
+from __future__ import annotations  # what is only shown need not be loaded
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,13 +14,15 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from engine.answers import Answer
-from engine.redundancy import Redundancy
-from engine.registry import NodeStatus
-from engine.submission import Submitted
-from engine.views import JobView, StreamView
 from penstock.show import clock, lines, show_answer
 from streams.link import without_credentials
 from streams.records import EndOfStream, Gap, Segment
+
+if TYPE_CHECKING:
+    from engine.redundancy import Redundancy
+    from engine.registry import NodeStatus
+    from engine.submission import Submitted
+    from engine.views import JobView, StreamView
 
 WIDE = 200  # columns of a table that nobody looks at in a terminal
 _console = Console(stderr=True, highlight=False)
@@ -147,7 +152,7 @@ class Pushing:
         )
         self._task = self._bar.add_task(f"{stream}: connecting", total=None)
 
-    def __enter__(self) -> "Pushing":
+    def __enter__(self) -> Pushing:
         self._bar.start()
         return self
 
