@@ -88,6 +88,7 @@ class Pool:
         self._capacity = capacity
         self._tasks = tasks
         self._num_lanes = 0
+        self._num_starting = 0  # lanes that have not taken anything yet
         self._warmed = False
         self._idle: list[Operator] = []
         self._waiting: deque[_Ticket] = deque()
@@ -100,14 +101,16 @@ class Pool:
         ticket = _Ticket(items, deadlines_ns or [None] * len(items))
         self._waiting.append(ticket)
         num_batches = -(-sum(len(t.items) - t.num_taken for t in self._waiting) // self.operator.max_batch)
-        while self._num_lanes < min(num_batches, self._capacity.num_cores) and (
-            self._num_lanes == 0 or self._capacity.num_lanes < self._capacity.num_cores
-        ):
+        while self._num_starting < num_batches and self._has_room_for_a_lane():  # the other lanes are at work
+            self._num_starting += 1
             self._num_lanes += 1
             self._capacity.num_lanes += 1
             self._tasks.start_soon(self._lane)
         await ticket.settled.wait()
         return [ticket.done[index] for index in range(len(items))]
+
+    def _has_room_for_a_lane(self) -> bool:
+        return self._num_lanes == 0 or self._capacity.num_lanes < self._capacity.num_cores
 
     async def warm_up(self) -> None:
         """Load the first lane's instance ahead of the work, once. What fails here will be reported by the work."""
@@ -125,6 +128,7 @@ class Pool:
             log.info("not_warmed_up", operator=self.operator.name, error=str(error))
 
     async def _lane(self) -> None:
+        self._num_starting -= 1
         try:
             while self._waiting:
                 taken = self._take()

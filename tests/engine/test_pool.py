@@ -225,3 +225,35 @@ async def test_pools_share_their_worker_s_capacity(eventually: Eventually) -> No
             await eventually(lambda: len(Parallel.running) == 2 and capacity.limiter.statistics().tasks_waiting == 1)
             Parallel.let_go.set()
     assert Parallel.most == 2
+
+
+class Meeting(Doubled):
+    """Works only while another of its kind does."""
+
+    name = "meeting"
+    runs_in = "thread"
+    max_batch = 1
+    both: ClassVar[threading.Barrier]
+    num_begun: ClassVar[int] = 0
+
+    def process(self, batch: Sequence[Inputs]) -> Sequence[msgspec.Struct]:
+        Meeting.num_begun += 1
+        Meeting.both.wait(timeout=15)
+        return super().process(batch)
+
+
+async def test_what_comes_while_a_lane_is_at_work_gets_a_lane_of_its_own(
+    pool_of: MakePool, eventually: Eventually
+) -> None:
+    Meeting.both, Meeting.num_begun = threading.Barrier(2), 0
+    pool = pool_of(Meeting)
+    found: list[Any] = []
+
+    async def one(number: int) -> None:
+        found.extend(await outcomes(pool, [number]))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one, 1)
+        await eventually(lambda: Meeting.num_begun == 1)
+        tasks.start_soon(one, 2)
+    assert sorted(found) == [2, 4]
