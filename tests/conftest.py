@@ -5,10 +5,17 @@ from pathlib import Path
 
 import anyio
 import pytest
+import structlog
 
 from streams.server import embedded
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_comes() -> None:
+    """What one test set up for its log is nothing to the next."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
