@@ -22,7 +22,7 @@ from streams.records import Gap, decode_result, encode
 from streams.segmenter import segments
 
 pytestmark = pytest.mark.anyio
-SEGMENT_S, CLIP_S = 2.0, 8.0
+SEGMENT_S, CLIP_S = 2.0, 6.0
 
 
 def partitions(items: list[str]) -> Iterator[list[list[str]]]:
