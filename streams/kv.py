@@ -7,28 +7,26 @@ with what stands there, so one whose first answer was lost still learns that it 
 else has changed the key again by then. `watch` only hints: the truth is always a read.
 """
 
-import base64
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-import anyio
 import msgspec
 import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js.api import Header
 
+from streams import jetstream
 from streams.errors import LinkError, UserError
-from streams.ledger import HEADROOM_BYTES, MAX_SUBJECTS_A_READ, NAME_IN_USE, NO_MESSAGE, SUBJECTS_A_PAGE
-from streams.link import REQUEST_TIMEOUT_S, Link, Refused
+from streams.jetstream import MAX_SUBJECTS_A_READ
+from streams.ledger import HEADROOM_BYTES
+from streams.link import REQUEST_TIMEOUT_S, Link
 from streams.subjects import token
 
-NO_STREAM = 10059
 WRONG_LAST_REVISION = {10071, 10164}
 STILL_STORING = 10158  # this very write, which is being tried again
 OPERATION, DELETED = "KV-Operation", {"DEL", "PURGE"}
@@ -59,12 +57,6 @@ class _Record(NamedTuple):
     held: Held
     is_live: bool
     once: str
-
-
-class _Page(NamedTuple):
-    records: list[_Record]
-    next_revision: int | None  # where to read on; None where that was all
-    up_to: int  # the last revision of the bucket that whoever answered knew of
 
 
 class Bucket:
@@ -156,31 +148,10 @@ class Bucket:
 
     async def _last(self, subject: str) -> _Record | None:
         if self._is_replicated or not self._is_direct:
-            return await self._last_at_leader(subject)
-        name = f"$JS.API.DIRECT.GET.{self._stream}.{subject}"
-
-        async def attempt() -> Msg:
-            return await self.link.client.request(name, timeout=REQUEST_TIMEOUT_S)
-
-        reply = await self.link.patiently(attempt, f"read {self._key(subject)} from bucket {self.name}")
-        if not (status := _status(reply)):
-            return self._direct_record(reply)
-        if status != "404":
-            raise LinkError(f"read {self._key(subject)} from bucket {self.name}: {_description(reply)}")
-        return None
-
-    async def _last_at_leader(self, subject: str) -> _Record | None:
-        try:
-            answer = await self.link.api(f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject})
-        except Refused as error:
-            if error.code == NO_MESSAGE:
-                return None
-            raise
-        message = answer["message"]
-        headers = dict(_headers(base64.b64decode(message.get("hdrs", ""))))
-        return self._record(
-            subject, base64.b64decode(message.get("data", "")), message["seq"], message["time"], headers
-        )
+            message = await jetstream.from_leader(self.link, self._stream, {"last_by_subj": subject})
+        else:
+            message = await jetstream.direct(self.link, self._stream, subject)
+        return None if message is None else self._record(message)
 
     # --- many keys -----------------------------------------------------------------------------------------
 
@@ -202,23 +173,22 @@ class Bucket:
 
         Pages follow each other by revision, and a value that changes moves to a higher one: what was not read yet is
         read later, what was is read again."""
-        at_least = await self._last_revision() if self._is_replicated else 0
+        at_least = await jetstream.last_seq(self.link, self._stream) if self._is_replicated else 0
         found: dict[str, _Record] = {}
         revision = 1
         for _ in range(MAX_PAGES):
-            page = await self.link.patiently(
-                partial(self._read_page, subjects, revision), f"read from bucket {self.name}"
-            )
+            read = partial(jetstream.page, self.link, self._stream, subjects, MAX_RECORDS_A_PAGE, revision)
+            page = await self.link.patiently(read, f"read from bucket {self.name}")
             if page is None or page.up_to < at_least:
                 return None
-            found |= {record.held.key: record for record in page.records}
-            if page.next_revision is None:
+            found |= {record.held.key: record for record in map(self._record, page.messages)}
+            if page.next_seq is None:
                 return found
-            revision = page.next_revision
+            revision = page.next_seq
         return None
 
     async def _read_each(self, pattern: str) -> dict[str, _Record]:
-        subjects = await self._subjects(pattern)
+        subjects = list(await jetstream.subjects_of(self.link, self._stream, pattern))
         found: dict[str, _Record] = {}
         if self._is_direct and not self._is_replicated:
             for start in range(0, len(subjects), MAX_SUBJECTS_A_READ):
@@ -227,58 +197,6 @@ class Bucket:
             if self._key(subject) not in found and (record := await self._last(subject)) is not None:
                 found[record.held.key] = record
         return found
-
-    async def _read_page(self, subjects: list[str], first_revision: int) -> _Page | None:
-        """The last records of the subjects, those from a revision on; None where they are too many."""
-        client = self.link.client
-        replies: list[Msg] = []
-        ended = anyio.Event()
-
-        async def on_reply(message: Msg) -> None:
-            replies.append(message)
-            if _status(message):
-                ended.set()
-
-        inbox = client.new_inbox()
-        subscription = await client.subscribe(inbox, cb=on_reply)
-        try:
-            wanted = {"multi_last": subjects, "batch": MAX_RECORDS_A_PAGE, "seq": first_revision}
-            await client.publish(f"$JS.API.DIRECT.GET.{self._stream}", msgspec.json.encode(wanted), reply=inbox)
-            with anyio.fail_after(REQUEST_TIMEOUT_S):
-                await ended.wait()
-        finally:
-            with anyio.CancelScope(shield=True), suppress(nats.errors.Error):
-                await subscription.unsubscribe()
-        last = replies.pop()
-        records = [self._direct_record(reply) for reply in replies]
-        next_revision = records[-1].held.revision + 1 if records else first_revision
-        headers = last.headers or {}
-        match _status(last), _description(last):
-            case "204", _:
-                is_all = headers["Nats-Num-Pending"] == "0"
-                return _Page(records, None if is_all else next_revision, int(headers["Nats-UpTo-Sequence"]))
-            case "404", "No Results":
-                return _Page(records, None, 0)
-            case "404", _:  # one went after it was looked up
-                return _Page(records, next_revision, 0)
-            case "413", _:
-                return None
-            case "503", _:
-                raise nats.errors.NoRespondersError
-        raise LinkError(f"read from bucket {self.name}: {_description(last)}")
-
-    async def _subjects(self, pattern: str) -> list[str]:
-        """Every subject that holds a value or its deletion, by the leader."""
-        found: dict[str, int] = {}
-        while True:
-            wanted = {"subjects_filter": pattern, "offset": len(found)}
-            page = (await self.link.api(f"STREAM.INFO.{self._stream}", wanted))["state"].get("subjects") or {}
-            found |= page
-            if len(page) < SUBJECTS_A_PAGE:
-                return list(found)
-
-    async def _last_revision(self) -> int:
-        return int((await self.link.api(f"STREAM.INFO.{self._stream}"))["state"]["last_seq"])
 
     # --- changes -------------------------------------------------------------------------------------------
 
@@ -317,14 +235,10 @@ class Bucket:
     def _key(self, subject: str) -> str:
         return subject.removeprefix(self._prefix)
 
-    def _direct_record(self, reply: Msg) -> _Record:
-        headers = reply.headers or {}
-        revision, created = int(headers["Nats-Sequence"]), headers["Nats-Time-Stamp"]
-        return self._record(headers["Nats-Subject"], reply.data, revision, created, headers)
-
-    def _record(self, subject: str, data: bytes, revision: int, created: str, headers: Mapping[str, str]) -> _Record:
+    def _record(self, message: jetstream.Raw) -> _Record:
+        headers = message.headers
         is_live = headers.get(OPERATION) not in DELETED and MARKER_REASON not in headers
-        held = Held(self._key(subject), data, revision, _unix_ns(created))
+        held = Held(self._key(message.subject), message.data, message.seq, message.stored_ns)
         return _Record(held, is_live, headers.get(Header.MSG_ID.value, ""))
 
 
@@ -338,14 +252,7 @@ async def open_bucket(
         raise UserError(f"bucket {name}: history {history}: give from 1 to {MAX_HISTORY}")
     if max_age_s is not None and not 0.1 <= max_age_s <= 1e9:
         raise UserError(f"bucket {name}: max_age_s {max_age_s:g}: give at least 0.1, or None to keep values")
-    stream = f"KV_{token(name)}"
-    try:
-        info = await link.api(f"STREAM.INFO.{stream}")
-    except Refused as missing:
-        if missing.code != NO_STREAM:
-            raise
-        info = await _create(link, stream, _config(name, max_age_s or 0.0, history, num_replicas))
-    return Bucket(link, name, info["config"])
+    return Bucket(link, name, await jetstream.made(link, _config(token(name), max_age_s or 0.0, history, num_replicas)))
 
 
 def _config(name: str, max_age_s: float, history: int, num_replicas: int) -> dict[str, Any]:
@@ -364,36 +271,3 @@ def _config(name: str, max_age_s: float, history: int, num_replicas: int) -> dic
         "allow_msg_ttl": True,
         "deny_delete": True,
     }
-
-
-async def _create(link: Link, stream: str, config: Mapping[str, Any]) -> Any:
-    try:
-        return await link.api(f"STREAM.CREATE.{stream}", config)
-    except Refused as error:
-        if error.code != NAME_IN_USE:  # made by someone else in the meantime
-            raise
-        return await link.api(f"STREAM.INFO.{stream}")
-
-
-def _headers(block: bytes) -> Iterator[tuple[str, str]]:
-    """The headers of a stored message, as NATS writes them: a line for the version, then one for each."""
-    for line in block.decode(errors="replace").split("\r\n")[1:]:
-        name, colon, value = line.partition(":")
-        if colon:
-            yield name, value.strip()
-
-
-def _unix_ns(stamp: str) -> int:
-    """RFC 3339 in UTC with up to nine decimals, as the server writes it."""
-    seconds = datetime.fromisoformat(f"{stamp[:19]}+00:00").timestamp()
-    return int(seconds) * 1_000_000_000 + int(stamp[19:].strip(".Z").ljust(9, "0"))
-
-
-def _status(message: Msg) -> str:
-    """Of an answer that holds no record; "" where it does."""
-    headers = message.headers or {}
-    return "" if "Nats-Sequence" in headers else headers.get("Status", "500")
-
-
-def _description(message: Msg) -> str:
-    return (message.headers or {}).get("Description", "refused")

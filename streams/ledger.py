@@ -10,34 +10,30 @@ Records above the payload limit are cut into chunks on subjects named by their c
 import hashlib
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Any
 
-import anyio
 import msgspec
-import nats.errors
 import nats.js.errors
 import structlog
-from nats.aio.msg import Msg
 from nats.js.api import Header
 
+from streams import jetstream
 from streams.errors import LinkError, Permanent
-from streams.link import REQUEST_TIMEOUT_S, Link, Refused
+from streams.jetstream import MAX_SUBJECTS_A_READ
+from streams.link import REQUEST_TIMEOUT_S, Link
 from streams.publisher import Message, Publisher
 from streams.subjects import PREFIX
 
 log = structlog.get_logger(__name__)
 
 EXPECT_EMPTY = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
-WRONG_LAST_SEQUENCE, NO_MESSAGE, NAME_IN_USE = 10071, 10037, 10058
+WRONG_LAST_SEQUENCE = 10071
 MEDIA, RESULTS, ANSWERS = (f"{PREFIX.upper()}_{kind}" for kind in ("MEDIA", "RESULTS", "ANSWERS"))
 BULK = "Penstock-Bulk"  # header: <digest>.<number of chunks>
 TRACEPARENT = "traceparent"
 MAX_INLINE_BYTES = 1024 * 1024  # the server's default payload limit, and quick to pass on
 HEADROOM_BYTES = 4096  # for headers, which count towards the limit
-MAX_SUBJECTS_A_READ = 128
-SUBJECTS_A_PAGE = 100_000
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,7 +58,7 @@ class Noted(msgspec.Struct, frozen=True, gc=False):
     """A record with all its headers and when it was stored (Unix time)."""
 
     record: Stored
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     stored_ns: int
 
 
@@ -172,19 +168,21 @@ class Ledger:
 
     async def look(self, subject: str) -> Noted | None:
         """As `get`, with what was noted of the record."""
-        return await (self._get_from_leader(subject) if self._is_replicated(subject) else self._get_direct(subject))
+        stream = stream_of(subject)
+        if stream in self._replicated:
+            return await self._noted(await jetstream.from_leader(self.link, stream, {"last_by_subj": subject}))
+        pattern = {"last_by_subj": subject} if subject.endswith("*") else subject
+        return await self._noted(await jetstream.direct(self.link, stream, pattern))
 
     async def get_many(self, subjects: Iterable[str]) -> dict[str, Stored]:
         """The records at `subjects`, those that exist; all of one JetStream stream."""
         wanted = list(dict.fromkeys(subjects))
         found: dict[str, Stored] = {}
-        for start in range(0, len(wanted), MAX_SUBJECTS_A_READ):
-            page = wanted[start : start + MAX_SUBJECTS_A_READ]
-            if len(wanted) > 1:
-                stream = stream_of(page[0])
-                found |= await self.link.patiently(partial(self._read_page, stream, page), f"read from {stream}")
+        if len(wanted) > 1:
+            for start in range(0, len(wanted), MAX_SUBJECTS_A_READ):
+                found |= await self._read(wanted[start : start + MAX_SUBJECTS_A_READ])
         for subject in wanted:  # single reads, and what a lagging replica did not have yet
-            if subject not in found and (len(wanted) == 1 or self._is_replicated(subject)):
+            if subject not in found and (len(wanted) == 1 or stream_of(subject) in self._replicated):
                 stored = await self.get(subject)
                 if stored is not None:
                     found[subject] = stored
@@ -193,9 +191,8 @@ class Ledger:
     async def next(self, filter_subject: str, seq: int) -> Noted | None:
         """The first record stored at `seq` or later whose subject matches."""
         stream = stream_of(filter_subject)
-        if self._is_replicated(filter_subject):
-            return await self._get_from_leader(filter_subject, seq)
-        return await self._ask_direct(f"$JS.API.DIRECT.GET.{stream}", {"seq": seq, "next_by_subj": filter_subject})
+        get = jetstream.from_leader if stream in self._replicated else jetstream.direct
+        return await self._noted(await get(self.link, stream, {"seq": seq, "next_by_subj": filter_subject}))
 
     async def every(self, filter_subject: str) -> AsyncIterator[Stored]:
         """The records stored so far whose subject matches, in the order of storing."""
@@ -212,18 +209,11 @@ class Ledger:
 
     async def last_stored(self, stream: str) -> int:
         """The sequence of the record stored last in a JetStream stream."""
-        return int((await self.link.api(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+        return await jetstream.last_seq(self.link, stream)
 
     async def subjects(self, filter_subject: str) -> set[str]:
         """Every stored subject that matches."""
-        found: set[str] = set()
-        name = f"STREAM.INFO.{stream_of(filter_subject)}"
-        while True:
-            answer = await self.link.api(name, {"subjects_filter": filter_subject, "offset": len(found)})
-            page = answer["state"].get("subjects") or {}
-            found |= set(page)
-            if len(page) < SUBJECTS_A_PAGE:
-                return found
+        return await jetstream.subjects_of(self.link, stream_of(filter_subject), filter_subject)
 
     async def whole(self, data: bytes, headers: Mapping[str, str] | None) -> bytes:
         """A record's bytes, put together where it came in chunks. Raises Permanent if a chunk is gone."""
@@ -240,75 +230,27 @@ class Ledger:
             )
         return whole
 
-    def _is_replicated(self, subject: str) -> bool:
-        return stream_of(subject) in self._replicated
+    async def _read(self, subjects: Sequence[str]) -> dict[str, Stored]:
+        stream = stream_of(subjects[0])
+        found: dict[str, Stored] = {}
+        seq: int | None = 1
+        while seq is not None:
+            read = partial(jetstream.page, self.link, stream, subjects, len(subjects), seq)
+            page = await self.link.patiently(read, f"read from {stream}")
+            if page is None:
+                raise LinkError(f"read from {stream}: the server answers for fewer than {len(subjects)} subjects")
+            found |= {message.subject: await self._stored(message) for message in page.messages}
+            seq = page.next_seq
+        return found
 
-    async def _get_direct(self, subject: str) -> Noted | None:
-        name = f"$JS.API.DIRECT.GET.{stream_of(subject)}"
-        if subject.endswith("*"):
-            return await self._ask_direct(name, {"last_by_subj": subject})
-        return await self._ask_direct(f"{name}.{subject}")
-
-    async def _ask_direct(self, name: str, request: Mapping[str, Any] | None = None) -> Noted | None:
-        payload = b"" if request is None else msgspec.json.encode(request)
-
-        async def attempt() -> Msg:
-            return await self.link.client.request(name, payload, timeout=REQUEST_TIMEOUT_S)
-
-        reply = await self.link.patiently(attempt, f"read {name.removeprefix('$JS.API.DIRECT.GET.')}")
-        if _status(reply):
+    async def _noted(self, message: jetstream.Raw | None) -> Noted | None:
+        if message is None:
             return None
-        headers = reply.headers or {}
-        return Noted(await self._stored(reply), headers, _unix_ns(headers.get("Nats-Time-Stamp", "")))
+        return Noted(await self._stored(message), message.headers, message.stored_ns)
 
-    async def _get_from_leader(self, subject: str, seq: int | None = None) -> Noted | None:
-        async def attempt() -> Any:
-            ask = self.link.jetstream._jsm.get_msg
-            return await ask(stream_of(subject), seq, subject, next=seq is not None)
-
-        try:
-            raw = await self.link.patiently(attempt, f"read {subject}")
-        except Refused as error:
-            if error.code == NO_MESSAGE:
-                return None
-            raise
-        headers = raw.headers or {}
-        data, trace = await self.whole(raw.data or b"", headers), headers.get(TRACEPARENT, "")
-        stored_ns = int(raw.time.timestamp() * 1_000_000) * 1000 if raw.time else 0
-        return Noted(Stored(raw.subject, raw.seq, data, trace), headers, stored_ns)
-
-    async def _read_page(self, stream: str, subjects: list[str]) -> dict[str, Stored]:
-        client = self.link.client
-        replies: list[Msg] = []
-        ended = anyio.Event()
-
-        async def on_reply(message: Msg) -> None:
-            replies.append(message)
-            if _status(message):
-                ended.set()
-
-        inbox = client.new_inbox()
-        subscription = await client.subscribe(inbox, cb=on_reply)
-        try:
-            request = msgspec.json.encode({"multi_last": subjects, "batch": len(subjects)})
-            await client.publish(f"$JS.API.DIRECT.GET.{stream}", request, reply=inbox)
-            with anyio.fail_after(REQUEST_TIMEOUT_S):
-                await ended.wait()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await subscription.unsubscribe()
-        last = replies.pop()
-        if _status(last) == "503":
-            raise nats.errors.NoRespondersError
-        if _status(last) not in ("204", "404"):
-            raise LinkError(f"read from {stream}: {(last.headers or {}).get('Description', 'refused')}")
-        found = [await self._stored(reply) for reply in replies]
-        return {stored.subject: stored for stored in found}
-
-    async def _stored(self, reply: Msg) -> Stored:
-        headers = reply.headers or {}
-        data = await self.whole(reply.data, headers)
-        return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), data, headers.get(TRACEPARENT, ""))
+    async def _stored(self, message: jetstream.Raw) -> Stored:
+        data = await self.whole(message.data, message.headers)
+        return Stored(message.subject, message.seq, data, message.headers.get(TRACEPARENT, ""))
 
 
 async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
@@ -317,13 +259,9 @@ async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
     wanted = retention or Retention()
     replicated = set()
     for kind, max_bytes in _limits(wanted).items():
-        name = f"{PREFIX.upper()}_{kind.upper()}"
-        try:
-            info = await link.api(f"STREAM.INFO.{name}")
-        except Refused:
-            info = await _create_stream(link, name, f"{PREFIX}.{kind}.>", max_bytes, wanted)
-        if info["config"].get("num_replicas", 1) > 1:
-            replicated.add(name)
+        config = await jetstream.made(link, _config(kind, max_bytes, wanted))
+        if config.get("num_replicas", 1) > 1:
+            replicated.add(config["name"])
     return Ledger(link, frozenset(replicated))
 
 
@@ -350,11 +288,11 @@ def _limits(retention: Retention) -> dict[str, int]:
     }
 
 
-async def _create_stream(link: Link, name: str, subjects: str, max_bytes: int, retention: Retention) -> Any:
+def _config(kind: str, max_bytes: int, retention: Retention) -> dict[str, Any]:
     max_age_ns = int(retention.max_age_s * 1e9)
-    config = {
-        "name": name,
-        "subjects": [subjects],
+    return {
+        "name": f"{PREFIX.upper()}_{kind.upper()}",
+        "subjects": [f"{PREFIX}.{kind}.>"],
         "storage": "file",
         "retention": "limits",
         "discard": "old",
@@ -364,12 +302,6 @@ async def _create_stream(link: Link, name: str, subjects: str, max_bytes: int, r
         "allow_direct": True,
         "duplicate_window": min(max_age_ns, 120_000_000_000),
     }
-    try:
-        return await link.api(f"STREAM.CREATE.{name}", config)
-    except Refused as error:
-        if error.code != NAME_IN_USE:  # made by someone else in the meantime
-            raise
-        return await link.api(f"STREAM.INFO.{name}")
 
 
 def stream_of(subject: str) -> str:
@@ -386,19 +318,3 @@ def _standing_seq(refusal: str) -> int:
     if match is None:
         raise LinkError(f"the server refused a write-once record without saying why: {refusal!r}")
     return int(match[1])
-
-
-def _unix_ns(stamp: str) -> int:
-    """A server's time stamp (RFC 3339, up to nanoseconds) as Unix time; 0 where it is none."""
-    match = _STAMP.fullmatch(stamp)
-    if match is None:
-        return 0
-    whole = datetime.fromisoformat(match[1] + "+00:00")
-    return int(whole.timestamp()) * 1_000_000_000 + int((match[2] or "").ljust(9, "0")[:9])
-
-
-_STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(?:Z|\+00:00)")
-
-
-def _status(message: Msg) -> str:
-    return (message.headers or {}).get("Status", "") if not message.data else ""

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 EXPIRES_S = 5.0
 STARTS_ELSEWHERE = {10012, 10148}  # made by another in the meantime, or with another starting point
-INACTIVE_S = 600.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
+INACTIVE_S = 120.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
 
 
 class Arrival(msgspec.Struct, eq=False):

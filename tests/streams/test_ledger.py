@@ -139,7 +139,7 @@ async def test_subjects_are_listed_page_by_page(ledger: Ledger, monkeypatch: pyt
         answer["state"]["subjects"] = dict(every[offset : offset + 3])
         return answer
 
-    monkeypatch.setattr("streams.ledger.SUBJECTS_A_PAGE", 3)
+    monkeypatch.setattr("streams.jetstream.SUBJECTS_A_PAGE", 3)
     monkeypatch.setattr(ledger.link, "api", paged)
     assert await ledger.subjects("penstock.media.>") == {media(index) for index in range(7)}
     assert asked == [0, 3, 6]
