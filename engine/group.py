@@ -24,11 +24,13 @@ from engine.shelf import Known, Shelf
 from engine.stored import StoredKeys
 from engine.telemetry import Attributes, Telemetry
 from engine.work import (
+    OPEN,
     Event,
     GroupStage,
     Outcome,
     Work,
     begin_span,
+    contributions,
     dead_letter_of,
     gap_of,
     record_steps,
@@ -43,8 +45,6 @@ from streams.records import Gap, encode
 from streams.subjects import Key
 
 log = structlog.get_logger(__name__)
-
-OPEN = -1  # last of a range that ends with the stream, while its end is not known
 
 
 class _Incomplete(Exception):
@@ -112,7 +112,7 @@ class Group:
             following: list[Event] = []
             try:
                 for event in events:
-                    for stage, keys in self._contributions(event):
+                    for stage, keys in contributions(self.stages, event, self.shelf.num_segments):
                         for found in await self._all_ready(stage, keys, event):
                             if isinstance(found, Work):
                                 work.append(found)
@@ -165,36 +165,6 @@ class Group:
             return None
         known = self.shelf.keep_result(address.source, address.key, arrival.seq, data, arrival.traceparent)
         return Event(address.source, address.key, known, arrival, arrival.arrived_ns)
-
-    def _contributions(self, event: Event) -> list[tuple[GroupStage, list[Key]]]:
-        """The outputs that the event may complete, of those that are asked for; by stage, in order."""
-        num_segments = self.shelf.num_segments
-        found: list[tuple[GroupStage, list[Key]]] = []
-        for stage in self.stages:
-            scope = stage.planned.scope
-            keys: list[Key] = []
-            if isinstance(scope, Reduce):
-                if event.key is None or event.source in stage.awaited:
-                    keys = self._ranges(stage, event.key)
-            elif event.key is None:
-                keys = joins.outputs_of_end(scope, num_segments or 0)
-            elif event.source in stage.awaited:
-                keys = joins.outputs_of(scope, event.key.first, num_segments)
-            elif event.source == stage.id:
-                keys = joins.outputs_of_own(scope, event.key, num_segments)
-            if not isinstance(scope, Reduce):
-                keys = [key for key in keys if stage.running.owes(key)]
-            if keys:
-                found.append((stage, keys))
-        return found
-
-    def _ranges(self, stage: GroupStage, key: Key | None) -> list[Key]:
-        """The ranges asked of a stage that this segment, or the stream's end, belongs to."""
-        return [
-            Key(span.first, OPEN if span.last is None else span.last)
-            for span in stage.running.spans
-            if (span.last is None if key is None else span.holds(key.first))
-        ]
 
     async def _all_ready(self, stage: GroupStage, keys: Sequence[Key], event: Event) -> list[Work | Event]:
         """What is ready of these outputs. Of windows, once one lacks an input behind the event's all later ones do."""

@@ -1,13 +1,15 @@
-"""Pieces of a group's work: what sets an output off, what it is made from, and the records it comes to. Pure, but for
-spans."""
+"""Pieces of a group's work: what sets which outputs off, what one is made from, and the records it comes to. Pure, but
+for spans."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from engine import joins
 from engine.graph import RunningStage
-from engine.operator import Capability, Inputs, Map, Operator
+from engine.operator import Capability, Inputs, Map, Operator, Reduce
 from engine.plan import PlannedStage
 from engine.pool import Done, Pool
 from engine.shelf import Known
@@ -15,6 +17,8 @@ from engine.telemetry import Attributes, Span, Telemetry
 from streams.pull import Arrival
 from streams.records import DeadLetter, Gap, GapCause, Measured, Result
 from streams.subjects import Key
+
+OPEN = -1  # last of a range that ends with the stream, while its end is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,39 @@ class Outcome(msgspec.Struct, frozen=True, eq=False):
     value: Any
     span: Span
     dead: DeadLetter | None = None
+
+
+def contributions(
+    stages: Sequence[GroupStage], event: Event, num_segments: int | None
+) -> list[tuple[GroupStage, list[Key]]]:
+    """The outputs that an event may complete, of those that are asked for; by stage, in order."""
+    found: list[tuple[GroupStage, list[Key]]] = []
+    for stage in stages:
+        scope = stage.planned.scope
+        keys: list[Key] = []
+        if isinstance(scope, Reduce):
+            if event.key is None or event.source in stage.awaited:
+                keys = _ranges(stage, event.key)
+        elif event.key is None:
+            keys = joins.outputs_of_end(scope, num_segments or 0)
+        elif event.source in stage.awaited:
+            keys = joins.outputs_of(scope, event.key.first, num_segments)
+        elif event.source == stage.id:
+            keys = joins.outputs_of_own(scope, event.key, num_segments)
+        if not isinstance(scope, Reduce):
+            keys = [key for key in keys if stage.running.owes(key)]
+        if keys:
+            found.append((stage, keys))
+    return found
+
+
+def _ranges(stage: GroupStage, key: Key | None) -> list[Key]:
+    """The ranges asked of a stage that this segment, or the stream's end, belongs to."""
+    return [
+        Key(span.first, OPEN if span.last is None else span.last)
+        for span in stage.running.spans
+        if (span.last is None if key is None else span.holds(key.first))
+    ]
 
 
 def result_of(work: Work, ran: Done, stream: str, worker: str) -> Result:

@@ -19,7 +19,7 @@ from streams.link import without_credentials
 from streams.records import EndOfStream, Gap, Segment
 
 if TYPE_CHECKING:
-    from engine.redundancy import Redundancy
+    from engine.findings import Redundancy
     from engine.registry import NodeStatus
     from engine.submission import Submitted
     from engine.views import JobView, StreamView

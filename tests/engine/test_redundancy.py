@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from engine.catalogue import Catalogue
 from engine.costs import Cost, measured_costs
+from engine.findings import Redundancy
 from engine.graph import in_order, running_stages
 from engine.jobs import JobSpec, Span, spans_of
+from engine.merging import normalised
 from engine.operator import Capability, Machine, Media, Port, Reduce, Rung, Scope, Settings, Window
 from engine.plan import Plan, PlannedStage, make_plan, stage_id
-from engine.redundancy import Redundancy, find_redundancy, normalised, same_place
+from engine.redundancy import find_redundancy, same_place
 from engine.registry import StreamSpec
 from engine.workflow import Stage, Workflow
 from streams import subjects
