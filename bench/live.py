@@ -51,8 +51,7 @@ from live_parts import (
 from measure import at_most, keep, say
 
 from engine.gaps import count_gaps
-from engine.services import Wish
-from engine.submission import Submitted
+from engine.submission import JobRequest, Submitted
 from engine.workflow import Stage, Workflow
 from streams import keeper, subjects
 from streams.ledger import Noted, Retention, open_ledger
@@ -179,8 +178,8 @@ async def standing(rig: Rig, names: Iterable[str], asked: Workflow, **spec: Any)
     jobs = {}
     for name in names:
         await rig.declare(name, **spec)
-        wish = Wish(stream=name, workflow=asked, standing=True, window_s=float(WINDOW))
-        jobs[name] = await rig.submit(wish)
+        request = JobRequest(stream=name, workflow=asked, standing=True, window_s=float(WINDOW))
+        jobs[name] = await rig.submit(request)
     return jobs
 
 

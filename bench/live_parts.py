@@ -40,8 +40,8 @@ from engine.node import node
 from engine.operator import Capability, Inputs, Machine, Operator, Port, Reduce, Rung, Scope, Settings
 from engine.operator import Media as MediaInput
 from engine.registry import NodeStatus, Registry, StreamSpec, new_id, open_registry
-from engine.services import Services, Wish
-from engine.submission import Submitted
+from engine.services import Services
+from engine.submission import JobRequest, Submitted
 from engine.telemetry import Telemetry, configure_logging
 from engine.worker import Assignment
 from engine.workflow import Stage, Workflow
@@ -530,8 +530,8 @@ class Rig:
     async def declare(self, name: str, **spec: Any) -> None:
         await self.registry.declare(StreamSpec(**{"name": name, "policy": "live", "segment_s": 1.0, **spec}))
 
-    async def submit(self, wish: Wish) -> Submitted:
-        reply = await ask(self.link, "penstock.jobs.submit", msgspec.json.encode(wish), timeout_s=SUBMIT_S)
+    async def submit(self, request: JobRequest) -> Submitted:
+        reply = await ask(self.link, "penstock.jobs.submit", msgspec.json.encode(request), timeout_s=SUBMIT_S)
         return msgspec.json.decode(reply, type=Submitted)
 
     async def cancel(self, jobs: Iterable[Submitted]) -> None:

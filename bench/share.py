@@ -30,7 +30,7 @@ from live_parts import FeedReport, Rig, rig
 from measure import at_most, keep, say
 
 from engine.answers import Answer
-from engine.services import Wish
+from engine.submission import JobRequest
 from penstock import demo
 from penstock.show import is_right
 from streams import subjects
@@ -66,8 +66,8 @@ async def one_run(live: Rig, stream: str, questions: Sequence[str]) -> Run:
     """A job for each of the questions on the clip as a stream of this name."""
     await live.declare(stream, policy="durable", segment_s=SEGMENT_S)
     before, began_s = live.used(), time.perf_counter()
-    asked = [Wish(stream=stream, asks=(question,), standing=True, window_s=WINDOW_S) for question in questions]
-    jobs = [await live.submit(wish) for wish in asked]
+    asked = [JobRequest(stream=stream, asks=(question,), standing=True, window_s=WINDOW_S) for question in questions]
+    jobs = [await live.submit(request) for request in asked]
     await live.ready()
     async with live.feed(pushed=stream, segment_s=SEGMENT_S) as feeder:
         await feeder.report(FeedReport)
@@ -116,7 +116,7 @@ async def all_runs(questions: Sequence[str]) -> dict[str, Any]:
 async def keep_warm(live: Rig, question: str) -> None:
     """A job that has seen the clip and goes on wanting the models. Its stream does not end."""
     await live.declare("warm", policy="durable", segment_s=SEGMENT_S)
-    job = await live.submit(Wish(stream="warm", asks=(question,), standing=True, window_s=WINDOW_S))
+    job = await live.submit(JobRequest(stream="warm", asks=(question,), standing=True, window_s=WINDOW_S))
     await live.ready()
     async with live.feed(looped=("warm",), segment_s=SEGMENT_S, num_segments=8):
         spec = await live.registry.job(job.job)

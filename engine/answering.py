@@ -8,6 +8,7 @@ at once one is refused. What is heard by core NATS is a hint only: the ledger is
 
 import hashlib
 import time
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -45,6 +46,9 @@ STORING_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # pauses while a 
 RECOUNT_S = 2.0  # how often the ledger is asked for what no hint told
 PROGRESS = "Penstock-Progress"
 NOTHING = ""
+MAX_MOMENTS = 4096
+
+Clock = Callable[[int], str]
 
 
 class Reached(msgspec.Struct, frozen=True, array_like=True):
@@ -52,6 +56,31 @@ class Reached(msgspec.Struct, frozen=True, array_like=True):
 
     next: int
     said: str = NOTHING
+
+
+class Moments:
+    """When segments were stored and captured, remembered for all jobs of a node: a segment is large, and every answer
+    about it needs to know."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._known: OrderedDict[tuple[str, int], tuple[int, Clock | None]] = OrderedDict()
+        self._reading: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+
+    async def of(self, stream: str, index: int) -> tuple[int, Clock | None]:
+        """When a segment was stored (Unix time; now where it is gone), and what turns media time into the time of day
+        it was captured at, where that is known."""
+        async with self._reading[stream]:
+            if (stream, index) not in self._known:
+                noted = await self._ledger.look(subjects.media(stream, index))
+                if noted is None:
+                    return time.time_ns(), None
+                record = decode_media(noted.record.data)
+                clock = wall_clock(record) if isinstance(record, Segment) else None
+                self._known[stream, index] = noted.stored_ns, clock
+                if len(self._known) > MAX_MOMENTS:
+                    self._known.popitem(last=False)
+            return self._known[stream, index]
 
 
 _progress = msgspec.json.Decoder(dict[str, Reached])
@@ -65,6 +94,7 @@ class Answering:
         ledger: Ledger,
         spec: JobSpec,
         catalogue: Catalogue,
+        moments: Moments,
         on_answer: Callable[[Answer], None] = lambda answer: None,
     ) -> None:
         self.spec = spec
@@ -72,7 +102,9 @@ class Answering:
         self._plan = spec.plan
         self._stream = spec.stream
         self._catalogue = catalogue
+        self._moments = moments
         self._on_answer = on_answer
+        self._upstream = {id: upstream_of(spec.plan, id) for id in spec.plan.answers}
         self._subject = subjects.answers(spec.id, spec.stream)
         self._heard: dict[str, set[Key]] = {id: set() for id in spec.plan.answers}
         self._changed = anyio.Event()
@@ -151,9 +183,9 @@ class Answering:
         kept = sorted(subjects.keys_of(await self._ledger.subjects(subjects.media_of(self._stream))))
         if not kept or kept[0].first <= key.first:
             return
-        for planned in self._plan.stages:
-            if planned.id in upstream_of(self._plan, stage_id) and not isinstance(planned.scope, Reduce):
-                await put_gaps(self._ledger, [lost(planned.id, self._stream, key)])
+        above = [self._plan.stage(id) for id in self._upstream[stage_id]]
+        owed = [stage.id for stage in above if not isinstance(stage.scope, Reduce)]
+        await put_gaps(self._ledger, [lost(id, self._stream, key) for id in owed])
 
     async def _known_end(self) -> EndOfStream | None:
         if self._end is None:
@@ -260,11 +292,11 @@ class Answering:
     ) -> Answer:
         scope = self._plan.stage(stage_id).scope
         looked_at = joins.needs(scope, key, None)
-        sources = [source for source in upstream_of(self._plan, stage_id) if source != stage_id]
-        used = {source: await self._records(source, looked_at) for source in sources}
-        stored_ns, clock = await self._captured(key.last)
+        used = {id: await self._records(id, looked_at) for id in self._upstream[stage_id] if id != stage_id}
+        stored_ns, clock = await self._moments.of(self._stream, key.last)
         started_ns = stored_ns if self.spec.standing else self.spec.submitted_ns
-        end = await self._known_end() if self.spec.first_s is None else None
+        is_whole = self.spec.asked.last is None and not self.spec.standing
+        end = await self._known_end() if is_whole else None
         return make_answer(
             self.spec,
             record,
@@ -276,14 +308,6 @@ class Answering:
             clock,
             looked_at.start if isinstance(scope, Window) else key.first,
         )
-
-    async def _captured(self, index: int) -> tuple[int, Callable[[int], str | None] | None]:
-        """When a segment was stored, and what turns media time into the time of day it was captured at."""
-        stored = await self._ledger.look(subjects.media(self._stream, index))
-        if stored is None:
-            return time.time_ns(), None
-        record = decode_media(stored.record.data)
-        return stored.stored_ns or time.time_ns(), wall_clock(record) if isinstance(record, Segment) else None
 
     async def _records(self, source: str, indices: range) -> list[Result | Gap]:
         """What a stage delivered over a range, read once for all the answers that rest on it."""

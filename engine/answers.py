@@ -78,15 +78,12 @@ def time_of_day(unix_ns: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{unix_ns % SECOND_NS // 1_000_000:03d}Z"
 
 
-def wall_clock(segment: Segment) -> Callable[[int], str | None] | None:
+def wall_clock(segment: Segment) -> Callable[[int], str] | None:
     """What turns media time (ns) into the time of day, by a segment that says when it was captured."""
     if not segment.captured_ns:
         return None
-
-    def captured_at(media_ns: int) -> str:
-        return time_of_day(segment.captured_ns + media_ns - segment.start_ns)
-
-    return captured_at
+    origin_ns = segment.captured_ns - segment.start_ns
+    return lambda media_ns: time_of_day(origin_ns + media_ns)
 
 
 def make_answer(
@@ -97,7 +94,7 @@ def make_answer(
     flaws: Iterable[str],
     latency_s: float,
     trace_id: str,
-    captured_at: Callable[[int], str | None] | None = None,
+    captured_at: Callable[[int], str] | None = None,
     first: int | None = None,
 ) -> Answer:
     """The answer from a last stage's record, which looked at segments from `first` on; `used` holds the records of the

@@ -16,7 +16,7 @@ import anyio.abc
 import msgspec
 import structlog
 
-from engine.answering import Answering, stored_end
+from engine.answering import Answering, Moments, stored_end
 from engine.catalogue import Catalogue
 from engine.feeding import feed, source_of
 from engine.jobs import JobSpec, State
@@ -58,6 +58,7 @@ class Duties:
         self._traces = traces
         self._status = status
         self._sinks = sinks
+        self._moments = Moments(ledger)
         self._jobs: dict[Any, anyio.CancelScope] = {}
         self._sent: dict[Any, anyio.CancelScope] = {}
         self._feeds: dict[Any, anyio.CancelScope] = {}
@@ -135,7 +136,7 @@ class Duties:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                await Answering(self._ledger, spec, self._catalogue).run()
+                await Answering(self._ledger, spec, self._catalogue, self._moments).run()
                 return "done", ""
             except (PenstockError, ExceptionGroup) as error:
                 cause = first_error(error)

@@ -16,7 +16,7 @@ import structlog
 
 from engine.graph import running_groups
 from engine.ingest import ingest, no_bound
-from engine.registry import LEASE_TTL_S, Policy, Registry, StreamSpec
+from engine.registry import LEASE_TTL_S, Policy, Registry, StreamSpec, checked
 from engine.telemetry import Telemetry
 from engine.workflow import MEDIA
 from streams import ledger as ledgers
@@ -205,10 +205,19 @@ async def num_waiting(registry: Registry, ledger: Ledger, stream: str) -> int:
     return furthest
 
 
-async def spec_of(registry: Registry, wanted: StreamSpec) -> StreamSpec:
-    """Declare a stream, or find it declared. Raises UserError where it is treated otherwise already."""
-    standing = await registry.stream(wanted.name)
-    if standing is not None and standing.policy != wanted.policy:
-        raise UserError(f"stream {wanted.name!r} is {standing.policy} already: push it so, or under another name")
-    await registry.declare(wanted)
-    return wanted
+def treated(
+    standing: StreamSpec | None,
+    name: str,
+    policy: Policy | None,
+    otherwise: Policy,
+    **settings: float | None,
+) -> StreamSpec:
+    """How a stream that a client brings is treated: as it stands, but for the settings that are given; `otherwise` is
+    the policy where nobody has said one. Raises UserError where it stands with another policy or nodes read it."""
+    if standing is not None and standing.url:
+        raise UserError(f"stream {name!r} is read from its own source by the nodes: bring yours under another name")
+    if standing is not None and policy not in (None, standing.policy):
+        raise UserError(f"stream {name!r} is {standing.policy} already: bring it so, or under another name")
+    spec = standing or StreamSpec(name=subjects.token(name), policy=policy or otherwise)
+    given = {setting: value for setting, value in settings.items() if value is not None}
+    return checked(msgspec.structs.replace(spec, **given))

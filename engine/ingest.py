@@ -19,8 +19,6 @@ from streams.errors import PenstockError
 from streams.ledger import Ledger
 from streams.records import EndOfStream, Gap, Segment, encode
 
-Source = Callable[[], Iterator[Segment | Gap | EndOfStream]]
-
 
 async def no_bound(num_segments: int) -> None:
     """Room for whatever comes."""

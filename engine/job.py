@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import structlog
 
-from engine.answering import Answering, stored_end
+from engine.answering import Answering, Moments, stored_end
 from engine.answers import Answer
 from engine.catalogue import Catalogue
 from engine.ingest import ingest
@@ -105,7 +105,7 @@ class Job:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._recount_regularly)
                 tasks.start_soon(self._publish, source, span.traceparent)
-                await Answering(self._ledger, self.spec, self._catalogue, note_answer).run()
+                await Answering(self._ledger, self.spec, self._catalogue, Moments(self._ledger), note_answer).run()
                 tasks.cancel_scope.cancel()
             return answers
         finally:

@@ -40,8 +40,6 @@ class JobSpec(Record, frozen=True):
     asked: Span = Span(first=0)  # what answers are wanted for
     standing: bool = False  # answers as segments come, without end
     asks: tuple[str, ...] = ()
-    first_s: float | None = None  # of the range asked for, in media time, where one was
-    last_s: float | None = None
     prompt_from: int | None = None  # outputs from here on are late when older than max_lag_s; None: never
     max_lag_s: float = 0.0
     rounds: dict[str, int] = msgspec.field(default_factory=dict)  # by stage id, see engine/graph.py
@@ -50,7 +48,6 @@ class JobSpec(Record, frozen=True):
     detail: str = ""  # why it failed
     lost: Span | None = None  # what it asks for that had fallen out of retention when it was submitted
     webhook: str = ""  # where its answers are sent as well
-    traceparent: str = ""
 
     def patient(self, stage_id: str) -> list[Span]:
         """What the job wants of a stage however late it is."""

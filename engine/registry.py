@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import anyio
 import msgspec
@@ -35,7 +35,6 @@ NODE_TTL_S = 6.0
 LEASE_TTL_S = 10.0
 LOOK_S = 5.0  # how often the registry is read though nothing hints that it has changed
 KEEP_JOBS = 500  # of those that have ended, the newest
-MIN_SEGMENT_S, MAX_SEGMENT_S = 0.2, 60.0
 MAX_TRIES = 20  # of changing an entry that others change, too
 
 Policy = Literal["durable", "live"]
@@ -53,15 +52,34 @@ class StreamSpec(Record, frozen=True):
     declared_ns: int = 0  # Unix time
 
 
+BOUNDS = {"segment_s": (0.2, 60.0), "max_lag_s": (1e-6, 86400.0), "gop_s": (0.1, 60.0)}  # of what a stream may be
+
+
+def _between(name: str) -> msgspec.Meta:
+    """For those who read the schema; who breaks the bounds is told so by `checked`."""
+    least, most = BOUNDS[name]
+    return msgspec.Meta(extra_json_schema={"minimum": least, "maximum": most})
+
+
+class StreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How somebody wants a stream treated. With a `url`, nodes read it from there."""
+
+    policy: Policy = "live"
+    segment_s: Annotated[float, _between("segment_s")] = 5.0
+    max_lag_s: Annotated[float, _between("max_lag_s")] = 10.0
+    gop_s: Annotated[float, _between("gop_s")] | None = None
+    url: str = ""
+
+    def spec(self, name: str) -> StreamSpec:
+        """Of a stream of that name."""
+        return StreamSpec(name=name, **{field: getattr(self, field) for field in StreamSettings.__struct_fields__})
+
+
 def checked(spec: StreamSpec) -> StreamSpec:
     """Raises UserError where a stream cannot be treated so."""
-    bounds = {
-        "segment_s": (spec.segment_s, MIN_SEGMENT_S, MAX_SEGMENT_S),
-        "max_lag_s": (spec.max_lag_s, 1e-6, 86400.0),
-        "gop_s": (1.0 if spec.gop_s is None else spec.gop_s, 0.1, 60.0),
-    }
-    for name, (value, least, most) in bounds.items():
-        if not least <= value <= most:
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(spec, name)
+        if value is not None and not least <= value <= most:
             raise UserError(f"{name}: {value:g}: give between {least:g} and {most:g} seconds")
     if spec.url:
         kind_of(spec.url)
@@ -139,9 +157,12 @@ class Registry:
         return None if held is None else msgspec.json.decode(held.value, type=StreamSpec)
 
     async def declare(self, spec: StreamSpec) -> None:
-        """Say how a stream is to be treated from now on. Raises UserError where it cannot be."""
-        stamped = msgspec.structs.replace(checked(spec), declared_ns=time.time_ns())
-        await self._streams.put(spec.name, msgspec.json.encode(stamped))
+        """Say how a stream is to be treated from now on; what is said again changes nothing, and nobody who feeds it
+        begins anew. Raises UserError where it cannot be treated so."""
+        standing = await self.stream(checked(spec).name)
+        if standing is None or msgspec.structs.replace(standing, declared_ns=spec.declared_ns) != spec:
+            stamped = msgspec.structs.replace(spec, declared_ns=time.time_ns())
+            await self._streams.put(spec.name, msgspec.json.encode(stamped))
 
     async def forget_stream(self, name: str) -> None:
         await self._streams.delete(token(name))

@@ -26,7 +26,7 @@ from engine.catalogue import Catalogue
 from engine.compose import compose
 from engine.jobs import JobSpec, State
 from engine.operator import Machine
-from engine.registry import NodeStatus, Policy, Registry, StreamSpec
+from engine.registry import NodeStatus, Registry, StreamSettings
 from engine.submission import JobRequest, Submitted, submit
 from engine.views import JobView, StreamView, job_view, stream_views
 from engine.workflow import Workflow
@@ -40,21 +40,6 @@ from streams.subjects import PREFIX
 T = TypeVar("T")
 
 MAX_WAIT_S = 600.0
-
-
-class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """As `JobRequest`, where the workflow may be left to us: the one that answers questions."""
-
-    stream: str
-    workflow: Workflow | None = None
-    asks: tuple[str, ...] = ()
-    standing: bool = False
-    window_s: float = 60.0
-    start: str = ""
-    end: str = ""
-    webhook: str = ""
-    drafts: bool = False
-    id: str = ""
 
 
 class Which(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,15 +59,10 @@ class Nothing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """No keys."""
 
 
-class Declare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Declare(StreamSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A stream that nodes are to read, or how one that clients bring is to be treated."""
 
     name: str
-    policy: Policy = "live"
-    segment_s: float = 5.0
-    max_lag_s: float = 10.0
-    gop_s: float | None = None
-    url: str = ""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,7 +112,7 @@ class Services:
             return Endpoint(subject=subject, handler=answer, description=about)
 
         return {
-            "jobs-submit": endpoint(f"{PREFIX}.jobs.submit", Wish, self._submit, "submit a job"),
+            "jobs-submit": endpoint(f"{PREFIX}.jobs.submit", JobRequest, self._submit, "submit a job"),
             "jobs-list": endpoint(f"{PREFIX}.jobs.list", Filter, self._list, "list jobs"),
             "jobs-show": endpoint(f"{PREFIX}.jobs.show", Which, self._show, "show one job"),
             "jobs-cancel": endpoint(f"{PREFIX}.jobs.cancel", Which, self._cancel, "cancel a job"),
@@ -144,32 +124,35 @@ class Services:
             "operators": endpoint(f"{PREFIX}.operators.*", Call, self._call, "run one capability over a stream"),
         }
 
-    async def submit(self, wish: Wish) -> Submitted:
+    async def submit(self, request: JobRequest) -> Submitted:
         """Raises UserError with what would be right."""
-        workflow = wish.workflow or self._question_workflow
-        given = {name: getattr(wish, name) for name in wish.__struct_fields__ if name != "workflow"}
-        request = JobRequest(workflow=workflow, **given)
-        return await submit(self._registry, self._ledger, self._catalogue, self._machine, request)
+        parts = (self._registry, self._ledger, self._catalogue, self._machine)
+        return await submit(*parts, request, self._question_workflow)
 
-    async def _submit(self, wish: Wish, _: str) -> Submitted:
-        return await self.submit(wish)
+    async def cancel(self, job: str) -> JobView:
+        """A job that has ended stays as it is. Raises UserError where there is none."""
+
+        def canceled(spec: JobSpec) -> JobSpec:
+            return spec if spec.state != "running" else msgspec.structs.replace(spec, state="canceled")
+
+        return job_view(await self._registry.change_job(job, canceled))
+
+    async def jobs(self, stream: str = "", state: State | Literal[""] = "") -> list[JobView]:
+        """Those on a stream and in a state, where these are given; the oldest first."""
+        jobs = await self._registry.jobs()
+        return [job_view(job) for job in jobs if stream in ("", job.stream) and state in ("", job.state)]
+
+    async def _submit(self, request: JobRequest, _: str) -> Submitted:
+        return await self.submit(request)
 
     async def _list(self, wanted: Filter, _: str) -> Mapping[str, list[JobView]]:
-        jobs = [
-            job_view(job)
-            for job in await self._registry.jobs()
-            if wanted.stream in ("", job.stream) and wanted.state in ("", job.state)
-        ]
-        return {"jobs": jobs}
+        return {"jobs": await self.jobs(wanted.stream, wanted.state)}
 
     async def _show(self, which: Which, _: str) -> JobView:
         return job_view(await self._registry.job(which.job))
 
     async def _cancel(self, which: Which, _: str) -> JobView:
-        def cancel(spec: JobSpec) -> JobSpec:
-            return spec if spec.state != "running" else msgspec.structs.replace(spec, state="canceled")
-
-        return job_view(await self._registry.change_job(which.job, cancel))
+        return await self.cancel(which.job)
 
     async def _forget(self, which: OfStream, _: str) -> Mapping[str, str]:
         """Nodes stop reading it, and it is no longer listed; what is stored of it stays until it falls out."""
@@ -179,11 +162,10 @@ class Services:
         return {}
 
     async def _streams(self, wanted: OfStream, _: str) -> Mapping[str, list[StreamView]]:
-        views = await stream_views(self._registry, self._ledger)
-        return {"streams": [view for view in views if wanted.stream in ("", view.stream)]}
+        return {"streams": await stream_views(self._registry, self._ledger, wanted.stream)}
 
     async def _declare(self, wanted: Declare, _: str) -> Mapping[str, str]:
-        await self._registry.declare(msgspec.convert(msgspec.to_builtins(wanted), StreamSpec))
+        await self._registry.declare(wanted.spec(wanted.name))
         return {}
 
     async def _nodes(self, _: Nothing, __: str) -> Mapping[str, list[NodeStatus]]:
@@ -191,8 +173,8 @@ class Services:
 
     async def _ask(self, ask: Ask, stream: str) -> Answer:
         check_wait(ask.timeout_s)
-        wish = Wish(stream=stream, asks=(ask.question,), start=ask.start, end=ask.end)
-        job = await self.submit(wish)
+        request = JobRequest(stream=stream, asks=(ask.question,), start=ask.start, end=ask.end)
+        job = await self.submit(request)
         with _within(ask.timeout_s, f"no answer within {ask.timeout_s:g} s; job {job.job} goes on: follow its answers"):
             answers = follow(self._ledger, subjects.answers(job.job, stream))
             return msgspec.json.decode((await anext(answers)).data, type=Answer)
@@ -204,7 +186,7 @@ class Services:
         """Run one capability, and whatever it needs, over a range of a stream; what it finds, in order."""
         check_wait(call.timeout_s)
         workflow = compose(self._catalogue, capability, call.params)
-        job = await self.submit(Wish(stream=call.stream, workflow=workflow, start=call.start, end=call.end))
+        job = await self.submit(JobRequest(stream=call.stream, workflow=workflow, start=call.start, end=call.end))
         with _within(call.timeout_s, f"not finished within {call.timeout_s:g} s; job {job.job} goes on"):
             await self._finished(job.job)
             answers = [

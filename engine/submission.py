@@ -34,10 +34,10 @@ MAX_ASKS = 100
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a client asks for."""
+    """What a client asks for. Without a workflow, it is the one that answers questions."""
 
     stream: str
-    workflow: Workflow
+    workflow: Workflow | None = None
     asks: tuple[str, ...] = ()
     standing: bool = False
     window_s: float = 60.0  # standing: how far back an answer looks
@@ -77,7 +77,12 @@ class _Media(msgspec.Struct, frozen=True):
 
 
 async def submit(
-    registry: Registry, ledger: Ledger, catalogue: Catalogue, machine: Machine, request: JobRequest
+    registry: Registry,
+    ledger: Ledger,
+    catalogue: Catalogue,
+    machine: Machine,
+    request: JobRequest,
+    question_workflow: Workflow,
 ) -> Submitted:
     """Make the job and put it into the registry. Raises UserError with what would be right."""
     if len(request.asks) > MAX_ASKS:
@@ -88,7 +93,8 @@ async def submit(
     media = await _media(ledger, stream.name)
     window = _window(request, stream) if request.standing else None
     info = await _info(ledger, stream.name, media)
-    plan = make_plan(request.workflow.for_asks(request.asks), catalogue, machine, info, window)
+    workflow = (request.workflow or question_workflow).for_asks(request.asks)
+    plan = make_plan(workflow, catalogue, machine, info, window)
     asked = await _asked(ledger, request, stream, media)
     spans = spans_of(plan, asked, drafts=request.drafts and not request.standing)
     running = {s.id: s for s in running_stages([j for j in await registry.jobs() if _runs_on(j, stream.name)])}
@@ -107,7 +113,6 @@ async def submit(
         asked=asked,
         standing=request.standing,
         asks=request.asks,
-        first_s=0.0 if request.start or request.end else None,
         prompt_from=media.next if live and request.standing else None,
         max_lag_s=stream.max_lag_s if live else 0.0,
         rounds={s.id: round for s in plan.stages if s not in shared and stored[s.id]},

@@ -77,11 +77,13 @@ def job_view(spec: JobSpec) -> JobView:
     )
 
 
-async def stream_views(registry: Registry, ledger: Ledger) -> list[StreamView]:
-    """Every stream that was declared, by name."""
+async def stream_views(registry: Registry, ledger: Ledger, only: str = "") -> list[StreamView]:
+    """Every stream that was declared, by name; or only one."""
     jobs = [job for job in await registry.jobs() if job.state == "running"]
     views = []
     for name, spec in sorted((await registry.streams()).items()):
+        if only not in ("", name):
+            continue
         keys = sorted(subjects.keys_of(await ledger.subjects(subjects.media_of(name))))
         noted = await ledger.look(subjects.media_of(name))
         record = decode_media(noted.record.data) if noted is not None else None

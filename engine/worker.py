@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ from streams.records import encode
 log = structlog.get_logger(__name__)
 
 DRAIN_S = 30.0  # what a group that is replaced gets to finish what it has taken
+KEEP_POOL_S = 600.0  # a pool that no job needs: the next job that does finds its models loaded
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +100,7 @@ class Worker:
         self._served: dict[tuple[str, str], _Served] = {}
         self._shelves: dict[str, Shelf] = {}
         self._pools: dict[bytes, Pool] = {}
+        self._needed_s: dict[bytes, float] = {}  # when each of them was last (monotonic)
         self._capacity = Capacity(assignment.num_cores)
 
     async def run(self) -> None:
@@ -134,9 +137,9 @@ class Worker:
         for served in leaving:
             served.leave()
         self._tend_shelves(groups)
-        used = {id(pool) for served in self._served.values() for pool in served.pools}
+        above = _ancestors(groups)
         for key, running in wanted.items():
-            stages = [self._stage(stage, running, groups, tasks) for stage in running.stages]
+            stages = [self._stage(stage, running, above[running.stream], tasks) for stage in running.stages]
             if key in self._served:  # asked for by other jobs now, perhaps with another patience
                 self._served[key].group.stages = stages
                 continue
@@ -146,10 +149,10 @@ class Worker:
             group = Group(names, stages, shelf, self._ledger, self._traces, policy, name, Random(), kinds)
             served = _Served(group, frozenset(stage.id for stage in stages), [stage.pool for stage in stages])
             self._served[key] = served
-            used |= {id(pool) for pool in served.pools}
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
             tasks.start_soon(self._start, running, served, before, tasks)
-        self._pools = {rung: pool for rung, pool in self._pools.items() if id(pool) in used}
+        since_s = time.monotonic() - KEEP_POOL_S
+        self._pools = {rung: pool for rung, pool in self._pools.items() if self._needed_s[rung] > since_s}
 
     def _tend_shelves(self, groups: Sequence[RunningGroup]) -> None:
         """One for each stream, which knows what will be read from it and asked of its media."""
@@ -169,12 +172,11 @@ class Worker:
         self,
         running: RunningStage,
         group: RunningGroup,
-        groups: Sequence[RunningGroup],
+        above: dict[str, frozenset[str]],
         tasks: anyio.abc.TaskGroup,
     ) -> GroupStage:
         planned = running.planned
         capability = self._catalogue.capability(planned.capability)
-        every = [stage.planned for other in groups if other.stream == group.stream for stage in other.stages]
         inside = {source for stage in group.stages for source in stage.planned.sources}
         return GroupStage(
             running=running,
@@ -182,13 +184,14 @@ class Worker:
             operator=self._catalogue.implementation(planned.capability, planned.rung.implementation),
             params=msgspec.convert(planned.params, capability.params),
             pool=self._pool(planned, tasks),
-            awaited=frozenset(joins.awaited(planned.sources, ancestors(in_order(every)))),
+            awaited=frozenset(joins.awaited(planned.sources, above)),
             read_inside=planned.id in inside or isinstance(planned.scope, Fold),
         )
 
     def _pool(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
         """One for all stages on the same rung, whatever the stream."""
         rung = encode([planned.capability, planned.rung])
+        self._needed_s[rung] = time.monotonic()
         if rung not in self._pools:
             operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
             on_gpu = self._assignment.has_gpu and "cuda" in operator.devices
@@ -290,6 +293,14 @@ class Worker:
                     await self._acks.progress(arrival)
                 except LinkError:
                     break  # while it is cut off there is nobody to tell
+
+
+def _ancestors(groups: Sequence[RunningGroup]) -> dict[str, dict[str, frozenset[str]]]:
+    """By stream and stage id, all that a stage's inputs are made from."""
+    by_stream: dict[str, list[PlannedStage]] = {}
+    for group in groups:
+        by_stream.setdefault(group.stream, []).extend(stage.planned for stage in group.stages)
+    return {stream: ancestors(in_order(stages)) for stream, stages in by_stream.items()}
 
 
 def _demands(stage: RunningStage, catalogue: Catalogue) -> tuple[Hashable, ...]:

@@ -24,12 +24,13 @@ import msgspec
 from engine.answers import Answer
 from engine.catalogue import installed
 from engine.costs import measured_costs
-from engine.feeding import feed, policy_for, source_of
+from engine.feeding import feed, policy_for, source_of, treated
+from engine.findings import Redundancy
 from engine.jobs import BUCKET, State
-from engine.redundancy import Redundancy, find_redundancy
-from engine.registry import NodeStatus, Policy, Registry, StreamSpec, new_id, open_registry
-from engine.services import Declare, Filter, Nothing, OfStream, Wish
-from engine.submission import Submitted
+from engine.redundancy import find_redundancy
+from engine.registry import NodeStatus, Policy, Registry, new_id, open_registry
+from engine.services import Declare, Filter, Nothing, OfStream
+from engine.submission import JobRequest, Submitted
 from engine.telemetry import Telemetry, configure_logging_once
 from engine.views import JobView, StreamView
 from engine.workflow import Workflow
@@ -128,7 +129,7 @@ class Client:
     ) -> Job:
         """Submit a job. Without a workflow it is the one that answers questions. Raises UserError for what is wrong
         with it."""
-        wish = Wish(
+        request = JobRequest(
             stream=stream,
             workflow=workflow,
             asks=tuple(asks),
@@ -140,7 +141,7 @@ class Client:
             drafts=drafts,
             id=id,
         )
-        return Job(self, await self._ask("jobs.submit", wish, Submitted))
+        return Job(self, await self._ask("jobs.submit", request, Submitted))
 
     async def jobs(self, stream: str = "", state: State | Literal[""] = "") -> list[JobView]:
         found = await self._ask("jobs.list", Filter(stream=stream, state=state), dict[str, list[JobView]])
@@ -206,24 +207,17 @@ class Client:
         stream: str,
         policy: Policy | None = None,
         *,
-        segment_s: float = 5.0,
-        max_lag_s: float = 10.0,
+        segment_s: float | None = None,
+        max_lag_s: float | None = None,
         gop_s: float | None = None,
         on_record: Callable[[Segment | Gap], None] = lambda record: None,
     ) -> EndOfStream | None:
-        """Read a source here and bring it to a stream; its end, or None where it stopped without one. A source that
-        goes on while nobody listens is live, any other durable, unless said otherwise. Raises UserError for a source
-        that cannot be read."""
-        spec = StreamSpec(
-            name=subjects.token(stream),
-            policy=policy or policy_for(url),
-            segment_s=segment_s,
-            max_lag_s=max_lag_s,
-            gop_s=gop_s,
-        )
+        """Read a source here and bring it to a stream; its end, or None where it stopped without one. What is not given
+        of how the stream is treated is as it stands; of a new one, a source that goes on while nobody listens is live,
+        any other durable. Raises UserError for a source that cannot be read."""
         standing = await self._registry.stream(stream)
-        if standing is not None and policy is not None and standing.policy != policy:
-            raise UserError(f"stream {stream!r} is {standing.policy} already: push it so, or under another name")
+        otherwise = policy_for(url)
+        spec = treated(standing, stream, policy, otherwise, segment_s=segment_s, max_lag_s=max_lag_s, gop_s=gop_s)
         source = source_of(spec, url)
         await self._registry.declare(spec)
         holder = new_id("c")

@@ -68,8 +68,8 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
     policy = pushing.add_mutually_exclusive_group()
     policy.add_argument("--live", dest="policy", action="store_const", const="live", help="bounded lag, late is a gap")
     policy.add_argument("--durable", dest="policy", action="store_const", const="durable", help="wait, lose nothing")
-    pushing.add_argument("--segment", type=duration_s, default=5.0, metavar="5s", help="target length of a segment")
-    pushing.add_argument("--max-lag", type=duration_s, default=10.0, metavar="10s", help="live: what is older is late")
+    pushing.add_argument("--segment", type=duration_s, metavar="5s", help="target length of a segment (5s)")
+    pushing.add_argument("--max-lag", type=duration_s, metavar="10s", help="live: what is older is late (10s)")
     pushing.add_argument("--gop", type=duration_s, metavar="2s", help="transcode to a keyframe at least this often")
     pushing.add_argument("--detach", action="store_true", help="leave the reading to the nodes, and return")
 
@@ -146,16 +146,10 @@ async def _push(client: Client, parsed: argparse.Namespace) -> None:
         from engine.feeding import policy_for
         from engine.services import Declare
 
-        await client.declare(
-            Declare(
-                name=parsed.stream,
-                url=parsed.url,
-                policy=parsed.policy or policy_for(parsed.url),
-                segment_s=parsed.segment,
-                max_lag_s=parsed.max_lag,
-                gop_s=parsed.gop,
-            )
-        )
+        policy = parsed.policy or policy_for(parsed.url)
+        given = {"segment_s": parsed.segment, "max_lag_s": parsed.max_lag, "gop_s": parsed.gop}
+        settings = {name: value for name, value in given.items() if value is not None}
+        await client.declare(Declare(name=parsed.stream, url=parsed.url, policy=policy, **settings))
         tables.say(f"the nodes read {parsed.stream} from now on; `penstock streams` shows how it goes")
         return
     with tables.Pushing(parsed.stream, parsed.json) as shown:

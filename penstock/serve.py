@@ -18,8 +18,9 @@ from engine.catalogue import installed
 from engine.duties import Duties
 from engine.intake import Intake
 from engine.node import node
-from engine.registry import NodeStatus, Registry, StreamSpec, new_id, open_registry
-from engine.services import Declare, Services, Wish
+from engine.registry import NodeStatus, Registry, StreamSettings, new_id, open_registry
+from engine.services import Services
+from engine.submission import JobRequest
 from engine.telemetry import Telemetry
 from engine.worker import Assignment
 from engine.workflow import load_workflow
@@ -61,14 +62,10 @@ class ConfiguredJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     webhook: str = ""
 
 
-class ConfiguredStream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ConfiguredStream(StreamSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A stream that nodes read."""
 
     url: str
-    policy: str = "live"
-    segment_s: float = 5.0
-    max_lag_s: float = 10.0
-    gop_s: float | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,21 +141,17 @@ async def _nats(options: ServeOptions) -> AsyncIterator[str]:
 
 async def _configure(config: Config, path: Path | None, registry: Registry, services: Services) -> None:
     """Bring the registry to what the configuration asks for; what it does not name stays as it is."""
-    standing = await registry.streams()
     for name, stream in config.streams.items():
         here = path.parent / stream.url if path else Path(stream.url)
         url = str(here.resolve()) if await anyio.Path(here).exists() else stream.url
-        declared = msgspec.convert({**msgspec.to_builtins(stream), "name": name, "url": url}, Declare)
-        spec = msgspec.convert(msgspec.to_builtins(declared), StreamSpec)
-        if _bare(standing.get(name)) != _bare(spec):
-            await registry.declare(spec)
+        await registry.declare(msgspec.structs.replace(stream, url=url).spec(name))
     ids = {job.id for job in await registry.jobs()}  # one that was canceled stays so
     for name, job in config.jobs.items():
         if name in ids:
             continue
         workflow = load_workflow(path.parent / job.workflow) if path and job.workflow else None
         await services.submit(
-            Wish(
+            JobRequest(
                 id=name,
                 stream=job.stream,
                 workflow=workflow,
@@ -168,10 +161,6 @@ async def _configure(config: Config, path: Path | None, registry: Registry, serv
                 webhook=job.webhook,
             )
         )
-
-
-def _bare(spec: StreamSpec | None) -> StreamSpec | None:
-    return None if spec is None else msgspec.structs.replace(spec, declared_ns=0)
 
 
 def load_config(path: Path) -> Config:

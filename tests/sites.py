@@ -88,10 +88,10 @@ class Site:
             last = EndOfStream(stream=stream, num_segments=first + len(values), duration_ns=10**9 * len(values))
             await self.ledger.put(subjects.media_end(stream), encode(last))
 
-    async def submit(self, workflow: Workflow = EACH, **wish: Any) -> str:
+    async def submit(self, workflow: Workflow = EACH, **asked: Any) -> str:
         """The id of a job on what is published."""
-        asked = {"stream": "s", "drafts": False, "workflow": msgspec.to_builtins(workflow), **wish}
-        response = await self.http.post("/v1/jobs", json=asked)
+        request = {"stream": "s", "drafts": False, "workflow": msgspec.to_builtins(workflow), **asked}
+        response = await self.http.post("/v1/jobs", json=request)
         assert response.status_code == 201, response.text
         return str(response.json()["job"])
 

@@ -16,9 +16,9 @@ from litestar.response.base import ASGIResponse
 from engine.answers import Answer
 from engine.jobs import JobSpec, State
 from engine.operator import Capability, Media
-from engine.registry import NodeStatus, Policy, StreamSpec
-from engine.services import MAX_WAIT_S, Output, Wish
-from engine.submission import Submitted
+from engine.registry import NodeStatus, Policy, StreamSettings
+from engine.services import MAX_WAIT_S, Output
+from engine.submission import JobRequest, Submitted
 from engine.views import JobView, StreamView, job_view, stream_views
 from penstock.http import document, events, uploads
 from penstock.http.face import Face
@@ -43,16 +43,6 @@ LATE = HTTPStatus.GATEWAY_TIMEOUT
 EVENTS = ResponseSpec(
     Answer, generate_examples=False, description="the data of each event", media_type=events.MEDIA_TYPE
 )
-
-
-class StreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a stream is treated. With a `url`, nodes read it from there."""
-
-    policy: Policy = "live"
-    segment_s: Annotated[float, msgspec.Meta(ge=0.2, le=60)] = 5.0
-    max_lag_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0
-    gop_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    url: str = ""
 
 
 class PortView(Record, frozen=True, omit_defaults=False):
@@ -89,7 +79,7 @@ class Health(Record, frozen=True):
 
 
 @post("/v1/jobs", responses=documented(LATE), summary="Submit a job")
-async def submit_job(face: Given, data: JSONBody[Wish]) -> Response[Submitted]:
+async def submit_job(face: Given, data: JSONBody[JobRequest]) -> Response[Submitted]:
     """Without a workflow, it is the one that answers questions. What a job shares with others is not computed twice."""
     with face.soon():
         submitted = await face.services.submit(data)
@@ -99,9 +89,7 @@ async def submit_job(face: Given, data: JSONBody[Wish]) -> Response[Submitted]:
 @get("/v1/jobs", responses=documented(LATE), summary="List jobs")
 async def list_jobs(face: Given, stream: FromQuery[str] = "", job_state: JobState = None) -> dict[str, list[JobView]]:
     with face.soon():
-        jobs = await face.registry.jobs()
-    found = [job for job in jobs if stream in ("", job.stream) and job_state in (None, job.state)]
-    return {"jobs": [job_view(job) for job in found]}
+        return {"jobs": await face.services.jobs(stream, job_state or "")}
 
 
 @get("/v1/jobs/{job:str}", responses=documented(MISSING, LATE), summary="Show a job")
@@ -113,13 +101,9 @@ async def show_job(face: Given, job: FromPath[str]) -> JobView:
 @delete("/v1/jobs/{job:str}", status_code=200, responses=documented(MISSING, LATE), summary="Cancel a job")
 async def cancel_job(face: Given, job: FromPath[str]) -> JobView:
     """What it found so far is kept. A job that has ended stays as it is."""
-
-    def cancel(spec: JobSpec) -> JobSpec:
-        return spec if spec.state != "running" else msgspec.structs.replace(spec, state="canceled")
-
     with face.soon():
         await _job(face, job)
-        return job_view(await face.registry.change_job(job, cancel))
+        return await face.services.cancel(job)
 
 
 @get(
@@ -180,8 +164,7 @@ async def show_stream(face: Given, stream: FromPath[str]) -> StreamView:
 async def declare_stream(face: Given, stream: FromPath[str], data: JSONBody[StreamSettings]) -> StreamView:
     """Say how a stream is to be treated from now on, and where nodes are to read it, if it is they who do."""
     with face.soon():
-        spec = msgspec.convert({**msgspec.to_builtins(data), "name": token(stream)}, StreamSpec)
-        await face.registry.declare(spec)
+        await face.registry.declare(data.spec(token(stream)))
         return await _stream(face, stream)
 
 
@@ -290,12 +273,10 @@ async def _job(face: Face, id: str) -> JobSpec:
 
 
 async def _stream(face: Face, name: str) -> StreamView:
-    views = await stream_views(face.registry, face.ledger)
-    found = next((view for view in views if view.stream == name), None)
-    if found is None:
-        there = ", ".join(view.stream for view in views) or "none yet"
-        raise Refusal(MISSING, f"no stream {name!r}; there are: {there}")
-    return found
+    for view in await stream_views(face.registry, face.ledger, name):
+        return view
+    there = ", ".join(sorted(await face.registry.streams())) or "none yet"
+    raise Refusal(MISSING, f"no stream {name!r}; there are: {there}")
 
 
 def _operators(face: Face) -> list[OperatorView]:

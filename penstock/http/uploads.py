@@ -17,11 +17,10 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import msgspec
 from litestar import Request
 
 from engine.answering import stored_end
-from engine.feeding import Media, Resume, Source, feed, where_it_stands
+from engine.feeding import Media, Resume, Source, feed, treated, where_it_stands
 from engine.registry import LEASE_TTL_S, Policy, StreamSpec
 from engine.services import Call, Output
 from penstock.http import bodies
@@ -57,7 +56,12 @@ async def upload(
     """Bring a body to a stream. Raises UserError for what is no media, Refusal for what HTTP has a status for."""
     with face.soon():
         standing = await face.registry.stream(stream)
-        spec = _treated(standing, stream, policy, segment_s)
+        try:
+            spec = treated(standing, stream, policy, "durable", segment_s=segment_s)
+        except UserError as error:
+            if standing is None or not standing.url:
+                raise
+            raise Refusal(HTTPStatus.CONFLICT, str(error)) from error
         await where_it_stands(face.ledger, spec.name)
     with face.uploading():
         if standing is None:
@@ -89,18 +93,6 @@ async def run_on(
                     if await stored_end(face.ledger, stream) is None:  # nobody else has brought it meanwhile
                         raise
     return await face.services.call(capability, Call(stream=stream, params=params, timeout_s=timeout_s))
-
-
-def _treated(standing: StreamSpec | None, name: str, policy: Policy | None, segment_s: float | None) -> StreamSpec:
-    """How a stream is treated: as it is already, else as is asked for."""
-    if standing is None:
-        return StreamSpec(name=subjects.token(name), policy=policy or "durable", segment_s=segment_s or SEGMENT_S)
-    if standing.url:
-        line = f"stream {name!r} is read from its own source: upload under another name"
-        raise Refusal(HTTPStatus.CONFLICT, line)
-    if policy not in (None, standing.policy):
-        raise UserError(f"stream {name!r} is {standing.policy} already: upload it so, or under another name")
-    return msgspec.structs.replace(standing, segment_s=segment_s or standing.segment_s)
 
 
 async def _brought(face: Face, request: Request[Any, Any, Any], spec: StreamSpec) -> EndOfStream:

@@ -19,8 +19,8 @@ from engine.gaps import count_gaps
 from engine.operator import Machine
 from engine.registry import NodeStatus, Registry, StreamSpec, open_registry
 from engine.retry import RetryPolicy
-from engine.services import Services, Wish
-from engine.submission import Submitted
+from engine.services import Services
+from engine.submission import JobRequest, Submitted
 from engine.telemetry import Telemetry
 from engine.worker import Assignment, Worker
 from engine.workflow import Stage, Workflow
@@ -74,8 +74,8 @@ class Service:
         self._tasks.start_soon(duties)
         return scope
 
-    async def submit(self, stream: str = "s", workflow: Workflow = READ_TOTAL, **wish: Any) -> Submitted:
-        return await self.services.submit(Wish(stream=stream, workflow=workflow, **wish))
+    async def submit(self, stream: str = "s", workflow: Workflow = READ_TOTAL, **asked: Any) -> Submitted:
+        return await self.services.submit(JobRequest(stream=stream, workflow=workflow, **asked))
 
     async def answers(self, job: Submitted, num: int) -> list[Answer]:
         found = []
@@ -200,7 +200,7 @@ async def test_drafts_come_before_the_answer(service: Service) -> None:
 
     await service.ledger.link.subscribe(subjects.partials("*", "s"), note)
     await service.publish(list(range(1, 8)))
-    job = await service.services.submit(Wish(stream="s", workflow=READ_TOTAL, start="0:00", drafts=True))
+    job = await service.services.submit(JobRequest(stream="s", workflow=READ_TOTAL, start="0:00", drafts=True))
     assert numbers(await service.answers(job, 1)) == [28]
     assert all(draft.partial for draft in drafts)
     assert set(numbers(drafts)) <= {1, 3, 10}
@@ -271,7 +271,7 @@ async def test_every_job_has_one_node_and_few_move_when_one_leaves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "said"),
+    ("asked", "said"),
     [
         ({"stream": "nowhere"}, "no stream 'nowhere'; there are: s"),
         ({"start": "yesterday"}, "write -10m, 1:05, now"),
@@ -284,10 +284,10 @@ async def test_every_job_has_one_node_and_few_move_when_one_leaves() -> None:
         ({"asks": ("what?",)}, "takes no question"),
     ],
 )
-async def test_what_is_wrong_with_a_wish_is_said(service: Service, wish: dict[str, Any], said: str) -> None:
+async def test_what_is_wrong_with_a_request_is_said(service: Service, asked: dict[str, Any], said: str) -> None:
     await service.publish(list(range(8)))
     with pytest.raises(UserError, match=said.replace("?", r"\?")) as refused:
-        await service.submit(**wish)
+        await service.submit(**asked)
     assert "\n" not in str(refused.value)
     assert await service.registry.jobs() == []
 

@@ -192,4 +192,4 @@ def test_a_configuration_with_a_mistake(tmp_path: Path) -> None:
     _, err = Penstock(tmp_path / "store")("serve", "--config", str(config), code=2)
     (line,) = err.splitlines()
     assert "streams" in line
-    assert "url, policy, segment_s" in line
+    assert "the keys there are policy, segment_s, max_lag_s, gop_s, url" in line

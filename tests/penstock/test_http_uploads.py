@@ -305,10 +305,12 @@ async def test_a_stream_that_is_treated_otherwise_is_refused(
 ) -> None:
     await here.registry.declare(StreamSpec(name="live", policy="live"))
     refused = await here.http.post("/v1/streams/live/media?policy=durable", content=b"x")
-    assert detail(refused, 400) == "stream 'live' is live already: upload it so, or under another name"
+    assert detail(refused, 400) == "stream 'live' is live already: bring it so, or under another name"
     await here.registry.declare(StreamSpec(name="door", policy="live", url="rtsp://camera.invalid/door"))
     refused = await here.http.post("/v1/streams/door/media", content=b"x")
-    assert detail(refused, 409) == "stream 'door' is read from its own source: upload under another name"
+    assert detail(refused, 409) == (
+        "stream 'door' is read from its own source by the nodes: bring yours under another name"
+    )
     monkeypatch.setattr(uploads, "MAX_LEASE_WAIT_S", 0.2)
     await here.registry.leases.put(feeding.lease_of("fed"), b"somebody")
     refused = await here.http.post("/v1/streams/fed/media", content=in_pieces(streamable))
