@@ -248,7 +248,10 @@ class Answering:
             if digest(output) != NOTHING:
                 answer = await self._made(stage_id, key, stored, record, output)
                 data = msgspec.json.encode(msgspec.structs.replace(answer, partial=True))
-                await self._ledger.link.publish(subjects.partials(self.spec.id, self._stream), data)
+                try:
+                    await self._ledger.link.publish(subjects.partials(self.spec.id, self._stream), data)
+                except LinkError as error:  # such as one too large; a draft may be missed
+                    log.warning("draft_not_sent", job=self.spec.id, error=str(error))
 
     def _next(self, stage_id: str, first: int) -> int:
         reached = self._reached.get(stage_id)

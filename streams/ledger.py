@@ -32,8 +32,8 @@ WRONG_LAST_SEQUENCE = 10071
 MEDIA, RESULTS, ANSWERS = (f"{PREFIX.upper()}_{kind}" for kind in ("MEDIA", "RESULTS", "ANSWERS"))
 BULK = "Penstock-Bulk"  # header: <digest>.<number of chunks>
 TRACEPARENT = "traceparent"
-MAX_INLINE_BYTES = 1024 * 1024  # the server's default payload limit, and quick to pass on
 HEADROOM_BYTES = 4096  # for headers, which count towards the limit
+MAX_INLINE_BYTES = 1024 * 1024 - HEADROOM_BYTES  # below the server's default payload limit, and quick to pass on
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,19 +84,19 @@ class Ledger:
         self.link = link
         self._replicated = replicated
         self._publisher = Publisher(link)
-        self._max_inline_bytes = min(MAX_INLINE_BYTES, link.max_payload_bytes) - HEADROOM_BYTES
+        self._max_bytes = link.max_payload_bytes - HEADROOM_BYTES
 
     # --- writing -------------------------------------------------------------------------------------------
 
     async def put(self, subject: str, data: bytes, traceparent: str = "") -> Placed:
         """Store a record where there is none yet."""
-        message = await self._message(Entry(subject, data, traceparent))
+        message = await self._message(subject, data, EXPECT_EMPTY, traceparent)
         seq = await self._publish(message, f"store {subject}")
         return Placed(abs(seq), seq > 0)
 
     async def put_many(self, entries: Sequence[Entry]) -> list[Placed]:
         """Store several records, all under way at once; in their order. Not atomic: each is stored or not."""
-        messages = [await self._message(entry) for entry in entries]
+        messages = [await self._message(e.subject, e.data, EXPECT_EMPTY, e.traceparent) for e in entries]
         acks = await self._publisher.send(messages, REQUEST_TIMEOUT_S)
         placed = []
         for entry, ack in zip(entries, acks, strict=True):
@@ -117,12 +117,11 @@ class Ledger:
         headers: Mapping[str, str] | None = None,
     ) -> int | None:
         """Add a record to a subject that holds many, behind the one stored there at sequence `after` (0: as the first).
-        Its sequence; None where another record stands behind that one, unless it is this very one: a retry that finds
-        its own work done has done it."""
+        Whoever listens there gets it whole, up to the server's payload limit. Its sequence; None where another record
+        stands behind that one, unless it is this very one: a retry that finds its own work done has done it."""
         expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(after), **(headers or {})}
-        if traceparent:
-            expected[TRACEPARENT] = traceparent
-        seq = await self._publish(Message(subject, data, expected), f"append to {subject}")
+        message = await self._message(subject, data, expected, traceparent, self._max_bytes)
+        seq = await self._publish(message, f"append to {subject}")
         if seq > 0:
             return seq
         standing = await self.get(subject)
@@ -142,18 +141,19 @@ class Ledger:
 
         return await self.link.patiently(attempt, what)
 
-    async def _message(self, entry: Entry) -> Message:
-        data, headers = entry.data, EXPECT_EMPTY
-        if entry.traceparent:
-            headers = {**EXPECT_EMPTY, TRACEPARENT: entry.traceparent}
-        if len(data) > self._max_inline_bytes:
+    async def _message(
+        self, subject: str, data: bytes, headers: dict[str, str], traceparent: str, max_bytes: int = MAX_INLINE_BYTES
+    ) -> Message:
+        if traceparent:
+            headers = {**headers, TRACEPARENT: traceparent}
+        if len(data) > min(max_bytes, self._max_bytes):
             headers = {**headers, BULK: await self._put_chunks(data)}
             data = b""
-        return Message(entry.subject, data, headers)
+        return Message(subject, data, headers)
 
     async def _put_chunks(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()[:40]
-        size = self._max_inline_bytes
+        size = min(MAX_INLINE_BYTES, self._max_bytes)
         chunks = [data[start : start + size] for start in range(0, len(data), size)]
         for number, chunk in enumerate(chunks):
             await self.put(f"{PREFIX}.bulk.{digest}.{number}", chunk)

@@ -14,8 +14,9 @@ import structlog
 from conftest import Eventually
 
 from streams.errors import LinkError, Permanent
+from streams.jetstream import MAX_SUBJECTS_A_READ
 from streams.keeper import status
-from streams.ledger import MAX_SUBJECTS_A_READ, Entry, Ledger, Placed, Retention, Stored, open_ledger, retain, stream_of
+from streams.ledger import HEADROOM_BYTES, Entry, Ledger, Placed, Retention, Stored, open_ledger, retain, stream_of
 from streams.link import Link, connect
 from streams.server import embedded
 
@@ -210,6 +211,21 @@ async def test_what_is_appended_follows_what_was_last_and_a_retry_adds_nothing(l
     assert noted is not None
     assert (noted.record, noted.headers["Penstock-Progress"]) == (stored, "x")
     assert abs(time.time_ns() - noted.stored_ns) < 60e9
+
+
+@pytest.mark.parametrize("num_over", [-1, 0, 1, 3_000_000])
+async def test_what_is_appended_comes_whole_up_to_the_payload_limit(ledger: Ledger, num_over: int) -> None:
+    """Also twice the same: the second finds the first's pieces."""
+    subject = "penstock.answers.job.s"
+    data = os.urandom(ledger.link.max_payload_bytes - HEADROOM_BYTES + num_over)
+    first = await ledger.append(subject, data, 0)
+    assert first is not None
+    second = await ledger.append(subject, data, first)
+    assert second is not None
+    assert [stored.data for stored in [s async for s in ledger.every(subject)]] == [data, data]
+    noted = await ledger.look(subject)
+    assert noted is not None
+    assert ("Penstock-Bulk" in noted.headers) == (num_over > 0)
 
 
 async def test_opening_it_again_keeps_what_is_there(ledger: Ledger, nats_url: str) -> None:
