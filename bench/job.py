@@ -41,7 +41,7 @@ from engine.catalogue import installed
 from engine.operator import Reduce
 from engine.plan import Plan, make_plan
 from penstock.demo import Question, clip, questions, workflow
-from penstock.run import this_machine
+from penstock.running import this_machine
 from penstock.show import is_right
 from streams import subjects
 from streams.ledger import open_ledger
@@ -107,7 +107,7 @@ class Round(msgspec.Struct):
 
 def engine(asks: Sequence[str], store: Path) -> Engine:
     given = [part for ask in asks for part in ("--ask", ask)]
-    run = [sys.executable, "-m", "penstock.cli", "run", str(WORKFLOW), "--input", str(clip())]
+    run = [sys.executable, "-m", "penstock", "run", str(WORKFLOW), "--input", str(clip())]
     done = timed_process([*run, "--json", "--store", str(store), *given])
     answers = [msgspec.json.decode(line, type=Answer) for line in done.output.splitlines()]
     say(f"  engine, {len(asks)} questions: {done.wall_s:.2f} s")
@@ -131,7 +131,7 @@ anyio.run(main)
 def node(store: Path) -> Iterator[dict[str, str]]:
     """A node that is up; the environment in which its clients find it."""
     environment = {**os.environ, "PENSTOCK_STORE": str(store)}
-    serve = [sys.executable, "-m", "penstock.cli", "serve", "--http", "none"]
+    serve = [sys.executable, "-m", "penstock", "serve", "--http", "none"]
     process = subprocess.Popen(serve, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stderr is not None
@@ -177,7 +177,7 @@ def one_round(asked: Sequence[Question], plan: Plan, stream: str) -> Round:
         with node(Path(folder, "node")) as environment:
             client = [sys.executable, "-c", CLIENT, str(clip())]
             on_node = asked_of(environment, [*client, *asks[:1], *asks[2:]], f"{len(asks) - 1} questions")
-            ask = [sys.executable, "-m", "penstock.cli", "ask", "--stream", stream, asks[1], "--json"]
+            ask = [sys.executable, "-m", "penstock", "ask", "--stream", stream, asks[1], "--json"]
             on_node_second = asked_of(environment, ask, "one more")
         crowd_s = crowd(asks)
         costs = anyio.run(recorded, Path(folder, "many"), plan, stream)

@@ -132,7 +132,7 @@ def job(path: Path, asked: Sequence[Question]) -> tuple[Peak, int, int]:
     """The engine on a file over an empty store: its peak, how many answers are right and how many gaps they name."""
     asks = [part for item in asked for part in ("--ask", item.question)]
     with tempfile.TemporaryDirectory(prefix="penstock-bench-", ignore_cleanup_errors=True) as store:
-        run = [sys.executable, "-m", "penstock.cli", "run", str(WORKFLOW), "--input", str(path)]
+        run = [sys.executable, "-m", "penstock", "run", str(WORKFLOW), "--input", str(path)]
         peak, output = watched([*run, "--json", "--store", store, *asks])
     answers = [msgspec.json.decode(line, type=Answer) for line in output.splitlines()]
     said = {answer.question: answer.answer for answer in answers}

@@ -8,30 +8,24 @@ Leaving the node ends its workers, within `GRACE_S` by request and then by force
 
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple, Unpack
 
 import anyio
-import anyio.abc
+import anyio.to_thread
 import msgspec
 import structlog
 
+from engine import spawn
 from engine.worker import Assignment
 from streams.errors import PenstockError, UserError
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
-# A frame is megabytes, and what a model computes from it is tens of them. By default glibc gives each back to the
-# kernel when it is let go, takes it anew page fault by page fault, and keeps an arena for each thread: a tenth of the
-# demo's time. To keep all that was ever freed lets memory grow with the length of a stream; these bounds keep what a
-# segment's frames take. Other C libraries ignore them.
-KEEP_FREED_FRAMES = {
-    "MALLOC_MMAP_THRESHOLD_": str(128 * 1024**2),
-    "MALLOC_TRIM_THRESHOLD_": str(128 * 1024**2),
-    "MALLOC_ARENA_MAX": "1",
-}
 GRACE_S = 0.5
 QUICK_DEATH_S, MAX_QUICK_DEATHS = 2.0, 6
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
@@ -85,22 +79,16 @@ class Node:
 
     async def _run_once(self, number: int) -> int:
         with self._log_file.open("ab") as errors:
-            process = await anyio.open_process(
-                [sys.executable, "-m", "engine.worker"],
-                stdout=errors,
-                stderr=errors,
-                env={**KEEP_FREED_FRAMES, **os.environ},
-                start_new_session=True,  # Ctrl-C at the terminal is for the one who started it all
-            )
+            process = spawn.started_ahead() or spawn.worker(errors)
         self.pids[number] = process.pid
         try:
-            assert process.stdin is not None
             await self._assigned.wait()
             assert self._assignment is not None
-            named = msgspec.structs.replace(self._assignment, name=f"{self._assignment.name}-{number}")
-            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-                await process.stdin.send(msgspec.json.encode(named) + b"\n")
-            return await process.wait()
+            named = msgspec.structs.replace(
+                self._assignment, name=f"{self._assignment.name}-{number}", log_file=str(self._log_file.absolute())
+            )
+            await _in_a_thread(_assign, process, msgspec.json.encode(named) + b"\n")
+            return await _in_a_thread(process.wait)
         finally:
             del self.pids[number]
             with anyio.CancelScope(shield=True):
@@ -114,16 +102,30 @@ class Node:
         return lines[-1][:300] if lines else "it left no word"
 
 
-async def _end(process: anyio.abc.Process) -> None:
+async def _in_a_thread(call: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> T:
+    """A thread for each, however many workers there are; whoever does not wait leaves it behind."""
+    alone = anyio.CapacityLimiter(1)
+    return await anyio.to_thread.run_sync(call, *arguments, abandon_on_cancel=True, limiter=alone)
+
+
+def _assign(process: spawn.Process, line: bytes) -> None:
+    assert process.stdin is not None
+    with suppress(OSError):  # it has died, as its exit code will say
+        process.stdin.write(line)
+        process.stdin.flush()
+
+
+async def _end(process: spawn.Process) -> None:
     """End a worker and all it started. One that is still loading has nothing to hand back, and is gone at once."""
-    if process.returncode is None:
-        with anyio.move_on_after(GRACE_S), suppress(ProcessLookupError):
-            process.terminate()
-            await process.wait()
+    with anyio.move_on_after(GRACE_S):
+        process.terminate()
+        await _in_a_thread(process.wait)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
-    await process.aclose()
+    await _in_a_thread(process.wait)
+    assert process.stdin is not None
+    with suppress(OSError):
+        process.stdin.close()
 
 
 @asynccontextmanager

@@ -59,6 +59,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     retry: RetryPolicy = RetryPolicy()
     trace_file: str = ""
     log_level: str = "warning"
+    log_file: str = ""  # where what it says goes from now on
 
 
 @dataclass(slots=True)
@@ -343,6 +344,13 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
+def _log_to(path: str) -> None:
+    """Have all that is written to standard output and error, by whatever library, go to a file."""
+    with Path(path).open("ab") as errors:
+        for standard in (sys.stdout, sys.stderr):
+            os.dup2(errors.fileno(), standard.fileno())
+
+
 def main() -> None:
     die_with_parent()
     with suppress(PenstockError):  # it will be raised again where it can be said
@@ -352,7 +360,10 @@ def main() -> None:
         return
     code = 0
     try:
-        anyio.run(partial(serve, msgspec.json.decode(line, type=Assignment)))
+        assignment = msgspec.json.decode(line, type=Assignment)
+        if assignment.log_file:
+            _log_to(assignment.log_file)
+        anyio.run(partial(serve, assignment))
     except BaseException as error:
         log.error("worker_failed", exc_info=error)
         code = 4

@@ -1,11 +1,7 @@
 """Penstock: answers questions about video and audio, as a dataflow of operators joined by NATS subjects."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from engine.answers import Answer
-from engine.workflow import Stage, Workflow, load_workflow, parse_workflow
-from penstock.run import run
-from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
 
 __all__ = [
     "Answer",
@@ -25,13 +21,24 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from engine.answers import Answer
+    from engine.workflow import Stage, Workflow, load_workflow, parse_workflow
     from penstock.client import Client, Job, connect
+    from penstock.running import run
+    from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
+
+_PLACES = {
+    "engine.answers": ("Answer",),
+    "engine.workflow": ("Stage", "Workflow", "load_workflow", "parse_workflow"),
+    "penstock.client": ("Client", "Job", "connect"),
+    "penstock.running": ("run",),
+    "streams.errors": ("LinkError", "PenstockError", "Permanent", "Transient", "UserError"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The client is loaded when it is asked for: `penstock run` starts sooner without."""
-    if name in ("Client", "Job", "connect"):
-        from penstock import client
-
-        return getattr(client, name)
+    """Each is loaded when it is asked for, so that a command starts at once."""
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(place), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,7 +21,7 @@ from engine.telemetry import configure_logging
 from engine.workflow import load_workflow
 from penstock import doctor, live, show
 from penstock.demo import clip, questions, workflow
-from penstock.run import Options, run
+from penstock.running import Options, run
 from streams.errors import PenstockError, UserError, first_error
 
 DONE, BAD_INPUT, INFEASIBLE, FAILED, INTERRUPTED = 0, 2, 3, 4, 130
@@ -64,14 +64,6 @@ def _joined(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
-
-
-def entry() -> None:
-    """The installed command. Threads still inside an operator must not hold the exit."""
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _fail(error: Exception, code: int) -> int:
@@ -221,7 +213,3 @@ def _doctor(parsed: argparse.Namespace) -> int:
     else:
         show.findings(findings)
     return DONE if all(finding.ok or finding.optional for finding in findings) else FAILED
-
-
-if __name__ == "__main__":
-    entry()

@@ -34,7 +34,7 @@ from engine.submission import JobRequest, Submitted
 from engine.telemetry import Telemetry, configure_logging_once
 from engine.views import JobView, StreamView
 from engine.workflow import Workflow
-from penstock.run import default_store
+from penstock.running import default_store
 from streams import subjects
 from streams.errors import LinkError, UserError
 from streams.follow import follow

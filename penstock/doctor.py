@@ -11,7 +11,7 @@ import msgspec
 
 from engine.catalogue import installed
 from penstock.demo import clip
-from penstock.run import this_machine
+from penstock.running import this_machine
 from streams.errors import PenstockError
 from streams.ledger import open_ledger
 from streams.link import connect, without_credentials

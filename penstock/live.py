@@ -12,7 +12,7 @@ import msgspec
 
 from engine.workflow import load_workflow
 from penstock import tables
-from penstock.run import default_store
+from penstock.running import default_store
 from streams.records import Gap, Segment
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from engine.telemetry import Telemetry
 from engine.worker import Assignment
 from engine.workflow import load_workflow
 from penstock import demo
-from penstock.run import default_store, this_machine
+from penstock.running import default_store, this_machine
 from penstock.tables import Running
 from penstock.webhooks import Webhooks
 from streams.errors import UserError

@@ -24,7 +24,7 @@ from engine.services import Services
 from engine.telemetry import Telemetry
 from penstock.http.app import application
 from penstock.http.face import Face, Limits, limits_of_environment
-from penstock.run import this_machine
+from penstock.running import this_machine
 from streams.errors import UserError
 from streams.ledger import Ledger
 

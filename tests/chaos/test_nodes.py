@@ -51,7 +51,7 @@ class Nodes:
         self._num_started += 1
         store = self._folder / f"node-{self._num_started}"
         process = subprocess.Popen(
-            [sys.executable, "-m", "penstock.cli", "worker", "--nats", self._url, "--store", str(store)],
+            [sys.executable, "-m", "penstock", "worker", "--nats", self._url, "--store", str(store)],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ},

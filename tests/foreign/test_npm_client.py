@@ -68,7 +68,7 @@ def serving(store: Path) -> Iterator[Path]:
     log = store / "serve.log"
     where = store / "server.json"
     with log.open("w") as err:
-        command = [sys.executable, "-m", "penstock.cli", "serve", "--http", "none", "--store", str(store)]
+        command = [sys.executable, "-m", "penstock", "serve", "--http", "none", "--store", str(store)]
         node = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err)
     try:
         deadline = monotonic() + 30

@@ -38,7 +38,7 @@ def penstock(*arguments: str | Path, store: Path) -> subprocess.CompletedProcess
 
 
 def command(arguments: Sequence[str | Path]) -> list[str]:
-    return [sys.executable, "-m", "penstock.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "penstock", *map(str, arguments)]
 
 
 def environment(store: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from clips import EXAMPLES, STATION
 from engine.answers import Answer
 from engine.workflow import load_workflow
 from penstock.demo import questions
-from penstock.run import Options, run
+from penstock.running import Options, run
 from penstock.show import is_right
 from streams.ledger import open_ledger
 from streams.link import connect

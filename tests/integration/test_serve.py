@@ -30,7 +30,7 @@ class Penstock:
         self._env = {**os.environ, "PENSTOCK_STORE": str(store)}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "penstock.cli", *arguments]
+        command = [sys.executable, "-m", "penstock", *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=self._env)
 
