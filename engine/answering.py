@@ -46,7 +46,7 @@ STORING_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # pauses while a 
 RECOUNT_S = 2.0  # how often the ledger is asked for what no hint told
 PROGRESS = "Penstock-Progress"
 NOTHING = ""
-MAX_MOMENTS = 4096
+MAX_MOMENTS = 512
 
 Clock = Callable[[int], str]
 

@@ -4,6 +4,7 @@ The ledger is the truth; the shelf only saves reading and decoding twice. Result
 shelf can be stale, but a gap may be replaced once, so gaps are not kept.
 """
 
+import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from streams.records import EndOfStream, Gap, Result, Segment, decode_media, dec
 from streams.subjects import Key
 
 MAX_RESULTS = 4096
+KEEP_RESULTS_S = 120.0  # since a result was last asked for: longer than any segment, so windows find theirs here
 
 
 class Known(msgspec.Struct, frozen=True, eq=False):
@@ -39,7 +41,7 @@ class Shelf:
         self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {}
         self._demands: tuple[Hashable, ...] = ()
         self._media: OrderedDict[int, Known] = OrderedDict()
-        self._results: OrderedDict[tuple[str, Key], Known] = OrderedDict()
+        self._results: OrderedDict[tuple[str, Key], tuple[Known, float]] = OrderedDict()  # the last asked for last
         self._max_segments = max_segments
         self._end: tuple[int, EndOfStream] | None = None
 
@@ -65,7 +67,7 @@ class Shelf:
         found: dict[int, Known] = {}
         missing: dict[str, int] = {}
         for index in indices:
-            known = self._media.get(index) if source == MEDIA else self._results.get((source, Key.of(index)))
+            known = self._media.get(index) if source == MEDIA else self._result((source, Key.of(index)))
             if known is not None:
                 found[index] = known
             elif source == MEDIA:
@@ -117,7 +119,9 @@ class Shelf:
                 return Known(seq, traceparent, gap=record)
             case Segment():
                 known = Known(seq, traceparent, Media(record, self._demands))
-                _put(self._media, record.index, known, self._max_segments)
+                self._media[record.index] = known
+                while len(self._media) > self._max_segments:
+                    self._media.popitem(last=False)
                 return known
 
     def keep_result(self, stage: str, key: Key, seq: int, data: bytes, traceparent: str) -> Known:
@@ -134,8 +138,22 @@ class Shelf:
     def keep_value(self, stage: str, key: Key, known: Known) -> Known:
         """Take in a result that was computed here."""
         if known.gap is None:
-            _put(self._results, (stage, key), known, MAX_RESULTS)
+            now_s = time.monotonic()
+            self._results[stage, key] = known, now_s
+            self._results.move_to_end((stage, key))
+            while len(self._results) > MAX_RESULTS or self._oldest_s() < now_s - KEEP_RESULTS_S:
+                self._results.popitem(last=False)
         return known
+
+    def _result(self, key: tuple[str, Key]) -> Known | None:
+        if (kept := self._results.get(key)) is None:
+            return None
+        self._results[key] = kept[0], time.monotonic()
+        self._results.move_to_end(key)
+        return kept[0]
+
+    def _oldest_s(self) -> float:
+        return next(iter(self._results.values()))[1]
 
     def _unreadable(self, source: str, key: Key, error: Exception) -> Gap:
         detail = f"the stored record cannot be read: {error}"
@@ -147,10 +165,3 @@ class Shelf:
 def _evicted(stream: str, index: int) -> Gap:
     detail = "it fell out of retention before it was looked at"
     return Gap(stage=MEDIA, stream=stream, first=index, last=index, cause="dropped", detail=detail)
-
-
-def _put(shelf: OrderedDict[Any, Known], key: Any, known: Known, max_entries: int) -> None:
-    shelf[key] = known
-    shelf.move_to_end(key)
-    while len(shelf) > max_entries:
-        shelf.popitem(last=False)

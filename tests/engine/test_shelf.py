@@ -7,7 +7,7 @@ import pytest
 import toys
 
 from engine.operator import Media
-from engine.shelf import Known, Shelf
+from engine.shelf import KEEP_RESULTS_S, Known, Shelf
 from streams import subjects
 from streams.errors import Permanent
 from streams.ledger import Ledger, open_ledger
@@ -75,6 +75,27 @@ async def test_only_so_many_segments_are_at_hand(ledger: Ledger) -> None:
     for index in range(4):
         shelf.keep_media(index, index + 1, segment(index), PARENT)
     assert set(await shelf.get("media", range(4))) == {2, 3}  # the ledger is empty
+
+
+async def test_results_that_nobody_asks_for_any_more_are_let_go(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("engine.shelf.time.monotonic", lambda: now_s)
+    shelf = shelf_on(ledger)
+    for index in range(10):
+        now_s = index * KEEP_RESULTS_S / 4
+        shelf.keep_result("id", Key.of(index), index + 1, result(index, index), PARENT)
+        assert 0 in await shelf.get("id", [0])  # the ledger is empty
+    assert set(await shelf.get("id", range(10))) == {0, 5, 6, 7, 8, 9}
+
+
+async def test_only_so_many_results_are_at_hand(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.shelf.MAX_RESULTS", 3)
+    shelf = shelf_on(ledger)
+    for index in range(5):
+        shelf.keep_result("id", Key.of(index), index + 1, result(index, index), PARENT)
+    assert set(await shelf.get("id", range(5))) == {2, 3, 4}
 
 
 async def test_the_end_is_known_once_it_is_stored(ledger: Ledger) -> None:
