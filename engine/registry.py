@@ -12,7 +12,7 @@ Values are JSON. The registry is read whole and often, for it is small; watching
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -126,7 +126,6 @@ class Registry:
     async def add_job(self, spec: JobSpec) -> None:
         if await self._jobs.create(spec.id, msgspec.json.encode(spec)) is None:
             raise UserError(f"there is a job {spec.id!r} already: give another id")
-        await self._forget_old_jobs()
 
     async def change_job(self, id: str, change: Callable[[JobSpec], JobSpec]) -> JobSpec:
         """Apply a change, again if another was made meanwhile; what the job is now."""
@@ -142,8 +141,10 @@ class Registry:
                 return after
         raise PenstockError(f"job {id} is being changed by others all the time: try again")
 
-    async def _forget_old_jobs(self) -> None:
-        ended = [job for job in await self.jobs() if job.state != "running"]
+    async def forget_old_jobs(self, jobs: Sequence[JobSpec]) -> None:
+        """Of these, the oldest first, forget those that ended before the last KEEP_JOBS and have nothing more to
+        send."""
+        ended = [job for job in jobs if job.state != "running" and not job.webhook]
         for job in ended[:-KEEP_JOBS]:
             await self._jobs.delete(job.id)
 

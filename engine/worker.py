@@ -153,7 +153,8 @@ class Worker:
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
             tasks.start_soon(self._start, running, served, before, tasks)
         since_s = time.monotonic() - KEEP_POOL_S
-        self._pools = {rung: pool for rung, pool in self._pools.items() if self._needed_s[rung] > since_s}
+        for rung in [rung for rung, needed_s in self._needed_s.items() if needed_s < since_s]:
+            del self._pools[rung], self._needed_s[rung]
 
     def _tend_shelves(self, groups: Sequence[RunningGroup]) -> None:
         """One for each stream, which knows what will be read from it and asked of its media."""

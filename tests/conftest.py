@@ -1,12 +1,13 @@
 """What every test may ask for: an event loop, a NATS server of its own, and waiting for a condition."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import anyio
 import pytest
 import structlog
+from anyio.from_thread import start_blocking_portal
 
+from streams.link import connect
 from streams.server import embedded
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
@@ -23,11 +24,24 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture
-async def nats_url(tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of a real nats-server with JetStream that only this test uses."""
-    async with embedded(tmp_path / "nats") as url:
+@pytest.fixture(scope="session")
+def shared_nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(embedded(tmp_path_factory.mktemp("nats"))) as url,
+    ):
         yield url
+
+
+@pytest.fixture
+async def nats_url(shared_nats_url: str) -> AsyncIterator[str]:
+    """The URL of a real nats-server with JetStream that only this test uses, and that holds nothing yet."""
+    yield shared_nats_url
+    async with connect(shared_nats_url) as link:
+        names = (await link.api("STREAM.NAMES"))["streams"] or ()
+        async with anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(link.api, f"STREAM.DELETE.{name}")
 
 
 @pytest.fixture

@@ -292,6 +292,20 @@ async def test_what_is_wrong_with_a_request_is_said(service: Service, asked: dic
     assert await service.registry.jobs() == []
 
 
+async def test_jobs_that_ended_long_ago_are_forgotten(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.registry.KEEP_JOBS", 2)
+    await service.publish(list(range(8)))
+    standing = await service.submit(standing=True, window_s=2.0)
+    ended = [await service.submit(start="0:00") for _ in range(4)]
+    for job in ended:
+        await service.answers(job, 1)
+    async with service.registry.changes() as wait:
+        with anyio.fail_after(15):
+            while len(left := [job.id for job in await service.registry.jobs()]) > 3:
+                await wait()
+    assert left == [standing.job, ended[2].job, ended[3].job]
+
+
 async def test_many_jobs_at_once_share_every_stage(service: Service) -> None:
     jobs = [await service.submit(standing=True, window_s=2.0) for _ in range(10)]
     await service.publish(list(range(1, 21)))

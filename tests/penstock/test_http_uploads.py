@@ -274,7 +274,7 @@ async def test_what_is_no_media_is_said_in_one_line_and_leaves_nothing(
             assert str(tmp_path) not in said
     assert await here.registry.streams() == {}
     assert await here.ledger.subjects(subjects.media_of("*")) == set()
-    assert names_in(tmp_path) == {"nats", "torn.mp4", "secret.ts"}  # what was spooled is gone
+    assert names_in(tmp_path) == {"torn.mp4", "secret.ts"}  # what was spooled is gone
 
 
 async def test_uploads_are_bounded(nats_url: str, clip: Path, streamable: Path) -> None:
