@@ -188,6 +188,8 @@ async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media:
         if request.end:
             raise UserError("a standing question has no end: leave `end` (--to) away, or ask it once")
         first = await _index_at(ledger, stream.name, media, request.start) if request.start else media.next
+        if media.end is not None and first >= media.end.num_segments:
+            raise UserError(f"stream {stream.name!r} has ended: ask once, or of its past with `start` (--from)")
         return Span(first=first)
     first = await _index_at(ledger, stream.name, media, request.start) if request.start else media.first
     last: int | None = None

@@ -292,6 +292,14 @@ async def test_what_is_wrong_with_a_request_is_said(service: Service, asked: dic
     assert await service.registry.jobs() == []
 
 
+async def test_a_standing_job_on_a_stream_that_has_ended_is_about_its_past(service: Service) -> None:
+    await service.publish(list(range(1, 9)), end=True)
+    with pytest.raises(UserError, match="stream 's' has ended: ask once, or of its past"):
+        await service.submit(standing=True, window_s=2.0)
+    job = await service.submit(standing=True, window_s=2.0, start="0:00")
+    assert numbers(await service.answers(job, 8))[-1] == 15
+
+
 async def test_jobs_that_ended_long_ago_are_forgotten(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.registry.KEEP_JOBS", 2)
     await service.publish(list(range(8)))
