@@ -47,6 +47,7 @@ OPTIONS: dict[Kind, dict[str, str]] = {
 ANALYZE = {"analyzeduration": "3000000"}  # microseconds: FFmpeg's own 5 s and more are long for what is live
 HLS_TIMES = 3.0  # HLS comes a file at a time: it is waited for so many times as long as others
 LOOK_S = 0.1
+ALSA_SETTINGS = Path("/usr/share/alsa/alsa.conf")  # PyAV's own alsa-lib looks for them where it was built
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,4 +176,8 @@ def _device(url: str) -> Place:
         raise UserError(f"{url}: names no device; give device:/dev/video0 or one of {known}")
     if rest.startswith("/") and not Path(rest).exists():
         raise UserError(f"{url}: there is no such device; `v4l2-ctl --list-devices` names those of this machine")
+    if format == "alsa" and not os.environ.get("ALSA_CONFIG_PATH"):
+        if not ALSA_SETTINGS.exists():
+            raise UserError(f"{url}: ALSA is not set up here: install libasound2-data, or set ALSA_CONFIG_PATH")
+        os.environ["ALSA_CONFIG_PATH"] = str(ALSA_SETTINGS)
     return Place("device", url, rest, format)
