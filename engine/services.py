@@ -154,11 +154,15 @@ class Services:
     async def _cancel(self, which: Which, _: str) -> JobView:
         return await self.cancel(which.job)
 
+    async def forget(self, stream: str) -> None:
+        """Nodes stop reading a stream, and it is no longer listed; what is stored of it stays until it falls out.
+        Raises UserError where there is none."""
+        if await self._registry.stream(stream) is None:
+            raise UserError(f"no stream {stream!r}: `penstock streams` shows those there are")
+        await self._registry.forget_stream(stream)
+
     async def _forget(self, which: OfStream, _: str) -> Mapping[str, str]:
-        """Nodes stop reading it, and it is no longer listed; what is stored of it stays until it falls out."""
-        if await self._registry.stream(which.stream) is None:
-            raise UserError(f"no stream {which.stream!r}: `penstock streams` shows those there are")
-        await self._registry.forget_stream(which.stream)
+        await self.forget(which.stream)
         return {}
 
     async def _streams(self, wanted: OfStream, _: str) -> Mapping[str, list[StreamView]]:

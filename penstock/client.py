@@ -201,6 +201,10 @@ class Client:
         """Say how a stream is to be treated and, with a URL, have nodes read it from there."""
         await self._ask("streams.declare", declared, dict[str, str])
 
+    async def forget(self, stream: str) -> None:
+        """Have nodes stop reading a stream, and have it listed no longer; what is stored of it stays."""
+        await self._ask("streams.forget", OfStream(stream=stream), dict[str, str])
+
     async def push(
         self,
         url: str,

@@ -105,7 +105,8 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
     following.add_argument("--stream", default="", metavar="NAME", help="about this stream")
     following.add_argument("--new", action="store_true", help="only those from now on")
 
-    client_command("streams", "list streams", _streams)
+    streaming = client_command("streams", "list streams", _streams)
+    streaming.add_argument("--forget", metavar="NAME", help="first forget this one: nodes stop reading it")
     client_command("nodes", "list nodes", _nodes)
     client_command("redundancy", "name what is computed twice for no reason", _redundancy)
 
@@ -216,6 +217,8 @@ async def _answers(client: Client, parsed: argparse.Namespace) -> None:
 
 
 async def _streams(client: Client, parsed: argparse.Namespace) -> None:
+    if parsed.forget is not None:
+        await client.forget(parsed.forget)
     tables.streams(await client.streams(), parsed.json)
 
 

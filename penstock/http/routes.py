@@ -168,6 +168,14 @@ async def declare_stream(face: Given, stream: FromPath[str], data: JSONBody[Stre
         return await _stream(face, stream)
 
 
+@delete("/v1/streams/{stream:str}", responses=documented(MISSING, LATE), summary="Forget a stream")
+async def forget_stream(face: Given, stream: FromPath[str]) -> None:
+    """Nodes stop reading it, and it is no longer listed; what is stored of it stays until it falls out."""
+    with face.soon():
+        await _stream(face, stream)
+        await face.services.forget(stream)
+
+
 @post(
     "/v1/streams/{stream:str}/media",
     responses=documented(TAKEN, LATE, *UPLOAD),
@@ -253,6 +261,7 @@ HANDLERS = (
     list_streams,
     show_stream,
     declare_stream,
+    forget_stream,
     upload_media,
     list_operators,
     run_operator,

@@ -125,6 +125,9 @@ def test_a_range_before_now(penstock: Penstock, clip: str, scenes: str) -> None:
     assert (job["first"], job["last"]) == (0, 1)
     answers, _ = penstock("answers", "--job", job["job"])
     assert [answer["first"] for answer in answers] == [0, 1]
+    views, _ = penstock("streams", "--forget", "past", "--json")
+    assert "past" not in {view["stream"] for view in views}
+    penstock("streams", "--forget", "past", code=2)
 
 
 def test_standard_input_and_a_folder(penstock: Penstock, clip: str, tmp_path: Path) -> None:

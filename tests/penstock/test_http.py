@@ -353,6 +353,9 @@ async def test_streams_are_declared_and_shown_without_their_credentials(here: Si
     assert [view["stream"] for view in listed.json()["streams"]] == ["door"]
     assert "secret" not in listed.text
     assert "hidden" not in listed.text
+    assert (await here.http.delete("/v1/streams/door")).status_code == 204
+    assert (await here.http.get("/v1/streams")).json() == {"streams": []}
+    assert problem(await here.http.delete("/v1/streams/door"))[0] == 404
 
 
 async def test_ready_when_a_node_works_and_nats_answers(nats_url: str, eventually: Eventually) -> None:
