@@ -11,12 +11,13 @@ from typing import IO
 
 # A frame is megabytes, and what a model computes from it is tens of them. By default glibc gives each back to the
 # kernel when it is let go, takes it anew page fault by page fault, and keeps an arena for each thread: a tenth of the
-# demo's time. To keep all that was ever freed lets memory grow with the length of a stream; these bounds keep what a
-# segment's frames take. Other C libraries ignore them.
-KEEP_FREED_FRAMES = {
-    "MALLOC_MMAP_THRESHOLD_": str(128 * 1024**2),
+# demo's time. What is kept instead is bounded: blocks from 32 MB up go back, for between them the heap would grow with
+# the length of a stream; huge pages make their faults few. Other C libraries ignore all of it.
+MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
     "MALLOC_TRIM_THRESHOLD_": str(128 * 1024**2),
     "MALLOC_ARENA_MAX": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
 Process = subprocess.Popen[bytes]
@@ -31,7 +32,7 @@ def worker(errors: IO[bytes] | int) -> Process:
         stdin=subprocess.PIPE,
         stdout=errors,
         stderr=errors,
-        env={**KEEP_FREED_FRAMES, **os.environ},
+        env={**MEMORY, **os.environ},
         start_new_session=True,  # Ctrl-C at the terminal is for the one who started it all
     )
 
