@@ -19,8 +19,8 @@ name = "scenes"
 capability = "detect_scenes"
 inputs = { media = "media" }
 """
-CLIP_S, SEGMENT_S = 8.0, 2.0
-NUM_SEGMENTS = 4
+CLIP_S, SEGMENT_S = 6.0, 2.0
+NUM_SEGMENTS = 3
 
 
 class Penstock:
@@ -90,7 +90,12 @@ def test_a_file_is_pushed_asked_about_and_listed(penstock: Penstock, clip: str) 
     (again,), _ = penstock("ask", "--stream", "file", "What is the weather like?", "--json")
     assert {**again, "job": "", "latency_s": 0} == {**answer, "job": "", "latency_s": 0}
     (view,), _ = penstock("streams", "--json")
-    assert (view["stream"], view["policy"], view["state"], view["num_segments"]) == ("file", "durable", "ended", 4)
+    assert (view["stream"], view["policy"], view["state"], view["num_segments"]) == (
+        "file",
+        "durable",
+        "ended",
+        NUM_SEGMENTS,
+    )
     while {job["state"] for job in penstock("jobs", "list", "--json")[0]} != {"done"}:
         pass  # a job is done a moment after its answer is there
     _, shown = penstock("jobs", "show", answer["job"])
