@@ -44,6 +44,7 @@ class Display:
         )
         self._tasks: dict[str, TaskID] = {}
         self._reducing: set[str] = set()
+        self._has_found: bool | None = None  # None: nothing was looked at
 
     def __enter__(self) -> "Display":
         self._bars.start()
@@ -53,6 +54,8 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+        if self._has_found is False and error is None:
+            self._console.print("nothing was found")
 
     def plan(self, plan: Plan) -> None:
         for notice in plan.notices:
@@ -75,19 +78,21 @@ class Display:
         if self._as_json:
             lines([answer])
         else:
-            show_answer(self._console, answer)
+            self._has_found = show_answer(self._console, answer) or bool(self._has_found)
 
 
-def show_answer(console: Console, answer: Answer) -> None:
-    """An answer as people read it."""
+def show_answer(console: Console, answer: Answer) -> bool:
+    """An answer as people read it; whether there was anything to say."""
     if answer.question:
         _reply(console, answer)
+        has_found = True
     else:
-        _observations(console, answer)
+        has_found = _observations(console, answer) or bool(answer.gaps)
     for gap in answer.gaps:
         where = f"segment {gap.first}" if gap.first == gap.last else f"segments {gap.first}-{gap.last}"
         why = escape(gap.detail or gap.cause)
         console.print(f"  [yellow]without[/] {gap.stage}, {where}: {why}", soft_wrap=True)
+    return has_found
 
 
 def _reply(console: Console, answer: Answer) -> None:
@@ -104,8 +109,9 @@ def _reply(console: Console, answer: Answer) -> None:
     console.print(f"  [dim]{escape(stages)}; {cost}[/]", soft_wrap=True)
 
 
-def _observations(console: Console, answer: Answer) -> None:
-    """What a stage found that answers no question: a line for each observation, none where there is none."""
+def _observations(console: Console, answer: Answer) -> bool:
+    """What a stage found that answers no question: a line for each observation, none where there is none; whether
+    there was any."""
     name = answer.stages[-1].stage
     found = answer.output if isinstance(answer.output, dict) else {}
     for item in found.get("observations", ()):
@@ -113,6 +119,7 @@ def _observations(console: Console, answer: Answer) -> None:
         console.print(f"{span}  {name:<6} {escape(item.get('text', ''))}", soft_wrap=True)
     if found and "observations" not in found:
         console.print(f"{name}: {escape(msgspec.json.encode(found).decode())}", soft_wrap=True)
+    return bool(found.get("observations", found))
 
 
 def between(start_s: float, end_s: float) -> str:

@@ -226,3 +226,14 @@ def test_doctor_and_operators_say_what_is_here(tmp_path: Path) -> None:
     people = penstock("operators", store=tmp_path)
     assert people.stdout == ""
     assert "whisper-large-v3" in people.stderr
+
+
+def test_a_run_that_finds_nothing_says_so(tmp_path: Path, shared_store: Path) -> None:
+    workflow = tmp_path / "text.toml"
+    scenes, text = SCENES.format("media"), 'capability = "read_text"\ninputs = { media = "media", scenes = "one" }'
+    workflow.write_text(TWO_STAGES.format(one=scenes, two=text))
+    grey = make(tmp_path / "grey.mp4", video="libx264", seconds=1.0)
+    done = penstock("run", workflow, "--input", grey, store=shared_store)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "nothing was found"
+    assert done.stdout == ""
