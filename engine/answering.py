@@ -298,14 +298,15 @@ class Answering:
         used = {id: await self._records(id, looked_at) for id in self._upstream[stage_id] if id != stage_id}
         stored_ns, clock = await self._moments.of(self._stream, key.last)
         started_ns = stored_ns if self.spec.standing else self.spec.submitted_ns
-        is_whole = self.spec.asked.last is None and not self.spec.standing
-        end = await self._known_end() if is_whole else None
+        end = self._end if self.spec.standing else await self._known_end()  # not asked for with every window
+        last = self.spec.asked.last
+        flaws = end.flaws if end and (last is None or last >= end.num_segments - 1) else ()
         return make_answer(
             self.spec,
             record,
             output,
             used,
-            end.flaws if end else (),
+            flaws,
             max(0.0, (time.time_ns() - started_ns) / 1e9),
             trace_id(stored.traceparent),
             clock,

@@ -146,7 +146,9 @@ class Registry:
         send."""
         ended = [job for job in jobs if job.state != "running" and not job.webhook]
         for job in ended[:-KEEP_JOBS]:
-            await self._jobs.delete(job.id)
+            held = await self._jobs.get(job.id)  # another may have forgotten it, and its id be in use again
+            if held is not None and msgspec.json.decode(held.value, type=JobSpec) == job:
+                await self._jobs.delete(job.id, held.revision)
 
     # --- streams, nodes ----------------------------------------------------------------------------------------
 

@@ -6,12 +6,11 @@
 | `penstock.jobs.list` | `{"stream"?, "state"?}` | `{"jobs": [JobView]}` |
 | `penstock.jobs.show`, `penstock.jobs.cancel` | `{"job"}` | `JobView` |
 | `penstock.streams.list` | | `{"streams": [StreamView]}` |
-| `penstock.streams.declare` | `StreamSpec`, with `url` for nodes to read it | `{}` |
+| `penstock.streams.declare` | `Declare`, with `url` for nodes to read it | `{}` |
 | `penstock.streams.forget` | `{"stream"}` | `{}` |
 | `penstock.nodes.list` | | `{"nodes": [NodeStatus]}` |
 | `penstock.ask.<stream>` | `{"question", "start"?, "end"?, "timeout_s"?}` | an `Answer` |
-| `penstock.operators.<capability>` | `{"stream", "params"?, "start"?, "end"?, "timeout_s"?}` | `{"outputs": [Output]}`
-|
+| `penstock.operators.<capability>` | `{"stream", "params"?, "start"?, "end"?, "timeout_s"?}` | `{"outputs": [...]}` |
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping

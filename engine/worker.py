@@ -100,8 +100,7 @@ class Worker:
         self._in_flight: dict[int, Arrival] = {}
         self._served: dict[tuple[str, str], _Served] = {}
         self._shelves: dict[str, Shelf] = {}
-        self._pools: dict[bytes, Pool] = {}
-        self._needed_s: dict[bytes, float] = {}  # when each of them was last (monotonic)
+        self._pools: dict[bytes, tuple[Pool, float]] = {}  # by rung; when it was last needed (monotonic)
         self._capacity = Capacity(assignment.num_cores)
 
     async def run(self) -> None:
@@ -153,8 +152,7 @@ class Worker:
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
             tasks.start_soon(self._start, running, served, before, tasks)
         since_s = time.monotonic() - KEEP_POOL_S
-        for rung in [rung for rung, needed_s in self._needed_s.items() if needed_s < since_s]:
-            del self._pools[rung], self._needed_s[rung]
+        self._pools = {rung: kept for rung, kept in self._pools.items() if kept[1] >= since_s}
 
     def _tend_shelves(self, groups: Sequence[RunningGroup]) -> None:
         """One for each stream, which knows what will be read from it and asked of its media."""
@@ -193,14 +191,15 @@ class Worker:
     def _pool(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
         """One for all stages on the same rung, whatever the stream."""
         rung = encode([planned.capability, planned.rung])
-        self._needed_s[rung] = time.monotonic()
-        if rung not in self._pools:
-            operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
-            on_gpu = self._assignment.has_gpu and "cuda" in operator.devices
-            device = Device("cuda") if on_gpu else Device()
-            knobs = settings_of(operator.Knobs, planned.rung.knobs)
-            self._pools[rung] = Pool(operator, knobs, device, self._capacity, tasks)
-        return self._pools[rung]
+        pool = self._pools[rung][0] if rung in self._pools else self._new_pool(planned, tasks)
+        self._pools[rung] = pool, time.monotonic()
+        return pool
+
+    def _new_pool(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
+        operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
+        on_gpu = self._assignment.has_gpu and "cuda" in operator.devices
+        device = Device("cuda") if on_gpu else Device()
+        return Pool(operator, settings_of(operator.Knobs, planned.rung.knobs), device, self._capacity, tasks)
 
     # --- serving them ------------------------------------------------------------------------------------------
 

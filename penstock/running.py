@@ -19,6 +19,7 @@ from engine.jobs import JobSpec
 from engine.node import node
 from engine.operator import Machine
 from engine.plan import Plan, make_plan
+from engine.registry import BOUNDS
 from engine.telemetry import Telemetry, configure_logging_once
 from engine.worker import Assignment
 from engine.workflow import Workflow
@@ -28,8 +29,6 @@ from streams.link import connect
 from streams.probe import probe
 from streams.segmenter import segments, stream_id
 from streams.server import embedded
-
-MIN_SEGMENT_S, MAX_SEGMENT_S = 0.2, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +74,9 @@ async def run(
     """
     chosen = options or Options()
     configure_logging_once(chosen.log_level)
-    if not MIN_SEGMENT_S <= chosen.segment_s <= MAX_SEGMENT_S:
-        raise UserError(f"a segment of {chosen.segment_s:g} s: give between {MIN_SEGMENT_S:g} and {MAX_SEGMENT_S:g} s")
+    least_s, most_s = BOUNDS["segment_s"]
+    if not least_s <= chosen.segment_s <= most_s:
+        raise UserError(f"a segment of {chosen.segment_s:g} s: give between {least_s:g} and {most_s:g} s")
     asked = workflow.for_asks(asks)
     path = _local_file(str(input))
     traces = Telemetry("penstock", chosen.trace_file)

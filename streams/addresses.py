@@ -73,6 +73,11 @@ class Place:
             return Opening(StandardInput(self.name), self.name)
         if self.kind == "srt":
             return Opening(SrtReceiver(self.source, self.name, open_timeout_s, read_timeout_s), self.name, "mpegts")
+        if self.format == "alsa" and not os.environ.get("ALSA_CONFIG_PATH"):
+            if not ALSA_SETTINGS.exists():
+                line = f"{self.name}: ALSA is not set up here: install libasound2-data, or set ALSA_CONFIG_PATH"
+                raise UserError(line)
+            os.environ["ALSA_CONFIG_PATH"] = str(ALSA_SETTINGS)
         times = HLS_TIMES if self.kind == "hls" else 1.0
         timeouts_s = (open_timeout_s, read_timeout_s * times)
         return Opening(self.source, self.name, self.format, {**ANALYZE, **self.options, **options}, timeouts_s)
@@ -176,8 +181,4 @@ def _device(url: str) -> Place:
         raise UserError(f"{url}: names no device; give device:/dev/video0 or one of {known}")
     if rest.startswith("/") and not Path(rest).exists():
         raise UserError(f"{url}: there is no such device; `v4l2-ctl --list-devices` names those of this machine")
-    if format == "alsa" and not os.environ.get("ALSA_CONFIG_PATH"):
-        if not ALSA_SETTINGS.exists():
-            raise UserError(f"{url}: ALSA is not set up here: install libasound2-data, or set ALSA_CONFIG_PATH")
-        os.environ["ALSA_CONFIG_PATH"] = str(ALSA_SETTINGS)
     return Place("device", url, rest, format)

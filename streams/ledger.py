@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 EXPECT_EMPTY = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
 WRONG_LAST_SEQUENCE = 10071
+MAX_PAGES = 2 * MAX_SUBJECTS_A_READ  # of one read, were each record a page of its own
 MEDIA, RESULTS, ANSWERS = (f"{PREFIX.upper()}_{kind}" for kind in ("MEDIA", "RESULTS", "ANSWERS"))
 BULK = "Penstock-Bulk"  # header: <digest>.<number of chunks>
 TRACEPARENT = "traceparent"
@@ -233,15 +234,17 @@ class Ledger:
     async def _read(self, subjects: Sequence[str]) -> dict[str, Stored]:
         stream = stream_of(subjects[0])
         found: dict[str, Stored] = {}
-        seq: int | None = 1
-        while seq is not None:
+        seq = 1
+        for _ in range(MAX_PAGES):
             read = partial(jetstream.page, self.link, stream, subjects, len(subjects), seq)
             page = await self.link.patiently(read, f"read from {stream}")
             if page is None:
                 raise LinkError(f"read from {stream}: the server answers for fewer than {len(subjects)} subjects")
             found |= {message.subject: await self._stored(message) for message in page.messages}
+            if page.next_seq is None:
+                return found
             seq = page.next_seq
-        return found
+        raise LinkError(f"read from {stream}: not all of {len(subjects)} records came in {MAX_PAGES} pages")
 
     async def _noted(self, message: jetstream.Raw | None) -> Noted | None:
         if message is None:

@@ -1,6 +1,7 @@
 """What is served under /v1, and whether this node is well: handlers that read as what they do."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, get_origin
 
@@ -101,8 +102,7 @@ async def show_job(face: Given, job: FromPath[str]) -> JobView:
 @delete("/v1/jobs/{job:str}", status_code=200, responses=documented(MISSING, LATE), summary="Cancel a job")
 async def cancel_job(face: Given, job: FromPath[str]) -> JobView:
     """What it found so far is kept. A job that has ended stays as it is."""
-    with face.soon():
-        await _job(face, job)
+    with face.soon(), _missing():
         return await face.services.cancel(job)
 
 
@@ -171,8 +171,7 @@ async def declare_stream(face: Given, stream: FromPath[str], data: JSONBody[Stre
 @delete("/v1/streams/{stream:str}", responses=documented(MISSING, LATE), summary="Forget a stream")
 async def forget_stream(face: Given, stream: FromPath[str]) -> None:
     """Nodes stop reading it, and it is no longer listed; what is stored of it stays until it falls out."""
-    with face.soon():
-        await _stream(face, stream)
+    with face.soon(), _missing():
         await face.services.forget(stream)
 
 
@@ -274,11 +273,18 @@ HANDLERS = (
 # --- how -----------------------------------------------------------------------------------------------------------
 
 
-async def _job(face: Face, id: str) -> JobSpec:
+@contextmanager
+def _missing() -> Iterator[None]:
+    """What the user got wrong is that there is no such thing."""
     try:
-        return await face.registry.job(id)
+        yield
     except UserError as error:
         raise Refusal(MISSING, str(error)) from error
+
+
+async def _job(face: Face, id: str) -> JobSpec:
+    with _missing():
+        return await face.registry.job(id)
 
 
 async def _stream(face: Face, name: str) -> StreamView:
