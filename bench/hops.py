@@ -28,18 +28,18 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 
-from engine.catalogue import Catalogue
-from engine.job import job_over
-from engine.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings
-from engine.plan import Plan, make_plan
-from engine.telemetry import Telemetry
-from engine.worker import Assignment, Worker
-from engine.workflow import Stage, Workflow
+from engine.node.job import job_over
+from engine.run.telemetry import Telemetry
+from engine.run.worker import Assignment, Worker
+from engine.spec.catalogue import Catalogue
+from engine.spec.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings
+from engine.spec.plan import Plan, make_plan
+from engine.spec.workflow import Stage, Workflow
 from streams import subjects
-from streams.ledger import Entry, Ledger, open_ledger
-from streams.link import connect
 from streams.records import Packet, Record, Segment, Track, encode
-from streams.server import embedded
+from streams.wire.ledger import Entry, Ledger, open_ledger
+from streams.wire.link import connect
+from streams.wire.server import embedded
 
 BATCH = 256
 ONCE = {"Nats-Expected-Last-Subject-Sequence": "0"}

@@ -36,21 +36,21 @@ import anyio
 import msgspec
 from measure import Spread, at_least, at_most, keep, num_cores, say, spread, timed_process
 
-from engine.answers import Answer
-from engine.catalogue import installed
-from engine.operator import Reduce
-from engine.plan import Plan, make_plan
+from engine.decide.answer import Answer
+from engine.spec.catalogue import installed
+from engine.spec.operator import Reduce
+from engine.spec.plan import Plan, make_plan
+from penstock.cli.show import is_right
 from penstock.demo import Question, clip, questions, workflow
 from penstock.running import this_machine
-from penstock.show import is_right
 from streams import subjects
-from streams.ledger import open_ledger
-from streams.link import connect
-from streams.probe import probe
+from streams.media.probe import probe
+from streams.media.segmenter import stream_id
 from streams.records import Gap, decode_result
-from streams.segmenter import stream_id
-from streams.server import embedded
 from streams.subjects import Key
+from streams.wire.ledger import open_ledger
+from streams.wire.link import connect
+from streams.wire.server import embedded
 
 WORKFLOW = Path(__file__).resolve().parent.parent / "examples" / "video_qa.toml"
 SCRIPT = Path(__file__).resolve().parent / "sequential.py"

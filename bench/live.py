@@ -50,15 +50,16 @@ from live_parts import (
 )
 from measure import at_most, keep, say
 
-from engine.gaps import count_gaps
-from engine.submission import JobRequest, Submitted
-from engine.workflow import Stage, Workflow
-from streams import keeper, subjects
-from streams.ledger import Noted, Retention, open_ledger
-from streams.link import connect
+from engine.node.submission import JobRequest, Submitted
+from engine.run.gaps import count_gaps
+from engine.spec.workflow import Stage, Workflow
+from streams import subjects
 from streams.records import Gap, Result, decode_result
-from streams.server import embedded
 from streams.subjects import Key
+from streams.wire import keeper
+from streams.wire.ledger import Noted, Retention, open_ledger
+from streams.wire.link import connect
+from streams.wire.server import embedded
 
 WINDOW = 5  # segments that a toy answer is made from
 MODEL_S = 0.02  # of a core, for each segment of a toy stream

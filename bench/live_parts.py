@@ -32,27 +32,28 @@ from measure import ROOT, num_cores
 from memory import fields, processes
 from nats.js.api import ConsumerConfig, StreamConfig
 
-from engine.catalogue import EXTRA, installed
-from engine.duties import Duties
-from engine.feeding import Media, Resume, Source, feed, played, source_of
-from engine.graph import running_groups
-from engine.node import node
-from engine.operator import Capability, Inputs, Machine, Operator, Port, Reduce, Rung, Scope, Settings
-from engine.operator import Media as MediaInput
-from engine.registry import NodeStatus, Registry, StreamSpec, new_id, open_registry
-from engine.services import Services
-from engine.submission import JobRequest, Submitted
-from engine.telemetry import Telemetry, configure_logging
-from engine.worker import Assignment
-from engine.workflow import Stage, Workflow
+from engine.decide.running_graph import running_groups
+from engine.node.endpoints import Services
+from engine.node.feeding import Media, Resume, Source, feed, played, source_of
+from engine.node.submission import JobRequest, Submitted
+from engine.node.tasks import Duties
+from engine.node.worker_processes import node
+from engine.run.registry import NodeStatus, Registry, StreamSpec, new_id, open_registry
+from engine.run.telemetry import Telemetry, configure_logging
+from engine.run.worker import Assignment
+from engine.spec.catalogue import EXTRA, installed
+from engine.spec.operator import Capability, Inputs, Machine, Operator, Port, Reduce, Rung, Scope, Settings
+from engine.spec.operator import Media as MediaInput
+from engine.spec.workflow import Stage, Workflow
 from penstock import demo
-from streams import keeper, subjects
-from streams.ledger import Ledger, Retention, open_ledger
-from streams.link import Link, connect
+from streams import subjects
+from streams.media.segmenter import segments
 from streams.records import EndOfStream, Packet, Record, Segment, Track, encode
-from streams.segmenter import segments
-from streams.server import embedded
-from streams.service import ask, serve
+from streams.wire import keeper
+from streams.wire.ledger import Ledger, Retention, open_ledger
+from streams.wire.link import Link, connect
+from streams.wire.server import embedded
+from streams.wire.service import ask, serve
 
 T = TypeVar("T")
 

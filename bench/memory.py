@@ -27,16 +27,16 @@ import av
 import msgspec
 from measure import MAX_RUN_S, ROOT, at_most, keep, say
 
-from engine.answers import Answer
+from engine.decide.answer import Answer
+from penstock.cli.show import is_right
 from penstock.demo import Question, clip, questions
-from penstock.show import is_right
 
 EVERY_S = 0.05
 MARK = "PENSTOCK_BENCH_RUN"
 WORKFLOW = ROOT / "examples" / "video_qa.toml"
 SCRIPT = ROOT / "bench" / "sequential.py"
 ROLES = {  # a word of the command line -> what the process is
-    "engine.worker": "worker",
+    "engine.run.worker": "worker",
     "keeper.py": "keeper",
     "nats-server": "nats-server",
     "anyio.to_process": "child of a worker",

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.operator import Device, Entry, Inputs, Media, Operator
+from engine.spec.operator import Device, Entry, Inputs, Media, Operator
 from operators.capabilities import AnswerParams, TranscribeParams
 from operators.language.extractive import ExtractiveAnswer
 from operators.media.decode import Audio, Frames, FrameSpec
@@ -33,8 +33,8 @@ from operators.speech.pocketsphinx_words import PocketSphinxWords
 from operators.speech.regions import SPEECH_AUDIO
 from operators.vision.detect_scenes import SMALL_FRAMES, DetectScenes
 from operators.vision.read_text import TEXT_FRAMES, ReadText
+from streams.media.segmenter import segments
 from streams.records import Segment
-from streams.segmenter import segments
 
 STREAM = "file"
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

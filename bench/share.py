@@ -29,10 +29,10 @@ import msgspec
 from live_parts import FeedReport, Rig, rig
 from measure import at_most, keep, say
 
-from engine.answers import Answer
-from engine.submission import JobRequest
+from engine.decide.answer import Answer
+from engine.node.submission import JobRequest
 from penstock import demo
-from penstock.show import is_right
+from penstock.cli.show import is_right
 from streams import subjects
 from streams.records import Gap, decode_result
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import msgspec
 
-from engine.operator import Capability, Media, Port, Settings
+from engine.spec.operator import Capability, Media, Port, Settings
 from streams.records import NOT_IN_THE_VIDEO as NOT_IN_THE_VIDEO
 from streams.records import Evidence, Observation, Record
 from streams.records import Reply as Reply

@@ -21,15 +21,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from engine.answers import Answer
-    from engine.workflow import Stage, Workflow, load_workflow, parse_workflow
+    from engine.decide.answer import Answer
+    from engine.spec.workflow import Stage, Workflow, load_workflow, parse_workflow
     from penstock.client import Client, Job, connect
     from penstock.running import run
     from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
 
 _PLACES = {
-    "engine.answers": ("Answer",),
-    "engine.workflow": ("Stage", "Workflow", "load_workflow", "parse_workflow"),
+    "engine.decide.answer": ("Answer",),
+    "engine.spec.workflow": ("Stage", "Workflow", "load_workflow", "parse_workflow"),
     "penstock.client": ("Client", "Job", "connect"),
     "penstock.running": ("run",),
     "streams.errors": ("LinkError", "PenstockError", "Permanent", "Transient", "UserError"),

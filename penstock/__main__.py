@@ -3,14 +3,14 @@
 import os
 import sys
 
-from engine import spawn
+from engine.run import spawn
 
 
 def entry() -> None:
     """Run one command. Threads still inside an operator must not hold the exit."""
     if sys.argv[1:2] in (["run"], ["demo"]):
         spawn.ahead()
-    from penstock.cli import main  # what takes a third of a second, while the worker imports what it needs
+    from penstock.cli.main import main  # what takes a third of a second, while the worker imports what it needs
 
     code = main()
     if unused := spawn.started_ahead():

@@ -21,30 +21,30 @@ import anyio.abc
 import anyio.to_thread
 import msgspec
 
-from engine.answers import Answer
-from engine.catalogue import installed
-from engine.costs import measured_costs
-from engine.feeding import feed, policy_for, source_of, treated
-from engine.findings import Redundancy
-from engine.jobs import BUCKET, State
-from engine.redundancy import find_redundancy
-from engine.registry import NodeStatus, Policy, Registry, new_id, open_registry
-from engine.services import Declare, Filter, Nothing, OfStream
-from engine.submission import JobRequest, Submitted
-from engine.telemetry import Telemetry, configure_logging_once
-from engine.views import JobView, StreamView
-from engine.workflow import Workflow
+from engine.decide.answer import Answer
+from engine.decide.redundancy.findings import Redundancy
+from engine.decide.redundancy.report import find_redundancy
+from engine.node.costs import measured_costs
+from engine.node.endpoints import Declare, Filter, Nothing, OfStream
+from engine.node.feeding import feed, policy_for, source_of, treated
+from engine.node.submission import JobRequest, Submitted
+from engine.node.views import JobView, StreamView
+from engine.run.registry import NodeStatus, Policy, Registry, new_id, open_registry
+from engine.run.telemetry import Telemetry, configure_logging_once
+from engine.spec.catalogue import installed
+from engine.spec.jobs import BUCKET, State
+from engine.spec.workflow import Workflow
 from penstock.running import default_store
 from streams import subjects
 from streams.errors import LinkError, UserError
-from streams.follow import follow
-from streams.ledger import Ledger, open_ledger
-from streams.link import connect as connect_link
+from streams.media.segmenter import stream_id
 from streams.records import EndOfStream, Gap, Segment
-from streams.segmenter import stream_id
-from streams.server import running_server
-from streams.service import ask
 from streams.subjects import PREFIX
+from streams.wire.follow import follow
+from streams.wire.ledger import Ledger, open_ledger
+from streams.wire.link import connect as connect_link
+from streams.wire.server import running_server
+from streams.wire.service import ask
 
 T = TypeVar("T")
 

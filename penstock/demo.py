@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.workflow import Workflow, load_workflow
+from engine.spec.workflow import Workflow, load_workflow
 from streams.errors import PenstockError
 
 HERE = Path(__file__).parent

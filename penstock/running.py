@@ -12,23 +12,23 @@ from urllib.parse import unquote, urlsplit
 import anyio
 import anyio.to_thread
 
-from engine.answers import Answer
-from engine.catalogue import installed
-from engine.job import Job, Progress, job_over
-from engine.jobs import JobSpec
-from engine.node import node
-from engine.operator import Machine
-from engine.plan import Plan, make_plan
-from engine.registry import BOUNDS
-from engine.telemetry import Telemetry, configure_logging_once
-from engine.worker import Assignment
-from engine.workflow import Workflow
+from engine.decide.answer import Answer
+from engine.node.job import Job, Progress, job_over
+from engine.node.worker_processes import node
+from engine.run.registry import BOUNDS
+from engine.run.telemetry import Telemetry, configure_logging_once
+from engine.run.worker import Assignment
+from engine.spec.catalogue import installed
+from engine.spec.jobs import JobSpec
+from engine.spec.operator import Machine
+from engine.spec.plan import Plan, make_plan
+from engine.spec.workflow import Workflow
 from streams.errors import UserError, first_error
-from streams.ledger import open_ledger
-from streams.link import connect
-from streams.probe import probe
-from streams.segmenter import segments, stream_id
-from streams.server import embedded
+from streams.media.probe import probe
+from streams.media.segmenter import segments, stream_id
+from streams.wire.ledger import open_ledger
+from streams.wire.link import connect
+from streams.wire.server import embedded
 
 
 @dataclass(frozen=True, slots=True)

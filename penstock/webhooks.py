@@ -33,13 +33,13 @@ import httpx
 import msgspec
 import structlog
 
-from engine.jobs import JobSpec
-from engine.webhook_url import check_webhook, public_webhook
+from engine.spec.jobs import JobSpec
+from engine.spec.webhook_url import check_webhook, public_webhook
 from streams import subjects
 from streams.errors import LinkError, Permanent, UserError
-from streams.ledger import ANSWERS, Ledger
-from streams.link import Refused
-from streams.pull import STARTS_ELSEWHERE, Acks, Arrival, Pull
+from streams.wire.ledger import ANSWERS, Ledger
+from streams.wire.link import Refused
+from streams.wire.pull import STARTS_ELSEWHERE, Acks, Arrival, Pull
 
 __all__ = ["Pace", "Webhooks", "check_webhook", "signature"]
 

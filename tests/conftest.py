@@ -7,8 +7,8 @@ import pytest
 import structlog
 from anyio.from_thread import start_blocking_portal
 
-from streams.link import connect
-from streams.server import embedded
+from streams.wire.link import connect
+from streams.wire.server import embedded
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
 

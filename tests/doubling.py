@@ -9,7 +9,7 @@ from typing import ClassVar
 import msgspec
 import toys
 
-from engine.operator import Capability, Device, Inputs, Operator, Port, Rung, Settings
+from engine.spec.operator import Capability, Device, Inputs, Operator, Port, Rung, Settings
 from streams.errors import Permanent, Transient
 
 NUMBERS = Capability("numbers", {"numbers": Port(toys.Number)}, toys.Number)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
 
-from streams.probe import open_decoder, time_ns, to_decoder
+from streams.media.probe import open_decoder, time_ns, to_decoder
+from streams.media.sources import SourceSettings, read
 from streams.records import EndOfStream, Gap, Segment, decode_media, encode
-from streams.sources import SourceSettings, read
 
 Record = Segment | Gap | EndOfStream
 QUICK = SourceSettings(open_timeout_s=5.0, read_timeout_s=1.0, first_pause_s=0.05, max_pause_s=0.2)

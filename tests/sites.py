@@ -13,20 +13,20 @@ import httpx
 import msgspec
 import toys
 
-from engine.catalogue import Catalogue
-from engine.duties import Duties, Sink
-from engine.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings
-from engine.registry import NodeStatus, Registry, open_registry
-from engine.retry import RetryPolicy
-from engine.services import Services
-from engine.telemetry import Telemetry
-from engine.worker import Assignment, Worker
-from engine.workflow import Stage, Workflow
+from engine.decide.retry import RetryPolicy
+from engine.node.endpoints import Services
+from engine.node.tasks import Duties, Sink
+from engine.run.registry import NodeStatus, Registry, open_registry
+from engine.run.telemetry import Telemetry
+from engine.run.worker import Assignment, Worker
+from engine.spec.catalogue import Catalogue
+from engine.spec.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings
+from engine.spec.workflow import Stage, Workflow
 from penstock.http import Limits, serve_http
 from streams import subjects
-from streams.ledger import Ledger, open_ledger
-from streams.link import connect
 from streams.records import EndOfStream, Record, encode
+from streams.wire.ledger import Ledger, open_ledger
+from streams.wire.link import connect
 
 
 class Counted(Record, frozen=True):

@@ -23,26 +23,29 @@ import pytest
 from clips import first_seconds
 from nats.aio.client import Client as Nats
 
-from engine import answering, intake, registry, services, submission
-from engine.answers import Answer
-from engine.catalogue import installed
-from engine.duties import Duties
-from engine.intake import Taken
-from engine.operator import Machine
-from engine.registry import NodeStatus, open_registry
-from engine.services import Ask, Call, Declare, Filter, Nothing, OfStream, Output, Services, Which
-from engine.submission import JobRequest, Submitted
-from engine.telemetry import Telemetry
-from engine.views import JobView, StreamView
-from engine.worker import Assignment, Worker
-from engine.workflow import Stage, Workflow
+from engine.decide.answer import Answer
+from engine.node import answering, intake, submission
+from engine.node import endpoints as services
+from engine.node.endpoints import Ask, Call, Declare, Filter, Nothing, OfStream, Output, Services, Which
+from engine.node.intake import Taken
+from engine.node.submission import JobRequest, Submitted
+from engine.node.tasks import Duties
+from engine.node.views import JobView, StreamView
+from engine.run import registry
+from engine.run.registry import NodeStatus, open_registry
+from engine.run.telemetry import Telemetry
+from engine.run.worker import Assignment, Worker
+from engine.spec.catalogue import installed
+from engine.spec.operator import Machine
+from engine.spec.workflow import Stage, Workflow
 from operators.capabilities import Scenes, ScreenText, Transcript
 from penstock import webhooks
-from streams import keeper, ledger, service, subjects
-from streams.ledger import open_ledger
-from streams.link import connect
+from streams import subjects
 from streams.records import Gap, GapCause
-from streams.service import serve
+from streams.wire import keeper, ledger, service
+from streams.wire.ledger import open_ledger
+from streams.wire.link import connect
+from streams.wire.service import serve
 
 DOCS = Path(__file__).parent.parent / "docs"
 SCHEMAS = DOCS / "protocol.schema.json"

@@ -5,7 +5,20 @@ from typing import ClassVar
 
 import msgspec
 
-from engine.operator import Capability, Fold, Inputs, Map, Media, Operator, Port, Reduce, Rung, Scope, Settings, Window
+from engine.spec.operator import (
+    Capability,
+    Fold,
+    Inputs,
+    Map,
+    Media,
+    Operator,
+    Port,
+    Reduce,
+    Rung,
+    Scope,
+    Settings,
+    Window,
+)
 from streams.errors import Permanent, Transient
 from streams.records import Packet, Record, Segment, Track
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import msgspec
 
-from engine.operator import Inputs, Operator, Reduce, Rung, Scope, Settings
+from engine.spec.operator import Inputs, Operator, Reduce, Rung, Scope, Settings
 from operators.capabilities import (
     ANSWER_QUESTION,
     NOT_IN_THE_VIDEO,

@@ -21,9 +21,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from engine.operator import Media
+from engine.spec.operator import Media
 from streams.errors import Permanent
-from streams.probe import BAD_MEDIA, open_decoder, time_ns, to_decoder
+from streams.media.probe import BAD_MEDIA, open_decoder, time_ns, to_decoder
 from streams.records import Packet, Segment, Track
 
 MAX_IDLE_DECODERS = 4  # kept by each thread

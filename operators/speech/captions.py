@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from engine.operator import Inputs, Machine, Media, Operator, Rung, Settings
+from engine.spec.operator import Inputs, Machine, Media, Operator, Rung, Settings
 from operators.capabilities import TRANSCRIBE, Speech, Transcript
 from streams.errors import Permanent
 from streams.records import MediaInfo, Segment, Track

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine.operator import Device, Inputs, Map, Operator, Rung, Settings
+from engine.spec.operator import Device, Inputs, Map, Operator, Rung, Settings
 from operators.capabilities import TRANSCRIBE, Speech, Transcript, Word
 from operators.speech.regions import HOP, SPEECH_AUDIO, Clip, region_of, time_ns, utterances
 from streams.errors import Permanent

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine.operator import Inputs, Media
+from engine.spec.operator import Inputs, Media
 from operators.media.decode import AudioSpec, audio
 
 SPEECH_AUDIO = AudioSpec(sample_rate=16_000)

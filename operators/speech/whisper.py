@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from msgspec import Meta
 
-from engine.operator import Device, Inputs, Machine, Map, Operator, Rung, Settings
+from engine.spec.operator import Device, Inputs, Machine, Map, Operator, Rung, Settings
 from operators.capabilities import TRANSCRIBE, Speech, Transcript, Word
 from operators.speech.regions import RATE, SPEECH_AUDIO, Clip, region_of, time_ns, utterances
 from streams.errors import Permanent, Transient

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.operator import Inputs, Media, Operator, Rung, Settings
+from engine.spec.operator import Inputs, Media, Operator, Rung, Settings
 from operators.capabilities import DETECT_SCENES, Glimpse, Scenes, Shot
 from operators.media.decode import FrameSpec, frames
 

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from engine.operator import Device, Inputs, Machine, Operator, Rung, Settings
+from engine.spec.operator import Device, Inputs, Machine, Operator, Rung, Settings
 from operators.capabilities import READ_TEXT, Scenes, ScreenText, Shot, TextLine
 from operators.media.decode import Frames, FrameSpec, frames
 from streams.records import MediaInfo

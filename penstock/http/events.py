@@ -20,14 +20,14 @@ import msgspec
 import structlog
 from litestar.response.base import ASGIResponse
 
-from engine.jobs import BUCKET
-from engine.views import JobView, job_view
+from engine.node.views import JobView, job_view
+from engine.spec.jobs import BUCKET
 from penstock.http.face import Face
 from penstock.http.problems import Refusal
 from streams import subjects
 from streams.errors import PenstockError, UserError
-from streams.follow import follow
-from streams.ledger import Stored
+from streams.wire.follow import follow
+from streams.wire.ledger import Stored
 
 log = structlog.get_logger(__name__)
 

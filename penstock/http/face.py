@@ -9,14 +9,14 @@ from http import HTTPStatus
 import anyio
 import msgspec
 
-from engine.catalogue import Catalogue
-from engine.operator import Machine
-from engine.registry import Registry, new_id
-from engine.services import Services
-from engine.telemetry import Telemetry
+from engine.node.endpoints import Services
+from engine.run.registry import Registry, new_id
+from engine.run.telemetry import Telemetry
+from engine.spec.catalogue import Catalogue
+from engine.spec.operator import Machine
 from penstock.http.problems import Refusal
 from streams.errors import UserError
-from streams.ledger import Ledger
+from streams.wire.ledger import Ledger
 
 MAX_UPLOAD_BYTES = "PENSTOCK_MAX_UPLOAD_BYTES"
 

@@ -14,13 +14,13 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
 from litestar.response.base import ASGIResponse
 
-from engine.answers import Answer
-from engine.jobs import JobSpec, State
-from engine.operator import Capability, Media
-from engine.registry import NodeStatus, Policy, StreamSettings
-from engine.services import MAX_WAIT_S, Output
-from engine.submission import JobRequest, Submitted
-from engine.views import JobView, StreamView, job_view, stream_views
+from engine.decide.answer import Answer
+from engine.node.endpoints import MAX_WAIT_S, Output
+from engine.node.submission import JobRequest, Submitted
+from engine.node.views import JobView, StreamView, job_view, stream_views
+from engine.run.registry import NodeStatus, Policy, StreamSettings
+from engine.spec.jobs import JobSpec, State
+from engine.spec.operator import Capability, Media
 from penstock.http import document, events, uploads
 from penstock.http.face import Face
 from penstock.http.problems import Refusal, documented

@@ -18,15 +18,15 @@ import anyio.abc
 import structlog
 import uvicorn
 
-from engine.catalogue import Catalogue, installed
-from engine.registry import Registry
-from engine.services import Services
-from engine.telemetry import Telemetry
+from engine.node.endpoints import Services
+from engine.run.registry import Registry
+from engine.run.telemetry import Telemetry
+from engine.spec.catalogue import Catalogue, installed
 from penstock.http.app import application
 from penstock.http.face import Face, Limits, limits_of_environment
 from penstock.running import this_machine
 from streams.errors import UserError
-from streams.ledger import Ledger
+from streams.wire.ledger import Ledger
 
 log = structlog.get_logger(__name__)
 

@@ -19,20 +19,20 @@ import anyio
 import anyio.to_thread
 from litestar import Request
 
-from engine.answering import stored_end
-from engine.feeding import Media, Resume, Source, feed, treated, where_it_stands
-from engine.registry import LEASE_TTL_S, Policy, StreamSpec
-from engine.services import Call, Output
+from engine.node.answering import stored_end
+from engine.node.endpoints import Call, Output
+from engine.node.feeding import Media, Resume, Source, feed, treated, where_it_stands
+from engine.run.registry import LEASE_TTL_S, Policy, StreamSpec
 from penstock.http import bodies
 from penstock.http.face import Face
 from penstock.http.problems import Refusal
 from streams import subjects
 from streams.errors import PenstockError, UserError
-from streams.pipe import Pipe, PipeClosed
-from streams.probe import Opening, open_media
+from streams.media.pipe import Pipe, PipeClosed
+from streams.media.probe import Opening, open_media
+from streams.media.segmenter import stream_id
+from streams.media.sources import STREAMABLE, read, read_bytes
 from streams.records import EndOfStream, Record, encode
-from streams.segmenter import stream_id
-from streams.sources import STREAMABLE, read, read_bytes
 
 SEGMENT_S = 5.0
 MAX_LEASE_WAIT_S = LEASE_TTL_S + 2.0  # a feeder that was killed is forgotten within this

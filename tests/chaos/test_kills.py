@@ -19,21 +19,21 @@ import msgspec
 import pytest
 from clips import EXAMPLES, first_seconds
 
-from engine.answers import Answer
-from engine.catalogue import installed
-from engine.job import Job, Progress, job_over
-from engine.node import Node, node
-from engine.operator import Machine, Reduce
-from engine.plan import Plan, make_plan
-from engine.telemetry import Telemetry
-from engine.worker import Assignment
-from engine.workflow import load_workflow
+from engine.decide.answer import Answer
+from engine.node.job import Job, Progress, job_over
+from engine.node.worker_processes import Node, node
+from engine.run.telemetry import Telemetry
+from engine.run.worker import Assignment
+from engine.spec.catalogue import installed
+from engine.spec.operator import Machine, Reduce
+from engine.spec.plan import Plan, make_plan
+from engine.spec.workflow import load_workflow
 from streams import subjects
-from streams.ledger import Ledger, open_ledger
-from streams.link import connect
+from streams.media.segmenter import segments, stream_id
 from streams.records import EndOfStream, Gap, Segment, decode_result, encode
-from streams.segmenter import segments, stream_id
-from streams.server import embedded
+from streams.wire.ledger import Ledger, open_ledger
+from streams.wire.link import connect
+from streams.wire.server import embedded
 
 pytestmark = pytest.mark.anyio
 

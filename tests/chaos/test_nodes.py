@@ -14,14 +14,14 @@ import anyio
 import pytest
 from clips import first_seconds
 
-from engine.registry import StreamSpec, open_registry
-from engine.workflow import parse_workflow
+from engine.run.registry import StreamSpec, open_registry
+from engine.spec.workflow import parse_workflow
 from penstock.client import connect
 from streams import subjects
-from streams.ledger import open_ledger
-from streams.link import connect as connect_link
+from streams.media.segmenter import segments
 from streams.records import EndOfStream, encode
-from streams.segmenter import segments
+from streams.wire.ledger import open_ledger
+from streams.wire.link import connect as connect_link
 
 pytestmark = pytest.mark.anyio
 SEED = 11

@@ -14,9 +14,9 @@ from clips import EXAMPLES, STATION
 from conftest import Eventually
 from media_zoo import make, mutated
 
-from penstock.cli import main
-from streams.ledger import open_ledger
-from streams.link import connect
+from penstock.cli.main import main
+from streams.wire.ledger import open_ledger
+from streams.wire.link import connect
 
 WORKFLOW = str(EXAMPLES / "video_qa.toml")
 ASK = ["--ask", "Where can I park my car?"]

@@ -9,21 +9,21 @@ import msgspec
 import pytest
 import toys
 
-from engine.catalogue import Catalogue
-from engine.job import MAX_AHEAD, Job, Progress, job_over, round_of
-from engine.jobs import JobSpec, Span, spans_of
-from engine.operator import Fold, Machine, Map, Reduce, Window
-from engine.plan import Plan, make_plan
-from engine.retry import RetryPolicy
-from engine.telemetry import Telemetry
-from engine.worker import Assignment, Worker
-from engine.workflow import Stage, Workflow
+from engine.decide.retry import RetryPolicy
+from engine.node.job import MAX_AHEAD, Job, Progress, job_over, round_of
+from engine.run.telemetry import Telemetry
+from engine.run.worker import Assignment, Worker
+from engine.spec.catalogue import Catalogue
+from engine.spec.jobs import JobSpec, Span, spans_of
+from engine.spec.operator import Fold, Machine, Map, Reduce, Window
+from engine.spec.plan import Plan, make_plan
+from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.errors import UserError
-from streams.ledger import Ledger, open_ledger
-from streams.link import connect
 from streams.records import DeadLetter, EndOfStream, Gap, Result, Segment, decode_result, encode
 from streams.subjects import Key
+from streams.wire.ledger import Ledger, open_ledger
+from streams.wire.link import connect
 
 pytestmark = pytest.mark.anyio
 CATALOGUE = Catalogue(toys.ALL)

@@ -9,14 +9,14 @@ import msgspec
 import pytest
 from clips import EXAMPLES, STATION
 
-from engine.answers import Answer
-from engine.workflow import load_workflow
+from engine.decide.answer import Answer
+from engine.spec.workflow import load_workflow
+from penstock.cli.show import is_right
 from penstock.demo import questions
 from penstock.running import Options, run
-from penstock.show import is_right
-from streams.ledger import open_ledger
-from streams.link import connect
-from streams.server import embedded
+from streams.wire.ledger import open_ledger
+from streams.wire.link import connect
+from streams.wire.server import embedded
 
 pytestmark = pytest.mark.anyio
 WORKFLOW = load_workflow(EXAMPLES / "video_qa.toml")

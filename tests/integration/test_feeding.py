@@ -12,19 +12,19 @@ import toys
 from clips import first_seconds
 from conftest import Eventually
 
-from engine import intake
-from engine.feeding import Media, Resume, Source, feed, lease_of, source_of, where_it_stands
-from engine.gaps import count_gaps
-from engine.intake import Intake
-from engine.registry import Registry, StreamSpec, open_registry
-from engine.telemetry import Telemetry
+from engine.node import intake
+from engine.node.feeding import Media, Resume, Source, feed, lease_of, source_of, where_it_stands
+from engine.node.intake import Intake
+from engine.run.gaps import count_gaps
+from engine.run.registry import Registry, StreamSpec, open_registry
+from engine.run.telemetry import Telemetry
 from streams import subjects
 from streams.errors import UserError
-from streams.lease import holder_of
-from streams.ledger import Ledger, open_ledger
-from streams.link import connect
+from streams.media.segmenter import segments
 from streams.records import EndOfStream, Gap, Segment, decode_media
-from streams.segmenter import segments
+from streams.wire.lease import holder_of
+from streams.wire.ledger import Ledger, open_ledger
+from streams.wire.link import connect
 
 pytestmark = pytest.mark.anyio
 TRACES = Telemetry("test")

@@ -9,17 +9,17 @@ import msgspec
 import pytest
 from clips import EXAMPLES, first_seconds
 
-from engine.catalogue import installed
-from engine.job import Job, job_over
-from engine.operator import Machine
-from engine.plan import make_plan
-from engine.telemetry import Telemetry
-from engine.worker import Assignment, Worker
-from engine.workflow import load_workflow
-from streams.ledger import open_ledger
-from streams.link import connect
+from engine.node.job import Job, job_over
+from engine.run.telemetry import Telemetry
+from engine.run.worker import Assignment, Worker
+from engine.spec.catalogue import installed
+from engine.spec.operator import Machine
+from engine.spec.plan import make_plan
+from engine.spec.workflow import load_workflow
+from streams.media.segmenter import segments
 from streams.records import Gap, decode_result, encode
-from streams.segmenter import segments
+from streams.wire.ledger import open_ledger
+from streams.wire.link import connect
 
 pytestmark = pytest.mark.anyio
 SEGMENT_S, CLIP_S = 2.0, 6.0

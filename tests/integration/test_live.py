@@ -12,25 +12,25 @@ import msgspec
 import pytest
 import toys
 
-from engine.answers import Answer
-from engine.catalogue import Catalogue
-from engine.duties import Duties, responsible
-from engine.gaps import count_gaps
-from engine.operator import Machine
-from engine.registry import NodeStatus, Registry, StreamSpec, open_registry
-from engine.retry import RetryPolicy
-from engine.services import Services
-from engine.submission import JobRequest, Submitted
-from engine.telemetry import Telemetry
-from engine.worker import Assignment, Worker
-from engine.workflow import Stage, Workflow
+from engine.decide.answer import Answer
+from engine.decide.retry import RetryPolicy
+from engine.node.endpoints import Services
+from engine.node.submission import JobRequest, Submitted
+from engine.node.tasks import Duties, responsible
+from engine.run.gaps import count_gaps
+from engine.run.registry import NodeStatus, Registry, StreamSpec, open_registry
+from engine.run.telemetry import Telemetry
+from engine.run.worker import Assignment, Worker
+from engine.spec.catalogue import Catalogue
+from engine.spec.operator import Machine
+from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.errors import UserError
-from streams.follow import follow
-from streams.ledger import Ledger, open_ledger
-from streams.link import connect
 from streams.records import EndOfStream, Gap, decode_result, encode
 from streams.subjects import Key
+from streams.wire.follow import follow
+from streams.wire.ledger import Ledger, open_ledger
+from streams.wire.link import connect
 
 pytestmark = pytest.mark.anyio
 CATALOGUE = Catalogue(toys.ALL)
@@ -301,7 +301,7 @@ async def test_a_standing_job_on_a_stream_that_has_ended_is_about_its_past(servi
 
 
 async def test_jobs_that_ended_long_ago_are_forgotten(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.registry.KEEP_JOBS", 2)
+    monkeypatch.setattr("engine.run.registry.KEEP_JOBS", 2)
     await service.publish(list(range(8)))
     standing = await service.submit(standing=True, window_s=2.0)
     ended = [await service.submit(start="0:00") for _ in range(4)]

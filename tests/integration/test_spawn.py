@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from conftest import Eventually
 
-from engine import spawn
-from engine.node import node
-from engine.worker import Assignment
+from engine.node.worker_processes import node
+from engine.run import spawn
+from engine.run.worker import Assignment
 
 pytestmark = pytest.mark.anyio
 

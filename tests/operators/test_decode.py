@@ -10,12 +10,12 @@ import pytest
 from media_zoo import make, mutated, whole_pictures, whole_sound
 from numpy.typing import NDArray
 
-from engine.operator import Media
+from engine.spec.operator import Media
 from operators.media import decode
 from operators.media.decode import AudioSpec, FrameSpec, audio, decode_path, frames
 from streams.errors import Permanent, UserError
+from streams.media.segmenter import segments
 from streams.records import EndOfStream, Segment
-from streams.segmenter import segments
 
 GRAY = FrameSpec(pixels="gray8")
 

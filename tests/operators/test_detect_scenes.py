@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.operator import Entry, Inputs, Media, Settings
+from engine.spec.operator import Entry, Inputs, Media, Settings
 from operators.capabilities import Glimpse, Scenes
 from operators.media.decode import FrameSpec, frames
 from operators.vision.detect_scenes import DetectScenes, cut_between, signatures, take_openings
+from streams.media.segmenter import segments
 from streams.records import Segment
-from streams.segmenter import segments
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FPS = 25

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.operator import Entry, Inputs
+from engine.spec.operator import Entry, Inputs
 from operators.capabilities import (
     NOT_IN_THE_VIDEO,
     AnswerParams,

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.operator import Device, Entry, Inputs, Media, Settings
+from engine.spec.operator import Device, Entry, Inputs, Media, Settings
 from operators.capabilities import Scenes, ScreenText, Shot
 from operators.media.decode import Frames
 from operators.vision.detect_scenes import DetectScenes
@@ -24,8 +24,8 @@ from operators.vision.read_text import (
     visible_intervals,
     where_visible,
 )
+from streams.media.segmenter import segments
 from streams.records import Segment
-from streams.segmenter import segments
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEP_NS = TEXT_FRAMES.interval_ns

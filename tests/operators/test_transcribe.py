@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from media_zoo import make
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from engine.operator import Device, Entry, Inputs, Machine, Media, Operator, Settings
+from engine.spec.operator import Device, Entry, Inputs, Machine, Media, Operator, Settings
 from operators.capabilities import TranscribeParams, Transcript
 from operators.speech import captions, pocketsphinx_words, whisper
 from operators.speech.captions import Captions
@@ -35,8 +35,8 @@ from operators.speech.regions import (
 )
 from operators.speech.whisper import NEEDS_GPU, QUALITY, Whisper, WhisperKnobs
 from streams.errors import Permanent
+from streams.media.segmenter import segments
 from streams.records import MediaInfo, Packet, Segment, Track
-from streams.segmenter import segments
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ENGLISH = TranscribeParams()

@@ -18,12 +18,12 @@ from conftest import Eventually
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from sites import EACH, Site, serving, site
 
-from engine.answers import Answer
+from engine.decide.answer import Answer
 from penstock.http import serve_http
 from penstock.http.routes import HANDLERS
 from streams import subjects
 from streams.errors import UserError
-from streams.ledger import Ledger
+from streams.wire.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
 

@@ -13,14 +13,14 @@ import pytest
 from conftest import Eventually
 from sites import CountPackets, Site, remuxed, site
 
-from engine import feeding
-from engine.registry import StreamSpec
+from engine.node import feeding
+from engine.run.registry import StreamSpec
 from penstock.http import uploads
 from penstock.http.bodies import must_seek
 from streams import subjects
-from streams.lease import holder_of
+from streams.media.segmenter import segments, stream_id
 from streams.records import EndOfStream, Gap, Segment, decode_media, encode
-from streams.segmenter import segments, stream_id
+from streams.wire.lease import holder_of
 
 pytestmark = pytest.mark.anyio
 

@@ -20,16 +20,16 @@ import structlog
 from conftest import Eventually
 from sites import CATALOGUE, EACH, site
 
-from engine.duties import Sink
-from engine.jobs import JobSpec
-from engine.operator import Machine
-from engine.plan import make_plan
-from engine.webhook_url import check_webhook, public_webhook
+from engine.node.tasks import Sink
+from engine.spec.jobs import JobSpec
+from engine.spec.operator import Machine
+from engine.spec.plan import make_plan
+from engine.spec.webhook_url import check_webhook, public_webhook
 from penstock.webhooks import Pace, Webhooks, signature
 from streams import subjects
 from streams.errors import UserError
-from streams.ledger import ANSWERS, Ledger, open_ledger
-from streams.link import Refused, connect
+from streams.wire.ledger import ANSWERS, Ledger, open_ledger
+from streams.wire.link import Refused, connect
 
 pytestmark = pytest.mark.anyio
 

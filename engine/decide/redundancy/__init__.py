@@ -1,0 +1,1 @@
+"""What the running graph computes twice for no reason."""

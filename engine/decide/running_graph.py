@@ -1,0 +1,105 @@
+"""The running graph: what all jobs of a stream ask together, as groups of stages to run. Pure.
+
+Jobs meet by stage id: a stage that two of them ask for is one stage here, asked for all that either wants. It follows
+from the jobs alone, so every worker that knows the same jobs runs the same groups and no node has to lead.
+
+A group's consumer is named after what the group computes. When that changes, so does the name, and the new consumer
+starts at the first input of something not stored yet. A round enters the name as well: a job that asks again for what
+was computed and has fallen out of retention brings a new one, because its inputs were delivered and acknowledged
+before.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from graphlib import TopologicalSorter
+
+import msgspec
+
+from engine.spec.jobs import JobSpec, Span, distinct, merged
+from engine.spec.operator import Reduce
+from engine.spec.plan import PlannedStage
+from streams.records import encode
+from streams.subjects import Key
+
+
+class RunningStage(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage and what is asked of it, by all jobs together."""
+
+    planned: PlannedStage
+    spans: tuple[Span, ...]  # of a stage that reduces, each the range of one output
+    patient: tuple[Span, ...] = ()  # the part of it that is wanted however late; the rest within max_lag_s
+    max_lag_s: float = 0.0
+    jobs: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return self.planned.id
+
+    def owes(self, key: Key) -> bool:
+        """Whether this output of the stage is asked for."""
+        if isinstance(self.planned.scope, Reduce):
+            return any(span.first == key.first and span.last in (None, key.last) for span in self.spans)
+        return any(span.first <= key.first and (span.last is None or key.first <= span.last) for span in self.spans)
+
+    def is_prompt(self, key: Key) -> bool:
+        """Whether this output is worth nothing when it is late."""
+        return not any(span.holds(key.last) for span in self.patient)
+
+
+class RunningGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Stages that run fused over one stream."""
+
+    stream: str
+    stages: tuple[RunningStage, ...]  # each after those of the group it reads
+    round: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its consumers."""
+        content = [[stage.id, stage.spans] for stage in sorted(self.stages, key=lambda stage: stage.id)]
+        return hashlib.sha256(encode([content, self.round])).hexdigest()[:20]
+
+
+def running_groups(jobs: Iterable[JobSpec]) -> list[RunningGroup]:
+    """The groups that these jobs need, those that are not running passed over."""
+    by_stream: dict[str, list[JobSpec]] = {}
+    for job in sorted(jobs, key=lambda job: (job.submitted_ns, job.id)):
+        if job.state == "running":
+            by_stream.setdefault(job.stream, []).append(job)
+    return [group for stream, some in by_stream.items() for group in _groups_of(stream, some)]
+
+
+def _groups_of(stream: str, jobs: list[JobSpec]) -> list[RunningGroup]:
+    stages = running_stages(jobs)
+    rounds: dict[str, int] = {}
+    for job in jobs:
+        for planned in job.plan.stages:
+            rounds[planned.group] = max(rounds.get(planned.group, 0), job.rounds.get(planned.id, 0))
+    groups: dict[str, list[RunningStage]] = {}
+    for stage in stages:
+        groups.setdefault(stage.planned.group, []).append(stage)
+    return [RunningGroup(stream=stream, stages=tuple(members), round=rounds[name]) for name, members in groups.items()]
+
+
+def running_stages(jobs: list[JobSpec]) -> list[RunningStage]:
+    """The stages that jobs of one stream ask for, each after those it reads."""
+    found: dict[str, RunningStage] = {}
+    for job in jobs:
+        for planned in job.plan.stages:
+            before = found.get(planned.id) or RunningStage(planned=planned, spans=())
+            together = distinct if isinstance(planned.scope, Reduce) else merged
+            found[planned.id] = msgspec.structs.replace(
+                before,
+                spans=tuple(together([*before.spans, *job.spans[planned.id]])),
+                patient=tuple(merged([*before.patient, *job.patient(planned.id)])),
+                max_lag_s=max(before.max_lag_s, job.max_lag_s),
+                jobs=(*before.jobs, job.id),
+            )
+    return list(found.values())
+
+
+def in_order(stages: Iterable[PlannedStage]) -> list[PlannedStage]:
+    """Each stage once, after those it reads."""
+    by_id = {stage.id: stage for stage in stages}
+    reads = {id: [source for source in stage.sources if source in by_id] for id, stage in by_id.items()}
+    return [by_id[id] for id in TopologicalSorter(reads).static_order()]

@@ -1,0 +1,353 @@
+"""Answering: a job's answers, from what its last stages store to what its subscribers get.
+
+Delivery guarantee: each answer is appended to `penstock.answers.<job>.<stream>` once, in order. Every answer carries,
+in a header, how far the job is with each of its last stages; an append expects to follow the answer that was the last
+when it was made. So whoever goes on after a death reads the last answer and knows where to go on, and of two who answer
+at once one is refused. What is heard by core NATS is a hint only: the ledger is read before anything is believed.
+"""
+
+import hashlib
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import msgspec
+import structlog
+
+from engine.decide import joins
+from engine.decide.answer import Answer, make_answer, upstream_of, wall_clock
+from engine.run.gaps import put_gaps
+from engine.run.telemetry import trace_id
+from engine.spec.catalogue import Catalogue
+from engine.spec.jobs import JobSpec
+from engine.spec.operator import Reduce, Window
+from streams import subjects
+from streams.errors import LinkError, PenstockError
+from streams.records import (
+    NOT_IN_THE_VIDEO,
+    EndOfStream,
+    Evidence,
+    Gap,
+    Reply,
+    Result,
+    Segment,
+    decode_media,
+    decode_result,
+    encode,
+)
+from streams.subjects import Key
+from streams.wire.ledger import Ledger, Stored
+
+log = structlog.get_logger(__name__)
+
+STORING_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # pauses while a record we heard of is being stored
+RECOUNT_S = 2.0  # how often the ledger is asked for what no hint told
+PROGRESS = "Penstock-Progress"
+NOTHING = ""
+MAX_MOMENTS = 512
+
+Clock = Callable[[int], str]
+
+
+class Reached(msgspec.Struct, frozen=True, array_like=True):
+    """How far a last stage has been answered: the next segment to look at, and what was said last."""
+
+    next: int
+    said: str = NOTHING
+
+
+class Moments:
+    """When segments were stored and captured, remembered for all jobs of a node: a segment is large, and every answer
+    about it needs to know."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._known: OrderedDict[tuple[str, int], tuple[int, Clock | None]] = OrderedDict()
+        self._reading: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+
+    async def of(self, stream: str, index: int) -> tuple[int, Clock | None]:
+        """When a segment was stored (Unix time; now where it is gone), and what turns media time into the time of day
+        it was captured at, where that is known."""
+        async with self._reading[stream]:
+            if (stream, index) not in self._known:
+                noted = await self._ledger.look(subjects.media(stream, index))
+                if noted is None:
+                    return time.time_ns(), None
+                record = decode_media(noted.record.data)
+                clock = wall_clock(record) if isinstance(record, Segment) else None
+                self._known[stream, index] = noted.stored_ns, clock
+                if len(self._known) > MAX_MOMENTS:
+                    self._known.popitem(last=False)
+            return self._known[stream, index]
+
+
+_progress = msgspec.json.Decoder(dict[str, Reached])
+
+
+class Answering:
+    """The answers of one job. `on_answer` is called with each after it is stored."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        spec: JobSpec,
+        catalogue: Catalogue,
+        moments: Moments,
+        on_answer: Callable[[Answer], None] = lambda answer: None,
+    ) -> None:
+        self.spec = spec
+        self._ledger = ledger
+        self._plan = spec.plan
+        self._stream = spec.stream
+        self._catalogue = catalogue
+        self._moments = moments
+        self._on_answer = on_answer
+        self._upstream = {id: upstream_of(spec.plan, id) for id in spec.plan.answers}
+        self._subject = subjects.answers(spec.id, spec.stream)
+        self._heard: dict[str, set[Key]] = {id: set() for id in spec.plan.answers}
+        self._changed = anyio.Event()
+        self._end: EndOfStream | None = None
+        self._reached: dict[str, Reached] = {}
+        self._last_seq = 0
+        self._appending = anyio.Lock()
+        self._last_read: dict[str, tuple[range, list[Result | Gap]]] = {}
+
+    async def run(self) -> None:
+        """Returns when every answer the job can have is stored: for a standing one, when its stream has ended."""
+        forget = self._ledger.link.on_reconnect(self._wake)
+        watches = [await self._watch(id) for id in self._plan.answers]
+        watches.append(await self._ledger.link.subscribe(subjects.media_end(self._stream), self._on_hint))
+        try:
+            await self._go_on()
+            async with anyio.create_task_group() as tasks:
+                for id in self._plan.answers:
+                    tasks.start_soon(self._follow, id)
+        finally:
+            forget()
+            await self._ledger.link.unsubscribe(*watches)
+
+    # --- what there is -----------------------------------------------------------------------------------------
+
+    async def _watch(self, stage_id: str) -> Any:
+        async def on_message(message: Any) -> None:
+            due = self._next(stage_id, 0)
+            self._heard[stage_id] |= {key for key in subjects.keys_of([message.subject]) if key.last >= due}
+            self._wake()
+
+        return await self._ledger.link.subscribe(subjects.results_of(stage_id, self._stream), on_message)
+
+    async def _on_hint(self, message: Any) -> None:
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()  # whoever waits next waits for the next change
+
+    async def _stored(self, stage_id: str, key: Key) -> Stored | None:
+        """The record at a key, waited for as long as it takes; None where the stream ended before."""
+        subject = subjects.result(stage_id, self._stream, key)
+        while True:
+            changed = self._changed
+            try:
+                stored = await self._ledger.get(subject)
+                if stored is None and key in self._heard[stage_id]:
+                    stored = await self._once_stored(subject)
+                self._heard[stage_id].discard(key)
+                if stored is not None:
+                    return stored
+                if (end := await self._known_end()) and key.last >= end.num_segments:
+                    return None
+                with anyio.move_on_after(RECOUNT_S) as silence:
+                    await changed.wait()
+                if silence.cancelled_caught:
+                    await self._tell_lost(stage_id, key)
+            except LinkError as error:
+                log.warning("cannot_look", job=self.spec.id, error=str(error))
+                await anyio.sleep(RECOUNT_S)
+
+    async def _once_stored(self, subject: str) -> Stored | None:
+        """The record we heard of. What core NATS tells is sent before it is stored, and may never be: then None, and it
+        will be heard of again."""
+        for pause_s in STORING_S:
+            await anyio.sleep(pause_s)
+            if stored := await self._ledger.get(subject):
+                return stored
+        return None
+
+    async def _tell_lost(self, stage_id: str, key: Key) -> None:
+        """Where the media of an output have fallen out of retention before it was computed, nobody will: say so."""
+        if key.first != key.last:
+            return
+        kept = sorted(subjects.keys_of(await self._ledger.subjects(subjects.media_of(self._stream))))
+        if not kept or kept[0].first <= key.first:
+            return
+        above = [self._plan.stage(id) for id in self._upstream[stage_id]]
+        owed = [stage.id for stage in above if not isinstance(stage.scope, Reduce)]
+        await put_gaps(self._ledger, [lost(id, self._stream, key) for id in owed])
+
+    async def _known_end(self) -> EndOfStream | None:
+        if self._end is None:
+            self._end = await stored_end(self._ledger, self._stream)
+        return self._end
+
+    # --- one last stage ----------------------------------------------------------------------------------------
+
+    async def _go_on(self) -> None:
+        """Learn from the last answer how far the job is."""
+        last = await self._ledger.look(self._subject)
+        self._last_seq = 0 if last is None else last.record.seq
+        if last is not None and (said := last.headers.get(PROGRESS)):
+            self._reached = _progress.decode(said)
+
+    async def _follow(self, stage_id: str) -> None:
+        reduces = isinstance(self._plan.stage(stage_id).scope, Reduce)
+        async with anyio.create_task_group() as tasks:
+            if reduces:
+                tasks.start_soon(self._draft, stage_id)
+            async for key in self._ranges(stage_id) if reduces else self._segments(stage_id):
+                stored = await self._stored(stage_id, key)
+                if stored is None:
+                    break
+                while not await self._answer(stage_id, key, stored):
+                    await self._go_on()  # another has answered meanwhile
+            tasks.cancel_scope.cancel()
+
+    async def _segments(self, stage_id: str) -> AsyncIterator[Key]:
+        """The segments to answer for, in order; without end where the job has none."""
+        asked = self.spec.asked
+        index = self._next(stage_id, asked.first)
+        while asked.last is None or index <= asked.last:
+            yield Key.of(index)
+            index = max(index + 1, self._next(stage_id, asked.first))
+
+    async def _ranges(self, stage_id: str) -> AsyncIterator[Key]:
+        """The one range to answer for, the longest asked for, once it is known where it ends."""
+        whole = max(self.spec.spans[stage_id], key=lambda span: float("inf") if span.last is None else span.last)
+        last = whole.last
+        while last is None:
+            changed = self._changed
+            if end := await self._known_end():
+                last = end.num_segments - 1
+            else:
+                with anyio.move_on_after(RECOUNT_S):
+                    await changed.wait()
+        if self._next(stage_id, whole.first) <= last:
+            yield Key(whole.first, last)
+
+    async def _draft(self, stage_id: str) -> None:
+        """What the beginnings of a range say, published as it comes: it may still change, and may be missed."""
+        *beginnings, _ = self.spec.spans[stage_id]
+        for span in beginnings:
+            key = Key(span.first, span.first if span.last is None else span.last)
+            stored = await self._stored(stage_id, key)
+            if stored is None:
+                return
+            record, output = self._decoded(stage_id, stored)
+            if digest(output) != NOTHING:
+                answer = await self._made(stage_id, key, stored, record, output)
+                data = msgspec.json.encode(msgspec.structs.replace(answer, partial=True))
+                try:
+                    await self._ledger.link.publish(subjects.partials(self.spec.id, self._stream), data)
+                except LinkError as error:  # such as one too large; a draft may be missed
+                    log.warning("draft_not_sent", job=self.spec.id, error=str(error))
+
+    def _next(self, stage_id: str, first: int) -> int:
+        reached = self._reached.get(stage_id)
+        return first if reached is None else max(first, reached.next)
+
+    # --- one answer --------------------------------------------------------------------------------------------
+
+    async def _answer(self, stage_id: str, key: Key, stored: Stored) -> bool:
+        """Append the answer, if this output gives one; False where another got there first."""
+        if key.last < self._next(stage_id, key.first):
+            return True
+        record, output = self._decoded(stage_id, stored)
+        said = self._reached.get(stage_id, Reached(0)).said
+        if self.spec.standing:
+            says = digest(output)
+            if isinstance(record, Gap) or says == said:
+                self._reached[stage_id] = Reached(key.last + 1, said)
+                return True
+            said = says
+        answer = await self._made(stage_id, key, stored, record, output)
+        async with self._appending:
+            reached = {**self._reached, stage_id: Reached(key.last + 1, said)}
+            headers = {PROGRESS: msgspec.json.encode(reached).decode()}
+            data = msgspec.json.encode(answer)
+            seq = await self._ledger.append(self._subject, data, self._last_seq, stored.traceparent, headers)
+            if seq is None:
+                return False
+            self._last_seq, self._reached = seq, reached
+        self._on_answer(answer)
+        return True
+
+    def _decoded(self, stage_id: str, stored: Stored) -> tuple[Result | Gap, msgspec.Struct | None]:
+        record = decode_result(stored.data)
+        if isinstance(record, Gap):
+            return record, None
+        capability = self._catalogue.capability(self._plan.stage(stage_id).capability)
+        return record, msgspec.msgpack.decode(record.output, type=capability.output)
+
+    async def _made(
+        self, stage_id: str, key: Key, stored: Stored, record: Result | Gap, output: msgspec.Struct | None
+    ) -> Answer:
+        scope = self._plan.stage(stage_id).scope
+        looked_at = joins.needs(scope, key, None)
+        used = {id: await self._records(id, looked_at) for id in self._upstream[stage_id] if id != stage_id}
+        stored_ns, clock = await self._moments.of(self._stream, key.last)
+        started_ns = stored_ns if self.spec.standing else self.spec.submitted_ns
+        end = self._end if self.spec.standing else await self._known_end()  # not asked for with every window
+        last = self.spec.asked.last
+        flaws = end.flaws if end and (last is None or last >= end.num_segments - 1) else ()
+        return make_answer(
+            self.spec,
+            record,
+            output,
+            used,
+            flaws,
+            max(0.0, (time.time_ns() - started_ns) / 1e9),
+            trace_id(stored.traceparent),
+            clock,
+            looked_at.start if isinstance(scope, Window) else key.first,
+        )
+
+    async def _records(self, source: str, indices: range) -> list[Result | Gap]:
+        """What a stage delivered over a range, read once for all the answers that rest on it."""
+        if self._last_read.get(source, (None, []))[0] != indices:
+            names = [subjects.result(source, self._stream, Key.of(index)) for index in indices]
+            found = await self._ledger.get_many(names)
+            self._last_read[source] = (indices, [decode_result(found[name].data) for name in names if name in found])
+        return self._last_read[source][1]
+
+
+def digest(output: msgspec.Struct | None) -> str:
+    """What an output says, without how surely: two windows that find the same say the same. Nothing found says
+    NOTHING."""
+    match output:
+        case Reply(answer=answer, evidence=evidence):
+            if answer == NOT_IN_THE_VIDEO:
+                return NOTHING
+            content: Any = [answer, sorted((item.kind, item.start_ns, item.text) for item in evidence)]
+        case Evidence(observations=()) | None:
+            return NOTHING
+        case _:
+            content = output
+    return hashlib.sha256(encode(content)).hexdigest()[:16]
+
+
+def lost(stage_id: str, stream: str, key: Key) -> Gap:
+    """The record of an output whose media fell out of retention before it was computed."""
+    detail = "its media fell out of retention before it was computed"
+    return Gap(stage=stage_id, stream=stream, first=key.first, last=key.last, cause="dropped", detail=detail)
+
+
+async def stored_end(ledger: Ledger, stream: str) -> EndOfStream | None:
+    """The end of a stream, if it is stored. Raises PenstockError where it cannot be read."""
+    stored = await ledger.get(subjects.media_end(stream))
+    try:
+        end = decode_media(stored.data) if stored is not None else None
+    except msgspec.DecodeError as error:
+        raise PenstockError(f"the end of stream {stream} cannot be read from the ledger: {error}") from error
+    return end if isinstance(end, EndOfStream) else None

@@ -1,0 +1,238 @@
+"""Services: what any node answers when it is asked over NATS. Requests and replies are JSON.
+
+| subject | request | reply |
+|---|---|---|
+| `penstock.jobs.submit` | `JobRequest` | `Submitted` |
+| `penstock.jobs.list` | `{"stream"?, "state"?}` | `{"jobs": [JobView]}` |
+| `penstock.jobs.show`, `penstock.jobs.cancel` | `{"job"}` | `JobView` |
+| `penstock.streams.list` | | `{"streams": [StreamView]}` |
+| `penstock.streams.declare` | `Declare`, with `url` for nodes to read it | `{}` |
+| `penstock.streams.forget` | `{"stream"}` | `{}` |
+| `penstock.nodes.list` | | `{"nodes": [NodeStatus]}` |
+| `penstock.ask.<stream>` | `{"question", "start"?, "end"?, "timeout_s"?}` | an `Answer` |
+| `penstock.operators.<capability>` | `{"stream", "params"?, "start"?, "end"?, "timeout_s"?}` | `{"outputs": [...]}` |
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import anyio
+import msgspec
+
+from engine.decide.answer import Answer
+from engine.node.submission import JobRequest, Submitted, submit
+from engine.node.views import JobView, StreamView, job_view, stream_views
+from engine.run.registry import NodeStatus, Registry, StreamSettings
+from engine.spec.catalogue import Catalogue
+from engine.spec.compose import compose
+from engine.spec.jobs import JobSpec, State
+from engine.spec.operator import Machine
+from engine.spec.workflow import Workflow
+from streams import subjects
+from streams.errors import PenstockError, Transient, UserError
+from streams.subjects import PREFIX
+from streams.wire.follow import follow
+from streams.wire.ledger import Ledger
+from streams.wire.service import Endpoint, Request
+
+T = TypeVar("T")
+
+MAX_WAIT_S = 600.0
+
+
+class Which(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    job: str
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    stream: str = ""
+    state: State | Literal[""] = ""
+
+
+class OfStream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    stream: str = ""
+
+
+class Nothing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """No keys."""
+
+
+class Declare(StreamSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stream that nodes are to read, or how one that clients bring is to be treated."""
+
+    name: str
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    question: str
+    start: str = ""
+    end: str = ""
+    timeout_s: float = 60.0
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    stream: str
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+    start: str = ""
+    end: str = ""
+    timeout_s: float = 60.0
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True):
+    """What a capability found in one segment, or in a range of them."""
+
+    first: int
+    last: int
+    output: Any
+    gap: str = ""
+
+
+class Services:
+    """The answers of one node; any other's are the same."""
+
+    def __init__(
+        self, registry: Registry, ledger: Ledger, catalogue: Catalogue, machine: Machine, question_workflow: Workflow
+    ) -> None:
+        self._registry = registry
+        self._ledger = ledger
+        self._catalogue = catalogue
+        self._machine = machine
+        self._question_workflow = question_workflow
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        """By the name that `$SRV.INFO` shows."""
+
+        def endpoint(subject: str, kind: type[T], handle: Callable[[T, str], Awaitable[Any]], about: str) -> Endpoint:
+            async def answer(request: Request) -> bytes:
+                last_token = request.subject.rpartition(".")[2]
+                return msgspec.json.encode(await handle(_read(request.data, kind), last_token))
+
+            return Endpoint(subject=subject, handler=answer, description=about)
+
+        return {
+            "jobs-submit": endpoint(f"{PREFIX}.jobs.submit", JobRequest, self._submit, "submit a job"),
+            "jobs-list": endpoint(f"{PREFIX}.jobs.list", Filter, self._list, "list jobs"),
+            "jobs-show": endpoint(f"{PREFIX}.jobs.show", Which, self._show, "show one job"),
+            "jobs-cancel": endpoint(f"{PREFIX}.jobs.cancel", Which, self._cancel, "cancel a job"),
+            "streams-list": endpoint(f"{PREFIX}.streams.list", OfStream, self._streams, "list streams"),
+            "streams-declare": endpoint(f"{PREFIX}.streams.declare", Declare, self._declare, "declare a stream"),
+            "streams-forget": endpoint(f"{PREFIX}.streams.forget", OfStream, self._forget, "forget a stream"),
+            "nodes-list": endpoint(f"{PREFIX}.nodes.list", Nothing, self._nodes, "list nodes"),
+            "ask": endpoint(f"{PREFIX}.ask.*", Ask, self._ask, "answer a question over a range of a stream"),
+            "operators": endpoint(f"{PREFIX}.operators.*", Call, self._call, "run one capability over a stream"),
+        }
+
+    async def submit(self, request: JobRequest) -> Submitted:
+        """Raises UserError with what would be right."""
+        parts = (self._registry, self._ledger, self._catalogue, self._machine)
+        return await submit(*parts, request, self._question_workflow)
+
+    async def cancel(self, job: str) -> JobView:
+        """A job that has ended stays as it is. Raises UserError where there is none."""
+
+        def canceled(spec: JobSpec) -> JobSpec:
+            return spec if spec.state != "running" else msgspec.structs.replace(spec, state="canceled")
+
+        return job_view(await self._registry.change_job(job, canceled))
+
+    async def jobs(self, stream: str = "", state: State | Literal[""] = "") -> list[JobView]:
+        """Those on a stream and in a state, where these are given; the oldest first."""
+        jobs = await self._registry.jobs()
+        return [job_view(job) for job in jobs if stream in ("", job.stream) and state in ("", job.state)]
+
+    async def _submit(self, request: JobRequest, _: str) -> Submitted:
+        return await self.submit(request)
+
+    async def _list(self, wanted: Filter, _: str) -> Mapping[str, list[JobView]]:
+        return {"jobs": await self.jobs(wanted.stream, wanted.state)}
+
+    async def _show(self, which: Which, _: str) -> JobView:
+        return job_view(await self._registry.job(which.job))
+
+    async def _cancel(self, which: Which, _: str) -> JobView:
+        return await self.cancel(which.job)
+
+    async def forget(self, stream: str) -> None:
+        """Nodes stop reading a stream, and it is no longer listed; what is stored of it stays until it falls out.
+        Raises UserError where there is none."""
+        if await self._registry.stream(stream) is None:
+            raise UserError(f"no stream {stream!r}: `penstock streams` shows those there are")
+        await self._registry.forget_stream(stream)
+
+    async def _forget(self, which: OfStream, _: str) -> Mapping[str, str]:
+        await self.forget(which.stream)
+        return {}
+
+    async def _streams(self, wanted: OfStream, _: str) -> Mapping[str, list[StreamView]]:
+        return {"streams": await stream_views(self._registry, self._ledger, wanted.stream)}
+
+    async def _declare(self, wanted: Declare, _: str) -> Mapping[str, str]:
+        await self._registry.declare(wanted.spec(wanted.name))
+        return {}
+
+    async def _nodes(self, _: Nothing, __: str) -> Mapping[str, list[NodeStatus]]:
+        return {"nodes": await self._registry.nodes()}
+
+    async def _ask(self, ask: Ask, stream: str) -> Answer:
+        check_wait(ask.timeout_s)
+        request = JobRequest(stream=stream, asks=(ask.question,), start=ask.start, end=ask.end)
+        job = await self.submit(request)
+        with _within(ask.timeout_s, f"no answer within {ask.timeout_s:g} s; job {job.job} goes on: follow its answers"):
+            answers = follow(self._ledger, subjects.answers(job.job, stream))
+            return msgspec.json.decode((await anext(answers)).data, type=Answer)
+
+    async def _call(self, call: Call, capability: str) -> Mapping[str, list[Output]]:
+        return {"outputs": await self.call(capability, call)}
+
+    async def call(self, capability: str, call: Call) -> list[Output]:
+        """Run one capability, and whatever it needs, over a range of a stream; what it finds, in order."""
+        check_wait(call.timeout_s)
+        workflow = compose(self._catalogue, capability, call.params)
+        job = await self.submit(JobRequest(stream=call.stream, workflow=workflow, start=call.start, end=call.end))
+        with _within(call.timeout_s, f"not finished within {call.timeout_s:g} s; job {job.job} goes on"):
+            await self._finished(job.job)
+            answers = [
+                msgspec.json.decode(stored.data, type=Answer)
+                async for stored in self._ledger.every(subjects.answers(job.job, call.stream))
+            ]
+        return [_output(answer, capability) for answer in answers]
+
+    async def _finished(self, id: str) -> None:
+        """Wait until a job has ended. Raises PenstockError where it failed."""
+        async with self._registry.changes() as wait:
+            while (spec := await self._registry.job(id)).state == "running":
+                await wait()
+        if spec.state != "done":
+            raise PenstockError(f"job {id} was {spec.state}: {spec.detail or 'somebody ended it'}")
+
+
+def _output(answer: Answer, capability: str) -> Output:
+    gaps = [gap.detail or gap.cause for gap in answer.gaps if gap.stage == capability]
+    found = answer.output if answer.output is not None else msgspec.to_builtins(answer)
+    return Output(first=answer.first, last=answer.last, output=None if gaps else found, gap="; ".join(gaps))
+
+
+def check_wait(timeout_s: float) -> None:
+    """Raises UserError for a time that nobody waits."""
+    if not 0 < timeout_s <= MAX_WAIT_S:
+        raise UserError(f"timeout_s: {timeout_s:g}: give above 0 and at most {MAX_WAIT_S:g} seconds")
+
+
+@contextmanager
+def _within(timeout_s: float, otherwise: str) -> Iterator[None]:
+    """Raises Transient where the time is up."""
+    try:
+        with anyio.fail_after(timeout_s):
+            yield
+    except TimeoutError as error:
+        raise Transient(otherwise) from error
+
+
+def _read(data: bytes, kind: type[T]) -> T:
+    """A request's JSON. Raises UserError with the keys that would be right."""
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        allowed = ", ".join(kind.__struct_fields__) or "none"  # type: ignore[attr-defined]
+        raise UserError(f"request: {error}; its keys are {allowed}") from error

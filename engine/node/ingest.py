@@ -1,0 +1,72 @@
+"""Ingest: the records of a source, from the thread that reads it to the ledger.
+
+Delivery guarantee: records are stored in order, each acknowledged before the next is read, so a source is never further
+ahead of the ledger than one record. A source that must not lose anything is held back by `room`, which returns when
+there is room for so many segments; one that cannot be held back (a camera) has none, and stages that fall behind
+publish gaps.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+import anyio
+import anyio.to_thread
+
+from engine.run.gaps import note_gaps
+from engine.run.telemetry import Attributes, Telemetry
+from streams import subjects
+from streams.errors import PenstockError
+from streams.records import EndOfStream, Gap, Segment, encode
+from streams.wire.ledger import Ledger
+
+
+async def no_bound(num_segments: int) -> None:
+    """Room for whatever comes."""
+
+
+async def ingest(
+    ledger: Ledger,
+    stream: str,
+    source: Iterator[Segment | Gap | EndOfStream],
+    traces: Telemetry,
+    *,
+    parent: str = "",
+    room: Callable[[int], Awaitable[None]] = no_bound,
+    alone: bool = False,
+    on_record: Callable[[Segment | Gap], None] = lambda record: None,
+) -> EndOfStream | None:
+    """Store all that the source gives; its end, or None where it stopped without one. With `alone`, a segment that
+    stands there already was put there by somebody else: PenstockError. Without, it is the same one, stored by an
+    earlier run. Raises UserError if the source cannot be read."""
+    num_segments = 0
+    last_trace = parent
+    own_thread = anyio.CapacityLimiter(1)  # a source that blocks takes no thread from others
+    while True:
+        started_ns = time.time_ns()
+        record = await anyio.to_thread.run_sync(next, source, None, abandon_on_cancel=True, limiter=own_thread)
+        if record is None:
+            return None
+        if isinstance(record, EndOfStream):
+            if record.num_segments:
+                await ledger.put(subjects.media_end(stream), encode(record), last_trace)
+            return record
+        index = record.index if isinstance(record, Segment) else record.first
+        attributes: Attributes = {"stream": stream, "segment": index}
+        span = traces.span("ingest", started_ns=started_ns, links=[parent], attributes=attributes)
+        data = encode(record)
+        placed = await ledger.put(subjects.media(stream, index), data, span.traceparent)
+        span.end()
+        last_trace = span.traceparent
+        if placed.fresh and isinstance(record, Gap):
+            await note_gaps(ledger, [record])
+        if alone and not placed.fresh and not await _is_ours(ledger, subjects.media(stream, index), data):
+            raise PenstockError(f"segment {index} of {stream} is there already: somebody else feeds this stream, too")
+        on_record(record)
+        num_segments += 1
+        await room(num_segments)
+
+
+async def _is_ours(ledger: Ledger, subject: str, data: bytes) -> bool:
+    """Whether what stands there is what we stored ourselves, when the word of it was lost on the way."""
+    stored = await ledger.get(subject)
+    return stored is not None and stored.data == data

@@ -1,0 +1,304 @@
+"""Submission: from a request to a job, with what it shares with others.
+
+A request says what is to be found out about which stretch of a stream. Here it becomes a plan, spans of segments, and a
+word on what is computed already or being computed for others, and what is new.
+"""
+
+import math
+import re
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from engine.decide.running_graph import RunningStage, running_stages
+from engine.node.answering import lost, stored_end
+from engine.run.gaps import put_gaps
+from engine.run.registry import Registry, StreamSpec, new_id
+from engine.spec.catalogue import Catalogue
+from engine.spec.jobs import JobSpec, Span, spans_of
+from engine.spec.operator import Machine, Reduce
+from engine.spec.plan import make_plan
+from engine.spec.webhook_url import check_webhook
+from engine.spec.workflow import Workflow
+from streams import subjects
+from streams.errors import UserError
+from streams.records import EndOfStream, MediaInfo, Record, Segment, decode_media
+from streams.subjects import Key
+from streams.wire.ledger import Ledger
+
+MAX_STANDING_WINDOW = 720  # segments that a standing question looks back at
+MAX_ASKS = 100
+
+
+class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client asks for. Without a workflow, it is the one that answers questions."""
+
+    stream: str
+    workflow: Workflow | None = None
+    asks: tuple[str, ...] = ()
+    standing: bool = False
+    window_s: float = 60.0  # standing: how far back an answer looks
+    start: str = ""  # of the range: "-10m", "1:05", a time of day; empty: where the stream begins, standing: now
+    end: str = ""  # the same; empty: now for a live stream, its end for a durable one
+    webhook: str = ""
+    drafts: bool = False  # publish what the beginnings of the range say, which is computed as well
+    id: str = ""
+
+
+class Submitted(Record, frozen=True, omit_defaults=False):
+    """What became of a request."""
+
+    job: str
+    stream: str
+    standing: bool
+    shared: tuple[str, ...]  # names of the stages that others need as well, or whose results are there
+    new: tuple[str, ...]
+    first: int  # the segments its answers are about
+    last: int | None
+    notices: tuple[str, ...] = ()
+
+
+class _Media(msgspec.Struct, frozen=True):
+    """What is stored of a stream."""
+
+    kept: Sequence[int]  # segments, in order
+    end: EndOfStream | None
+
+    @property
+    def first(self) -> int:
+        return self.kept[0] if self.kept else 0
+
+    @property
+    def next(self) -> int:
+        return self.kept[-1] + 1 if self.kept else 0
+
+
+async def submit(
+    registry: Registry,
+    ledger: Ledger,
+    catalogue: Catalogue,
+    machine: Machine,
+    request: JobRequest,
+    question_workflow: Workflow,
+) -> Submitted:
+    """Make the job and put it into the registry. Raises UserError with what would be right."""
+    if len(request.asks) > MAX_ASKS:
+        raise UserError(f"{len(request.asks)} questions in one job: ask at most {MAX_ASKS}, in several jobs")
+    if request.webhook:
+        check_webhook(request.webhook)
+    stream = await _known_stream(registry, ledger, request.stream)
+    media = await _media(ledger, stream.name)
+    window = _window(request, stream) if request.standing else None
+    info = await _info(ledger, stream.name, media)
+    workflow = (request.workflow or question_workflow).for_asks(request.asks)
+    plan = make_plan(workflow, catalogue, machine, info, window)
+    asked = await _asked(ledger, request, stream, media)
+    spans = spans_of(plan, asked, drafts=request.drafts and not request.standing)
+    running = {s.id: s for s in running_stages([j for j in await registry.jobs() if _runs_on(j, stream.name)])}
+    stored = {
+        s.id: subjects.keys_of(await ledger.subjects(subjects.results_of(s.id, stream.name))) for s in plan.stages
+    }
+    lacking = {s.id: _lacks(spans[s.id], stored[s.id], media, isinstance(s.scope, Reduce)) for s in plan.stages}
+    shared = [s for s in plan.stages if _is_covered(running.get(s.id), spans[s.id]) or not lacking[s.id]]
+    round = await ledger.last_seq(subjects.results_of("*", stream.name))
+    live = stream.policy == "live"
+    spec = JobSpec(
+        id=subjects.token(request.id) if request.id else new_id("j"),
+        stream=stream.name,
+        plan=plan,
+        spans=spans,
+        asked=asked,
+        standing=request.standing,
+        asks=request.asks,
+        prompt_from=media.next if live and request.standing else None,
+        max_lag_s=stream.max_lag_s if live else 0.0,
+        rounds={s.id: round for s in plan.stages if s not in shared and stored[s.id]},
+        submitted_ns=time.time_ns(),
+        lost=Span(first=0, last=media.first - 1) if media.first > 0 and _reaches_back(request, asked, media) else None,
+        webhook=request.webhook,
+    )
+    await _tell_lost(ledger, spec, media.first)
+    await registry.add_job(spec)
+    return Submitted(
+        job=spec.id,
+        stream=stream.name,
+        standing=spec.standing,
+        shared=tuple(s.name for s in shared),
+        new=tuple(s.name for s in plan.stages if s not in shared),
+        first=asked.first,
+        last=asked.last,
+        notices=plan.notices,
+    )
+
+
+def _runs_on(job: JobSpec, stream: str) -> bool:
+    return job.state == "running" and job.stream == stream
+
+
+async def _known_stream(registry: Registry, ledger: Ledger, name: str) -> StreamSpec:
+    """Raises UserError where nobody has declared or stored such a stream."""
+    spec = await registry.stream(name)
+    if spec is None and await ledger.get(subjects.media_of(subjects.token(name))) is not None:
+        spec = StreamSpec(name=name)  # of a file that a command has read
+    if spec is None:
+        there = ", ".join(sorted(await registry.streams())) or "none yet"
+        raise UserError(f"no stream {name!r}; there are: {there}. `penstock push URL --stream {name}` brings one")
+    return spec
+
+
+def _window(request: JobRequest, stream: StreamSpec) -> int:
+    size = math.ceil(request.window_s / stream.segment_s)
+    if not 1 <= size <= MAX_STANDING_WINDOW:
+        longest = MAX_STANDING_WINDOW * stream.segment_s
+        raise UserError(f"a window of {request.window_s:g} s: give between {stream.segment_s:g} and {longest:g} s")
+    return size
+
+
+async def _media(ledger: Ledger, stream: str) -> _Media:
+    keys = subjects.keys_of(await ledger.subjects(subjects.media_of(stream)))
+    return _Media(sorted(key.first for key in keys), await stored_end(ledger, stream))
+
+
+async def _info(ledger: Ledger, stream: str, media: _Media) -> MediaInfo | None:
+    """What a stream carries, as its newest segment has it; None where there is none."""
+    segment = await _segment(ledger, stream, media.kept[-1]) if media.kept else None
+    if segment is None:
+        return None
+    codecs: dict[str, tuple[str, ...]] = {}
+    for track in segment.tracks:
+        codecs[track.kind] = (*codecs.get(track.kind, ()), track.codec)
+    return MediaInfo(codecs=codecs)
+
+
+async def _segment(ledger: Ledger, stream: str, index: int) -> Segment | None:
+    stored = await ledger.get(subjects.media(stream, index))
+    record = None if stored is None else decode_media(stored.data)
+    return record if isinstance(record, Segment) else None
+
+
+# --- which stretch ---------------------------------------------------------------------------------------------
+
+
+async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media: _Media) -> Span:
+    """The segments that answers are wanted for."""
+    if request.standing:
+        if request.end:
+            raise UserError("a standing question has no end: leave `end` (--to) away, or ask it once")
+        first = await _index_at(ledger, stream.name, media, request.start) if request.start else media.next
+        if media.end is not None and first >= media.end.num_segments:
+            raise UserError(f"stream {stream.name!r} has ended: ask once, or of its past with `start` (--from)")
+        return Span(first=first)
+    first = await _index_at(ledger, stream.name, media, request.start) if request.start else media.first
+    last: int | None = None
+    if request.end:
+        last = await _index_at(ledger, stream.name, media, request.end)
+    elif stream.policy == "live" or (request.start and media.end is None):
+        last = media.next - 1
+    if last is not None and last < first:
+        what = "nothing of it is stored yet" if not media.kept else "the range ends before it begins"
+        raise UserError(f"no segment of {stream.name!r} in that range: {what}")
+    return Span(first=first, last=last)
+
+
+_OFFSET = re.compile(r"-(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_UNIT_S = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_CLOCK = re.compile(r"(?:(\d+):)?(?:(\d{1,2}):)?(\d+(?:\.\d+)?)s?")
+
+Ruler = Literal["media", "wall"]
+
+
+def parse_moment(text: str, now_ns: int) -> tuple[Ruler, int] | None:
+    """A moment as people write it: `-10m` before now, `1:05` or `65s` of media time, `2026-11-21T08:00:00Z`; as the
+    ruler it is measured on and nanoseconds; None for `now`. Raises UserError on anything else."""
+    said = text.strip()
+    if said == "now":
+        return None
+    if match := _OFFSET.fullmatch(said):
+        return "wall", now_ns - round(float(match[1]) * _UNIT_S[match[2]] * 1e9)
+    if match := _CLOCK.fullmatch(said):
+        hours, minutes = (match[1], match[2]) if match[2] else (None, match[1])
+        return "media", round((int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(match[3])) * 1e9)
+    try:
+        moment = datetime.fromisoformat(said)
+    except ValueError:
+        raise UserError(f"{text!r} is no moment: write -10m, 1:05, now or 2026-11-21T08:00:00Z") from None
+    if moment.tzinfo is None:
+        raise UserError(f"{text!r} does not say where: end it with Z, or +01:00 and the like")
+    return "wall", int(moment.timestamp() * 1_000_000) * 1000
+
+
+async def _index_at(ledger: Ledger, stream: str, media: _Media, text: str) -> int:
+    """The segment that holds a moment; the nearest that is kept where the moment is outside of them."""
+    moment = parse_moment(text, time.time_ns())
+    if moment is None or not media.kept:
+        return max(0, media.next - 1)
+    ruler, wanted_ns = moment
+    low, high = 0, len(media.kept) - 1  # the last segment that begins at or before the moment
+    while low < high:
+        middle = (low + high + 1) // 2
+        began_ns = await _began(ledger, stream, media.kept, middle, ruler)
+        if began_ns is not None and began_ns <= wanted_ns:
+            low = middle
+        else:
+            high = middle - 1
+    return media.kept[low]
+
+
+async def _began(ledger: Ledger, stream: str, kept: Sequence[int], at: int, ruler: Ruler) -> int | None:
+    """When a segment began; of one that is a gap, the one before it. A segment that does not say when it was captured
+    counts as captured when it was stored, but for its own length."""
+    for index in reversed(kept[max(0, at - 8) : at + 1]):
+        stored = await ledger.look(subjects.media(stream, index))
+        record = None if stored is None else decode_media(stored.record.data)
+        if stored is not None and isinstance(record, Segment):
+            if ruler == "media":
+                return record.start_ns
+            return record.captured_ns or stored.stored_ns - record.duration_ns
+    return None
+
+
+# --- what there is already -------------------------------------------------------------------------------------
+
+
+def _is_covered(running: RunningStage | None, spans: Sequence[Span]) -> bool:
+    """Whether jobs that run already ask for all of it."""
+    return running is not None and all(any(_within(span, wide) for wide in running.spans) for span in spans)
+
+
+def _within(span: Span, wide: Span) -> bool:
+    if span.first < wide.first:
+        return False
+    return wide.last is None or (span.last is not None and span.last <= wide.last)
+
+
+def _lacks(spans: Sequence[Span], stored: set[Key], media: _Media, reduces: bool) -> bool:
+    """Whether anything asked for is not stored."""
+    ends_at = None if media.end is None else media.end.num_segments - 1
+    for span in spans:
+        last = ends_at if span.last is None else span.last
+        if last is None:
+            return True
+        keys = [Key(span.first, last)] if reduces else [Key.of(index) for index in range(span.first, last + 1)]
+        if any(key not in stored for key in keys):
+            return True
+    return False
+
+
+def _reaches_back(request: JobRequest, asked: Span, media: _Media) -> bool:
+    """Whether more was asked for than is kept."""
+    return asked.first <= media.first and not (request.standing and not request.start)
+
+
+async def _tell_lost(ledger: Ledger, spec: JobSpec, first_kept: int) -> None:
+    """Store a gap for every output asked for whose media are gone: nobody could compute it."""
+    gaps = [
+        lost(stage.id, spec.stream, key)
+        for stage in spec.plan.stages
+        if not isinstance(stage.scope, Reduce)
+        for span in spec.spans[stage.id]
+        for key in map(Key.of, range(span.first, min(first_kept, first_kept if span.last is None else span.last + 1)))
+    ]
+    await put_gaps(ledger, gaps)

@@ -1,0 +1,194 @@
+"""What a node does for the jobs and streams of the registry, beside keeping workers: it answers jobs and feeds streams.
+
+Every job has one node that answers it, the one that rendezvous hashing gives it among those alive. Source: Thaler and
+Ravishankar, "Using name-based mappings to increase hit rates", 1998. While nodes come and go two may answer the same
+job for a moment; the ledger refuses the second answer. A stream that nodes read has a lease, for two readers would cut
+it differently.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from engine.node.answering import Answering, Moments, stored_end
+from engine.node.feeding import feed, source_of
+from engine.run.registry import NODE_TTL_S, NodeStatus, Registry, StreamSpec
+from engine.run.telemetry import Telemetry
+from engine.spec.catalogue import Catalogue
+from engine.spec.jobs import JobSpec, State
+from streams.errors import LinkError, PenstockError, UserError, first_error
+from streams.media.addresses import public_url
+from streams.wire.ledger import Ledger
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
+IsOver = Callable[[], Awaitable[bool]]
+Sink = Callable[[JobSpec, IsOver], Coroutine[Any, Any, None]]
+
+
+def responsible(job: str, nodes: Sequence[str]) -> str | None:
+    """The node that answers a job: the one whose hash with it is highest. Pure."""
+    return max(nodes, key=lambda node: hashlib.sha256(f"{node} {job}".encode()).digest(), default=None)
+
+
+class Duties:
+    """Made for one node. `sinks` pass on the answers of every job of this node's that has a webhook, while it runs and
+    after it has ended, until they return."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        ledger: Ledger,
+        catalogue: Catalogue,
+        traces: Telemetry,
+        status: NodeStatus,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        self._registry = registry
+        self._ledger = ledger
+        self._catalogue = catalogue
+        self._traces = traces
+        self._status = status
+        self._sinks = sinks
+        self._moments = Moments(ledger)
+        self._jobs: dict[Any, anyio.CancelScope] = {}
+        self._sent: dict[Any, anyio.CancelScope] = {}
+        self._feeds: dict[Any, anyio.CancelScope] = {}
+
+    async def run(self) -> None:
+        """Until canceled."""
+        try:
+            async with anyio.create_task_group() as tasks, self._registry.changes() as wait:
+                tasks.start_soon(self._say_alive)
+                while True:
+                    try:
+                        await self._reconcile(tasks)
+                    except LinkError as error:
+                        log.warning("cannot_reconcile", error=str(error))
+                    await wait()
+        finally:
+            with anyio.move_on_after(1, shield=True):
+                await self._registry.say_gone(self._status.id)
+
+    async def _say_alive(self) -> None:
+        while True:
+            try:
+                await self._registry.say_alive(self._status)
+            except LinkError as error:
+                log.warning("cannot_say_alive", error=str(error))
+            await anyio.sleep(NODE_TTL_S / 4)
+
+    async def _reconcile(self, tasks: anyio.abc.TaskGroup) -> None:
+        nodes = sorted({node.id for node in await self._registry.nodes()} | {self._status.id})
+        jobs = await self._registry.jobs()
+        mine = [job for job in jobs if responsible(job.id, nodes) == self._status.id]
+        _follow(self._jobs, {job.id: job for job in mine if job.state == "running"}, tasks, self._answer)
+        if self._sinks:
+            _follow(self._sent, {job.id: job for job in mine if job.webhook}, tasks, self._send)
+        streams = await self._registry.streams()
+        _follow(self._feeds, {spec: spec for spec in streams.values() if spec.url}, tasks, self._feed)
+        await self._registry.forget_old_jobs(jobs)
+
+    async def _answer(self, spec: JobSpec) -> None:
+        """Answer a job to its end, whatever comes in between."""
+        state, detail = await self._answered(spec)
+        await self._note(spec, partial(_ended, state, detail))
+
+    async def _send(self, spec: JobSpec) -> None:
+        """Have a job's answers passed on to their end, and note that they were: nobody begins anew then."""
+
+        async def is_over() -> bool:
+            try:
+                return (await self._registry.job(spec.id)).state != "running"
+            except UserError:  # it was forgotten
+                return True
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for sink in self._sinks:
+                    tasks.start_soon(sink, spec, is_over)
+        except ExceptionGroup as group:
+            log.error("sending_failed", job=spec.id, exc_info=first_error(group))
+            return
+        await self._note(spec, _sent)
+
+    async def _note(self, spec: JobSpec, change: Callable[[JobSpec], JobSpec]) -> None:
+        """Change a job, once NATS is there; one that was forgotten stays so."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                await self._registry.change_job(spec.id, change)
+                return
+            except UserError:
+                return
+            except PenstockError as error:
+                log.warning("cannot_note", job=spec.id, error=str(error), pause_s=pause_s)
+            await anyio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+    async def _answered(self, spec: JobSpec) -> tuple[State, str]:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                await Answering(self._ledger, spec, self._catalogue, self._moments).run()
+                return "done", ""
+            except (PenstockError, ExceptionGroup) as error:
+                cause = first_error(error)
+            if not isinstance(cause, PenstockError):
+                log.error("answering_failed", job=spec.id, exc_info=cause)
+                return "failed", f"{type(cause).__name__} while answering; the node's log says more"
+            log.warning("cannot_answer", job=spec.id, error=str(cause), pause_s=pause_s)
+            await anyio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+    async def _feed(self, spec: StreamSpec) -> None:
+        """Feed a stream until it ends. A source that cannot be read now may be there later."""
+        pause_s = FIRST_PAUSE_S
+        while await stored_end(self._ledger, spec.name) is None:
+            try:
+                source = source_of(spec, spec.url)
+                await feed(self._registry, self._ledger, spec, source, self._status.id, self._traces)
+            except (PenstockError, ExceptionGroup) as error:
+                cause = first_error(error)
+                if not isinstance(cause, PenstockError):
+                    raise
+                log.warning("cannot_feed", stream=spec.name, source=public_url(spec.url), error=str(cause))
+            await anyio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+
+def _ended(state: State, detail: str, spec: JobSpec) -> JobSpec:
+    return spec if spec.state != "running" else msgspec.structs.replace(spec, state=state, detail=detail)
+
+
+def _sent(spec: JobSpec) -> JobSpec:
+    return msgspec.structs.replace(spec, webhook="")
+
+
+def _follow(
+    running: dict[Any, anyio.CancelScope],
+    wanted: Mapping[Any, T],
+    tasks: anyio.abc.TaskGroup,
+    work: Callable[[T], Awaitable[None]],
+) -> None:
+    """Have exactly the wanted things being worked at."""
+    for key in list(running):
+        if key not in wanted:
+            running.pop(key).cancel()
+
+    async def worked_at(key: Any, item: T) -> None:
+        with running[key]:
+            await work(item)
+
+    for key, item in wanted.items():
+        if key not in running:
+            running[key] = anyio.CancelScope()
+            tasks.start_soon(worked_at, key, item)

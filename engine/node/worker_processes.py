@@ -1,0 +1,149 @@
+"""A node: the worker processes of one machine, kept running.
+
+Workers are started at once, so that they are up by the time there is something to do, and told what when it is known.
+
+A worker that dies is started again with backoff; one that keeps dying at once is reported, with the end of its log.
+Leaving the node ends its workers, within `GRACE_S` by request and then by force, with all they started.
+"""
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple, Unpack
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from engine.run import spawn
+from engine.run.worker import Assignment
+from streams.errors import PenstockError, UserError
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+GRACE_S = 0.5
+QUICK_DEATH_S, MAX_QUICK_DEATHS = 2.0, 6
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
+
+
+class Node:
+    """Keeps `num_workers` workers at one assignment. `pids` are those alive now."""
+
+    def __init__(self, num_workers: int, log_file: Path) -> None:
+        self.pids: dict[int, int] = {}
+        self.num_restarts = 0
+        self._assignment: Assignment | None = None
+        self._assigned = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self._num_workers = num_workers
+        self._log_file = log_file
+
+    def assign(self, assignment: Assignment) -> None:
+        """Say what the workers are to do, once."""
+        self._assignment = assignment
+        self._assigned.set()
+
+    def stop(self) -> None:
+        """Begin to end the workers; leaving the node waits until they are gone."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Until stopped. Raises PenstockError when a worker cannot stay alive."""
+        with self._scope:
+            async with anyio.create_task_group() as tasks:
+                for number in range(self._num_workers):
+                    tasks.start_soon(self._keep, number)
+
+    async def _keep(self, number: int) -> None:
+        num_quick = 0
+        pause_s = FIRST_PAUSE_S
+        while True:
+            started_s = anyio.current_time()
+            code = await self._run_once(number)
+            lived_s = anyio.current_time() - started_s
+            num_quick = num_quick + 1 if lived_s < QUICK_DEATH_S and code != -signal.SIGKILL else 0
+            if num_quick >= MAX_QUICK_DEATHS:
+                raise PenstockError(
+                    f"worker {number} ended {num_quick} times in a row at once (exit {code}): {self._last_words()}; "
+                    f"its log is {self._log_file}"
+                )
+            pause_s = FIRST_PAUSE_S if lived_s > QUICK_DEATH_S else min(2 * pause_s, MAX_PAUSE_S)
+            log.warning("worker_ended", number=number, exit=code, pause_s=pause_s)
+            self.num_restarts += 1
+            await anyio.sleep(pause_s)
+
+    async def _run_once(self, number: int) -> int:
+        with self._log_file.open("ab") as errors:
+            process = spawn.started_ahead() or spawn.worker(errors)
+        self.pids[number] = process.pid
+        try:
+            await self._assigned.wait()
+            assert self._assignment is not None
+            named = msgspec.structs.replace(
+                self._assignment, name=f"{self._assignment.name}-{number}", log_file=str(self._log_file.absolute())
+            )
+            await _in_a_thread(_assign, process, msgspec.json.encode(named) + b"\n")
+            return await _in_a_thread(process.wait)
+        finally:
+            del self.pids[number]
+            with anyio.CancelScope(shield=True):
+                await _end(process)
+
+    def _last_words(self) -> str:
+        try:
+            lines = self._log_file.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return lines[-1][:300] if lines else "it left no word"
+
+
+async def _in_a_thread(call: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> T:
+    """A thread for each, however many workers there are; whoever does not wait leaves it behind."""
+    alone = anyio.CapacityLimiter(1)
+    return await anyio.to_thread.run_sync(call, *arguments, abandon_on_cancel=True, limiter=alone)
+
+
+def _assign(process: spawn.Process, line: bytes) -> None:
+    assert process.stdin is not None
+    with suppress(OSError):  # it has died, as its exit code will say
+        process.stdin.write(line)
+        process.stdin.flush()
+
+
+async def _end(process: spawn.Process) -> None:
+    """End a worker and all it started. One that is still loading has nothing to hand back, and is gone at once."""
+    with anyio.move_on_after(GRACE_S):
+        process.terminate()
+        await _in_a_thread(process.wait)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await _in_a_thread(process.wait)
+    assert process.stdin is not None
+    with suppress(OSError):
+        process.stdin.close()
+
+
+@asynccontextmanager
+async def node(num_workers: int, log_file: Path) -> AsyncIterator[Node]:
+    """A running node, with nothing to do yet. Raises UserError where its log cannot be written."""
+    _check_writable(log_file)
+    running = Node(num_workers, log_file)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.run)
+        try:
+            yield running
+        finally:
+            running.stop()
+
+
+def _check_writable(log_file: Path) -> None:
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        log_file.touch()
+    except OSError as error:
+        raise UserError(f"cannot write {log_file}: {error.strerror}; choose another store") from error

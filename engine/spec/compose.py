@@ -1,0 +1,56 @@
+"""Composing: the workflow behind one capability, from the types of its ports. Pure.
+
+A port that takes media reads the stream; any other reads the capabilities whose output fits it, each with what it needs
+in turn.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.spec.catalogue import Catalogue
+from engine.spec.operator import Capability, Media, Port
+from engine.spec.workflow import MEDIA, Stage, Workflow
+from streams.errors import UserError
+
+
+def compose(catalogue: Catalogue, name: str, params: Mapping[str, Any] | None = None) -> Workflow:
+    """A workflow whose one answer is what the capability finds. Raises UserError where nothing here feeds one of its
+    ports, or where it is known under no such name."""
+    stages: dict[str, Stage] = {}
+    _add(catalogue, catalogue.capability(name), dict(params or {}), stages, ())
+    return Workflow(name=name, stages=stages)
+
+
+def _add(
+    catalogue: Catalogue,
+    capability: Capability,
+    params: dict[str, Any],
+    stages: dict[str, Stage],
+    above: tuple[str, ...],
+) -> None:
+    if capability.name in stages:
+        return
+    inputs: dict[str, str | tuple[str, ...]] = {}
+    for port_name, port in capability.inputs.items():
+        sources = _sources(catalogue, port, (*above, capability.name))
+        if not sources:
+            raise UserError(
+                f"nothing here gives what {capability.name!r} reads on {port_name!r} ({port.type.__name__}): "
+                "write a workflow that does"
+            )
+        for source in sources:
+            if source != MEDIA:
+                _add(catalogue, catalogue.capability(source), {}, stages, (*above, capability.name))
+        inputs[port_name] = tuple(sources) if port.many else sources[0]
+    stages[capability.name] = Stage(capability=capability.name, inputs=inputs, params=params)
+
+
+def _sources(catalogue: Catalogue, port: Port, above: tuple[str, ...]) -> list[str]:
+    """What fits a port, by name: the media, or the capabilities that give its type and do not need this one."""
+    if issubclass(Media, port.type):
+        return [MEDIA]
+    return [
+        name
+        for name, capability in sorted(catalogue.capabilities.items())
+        if name not in above and issubclass(capability.output, port.type)
+    ]

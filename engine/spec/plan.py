@@ -1,0 +1,214 @@
+"""The plan: for each stage of a workflow, what computes it here, and which stages run fused.
+
+Pure but for asking each implementation whether it can run on this machine. For now a stage has one rung: the best that
+can run here on this input.
+
+A stage id is a hash of what is computed: capability, rungs, parameters and the ids of the inputs; so equal
+computations meet on equal subjects, whoever asks for them.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from engine.spec.catalogue import Catalogue
+from engine.spec.operator import Capability, Machine, Media, Operator, Reduce, Rung, Scope, Settings, Window
+from engine.spec.workflow import MEDIA, Stage, Workflow
+from streams.errors import UserError
+from streams.records import MediaInfo, encode
+
+
+class PlannedRung(msgspec.Struct, frozen=True, kw_only=True):
+    """An implementation with its knobs, as data: a worker finds the code in its own catalogue."""
+
+    implementation: str
+    rung: str
+    version: int
+    knobs: dict[str, Any] = {}
+
+
+class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage as it will run. `inputs` holds stage ids, or "media"."""
+
+    id: str
+    name: str
+    capability: str
+    rung: PlannedRung
+    scope: Scope
+    group: str  # stages of one stream with the same group run fused, whichever jobs brought them
+    params: dict[str, Any] = {}
+    inputs: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(source for port in self.inputs.values() for source in port))
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Stages, each after those it reads."""
+
+    workflow: str
+    stages: tuple[PlannedStage, ...]
+    answers: tuple[str, ...]  # ids of the stages whose outputs are the workflow's answers
+    notices: tuple[str, ...] = ()  # what a person should know of the choice made
+
+    @property
+    def id(self) -> str:
+        """Equal for workflows that compute the same, however they were written."""
+        return hashlib.sha256(encode(sorted(stage.id for stage in self.stages))).hexdigest()[:16]
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The ids of the stages that run fused."""
+        groups: dict[str, list[str]] = {}
+        for stage in self.stages:
+            groups.setdefault(stage.group, []).append(stage.id)
+        return tuple(tuple(group) for group in groups.values())
+
+    def stage(self, id: str) -> PlannedStage:
+        return next(stage for stage in self.stages if stage.id == id)
+
+    def regrouped(self, groups: Sequence[Sequence[str]]) -> "Plan":
+        """The same plan with its stages fused otherwise. Raises ValueError unless each stage is in one group."""
+        if sorted(id for group in groups for id in group) != sorted(stage.id for stage in self.stages):
+            raise ValueError("every stage of the plan must be in exactly one group")
+        named = {id: _group_name(sorted(group)) for group in groups for id in group}
+        stages = tuple(msgspec.structs.replace(stage, group=named[stage.id]) for stage in self.stages)
+        return msgspec.structs.replace(self, stages=stages)
+
+
+def ancestors(stages: Sequence[PlannedStage]) -> dict[str, frozenset[str]]:
+    """For each stage, the sources it was made from, near and far; not those behind a reduce. `stages` in order."""
+    found: dict[str, frozenset[str]] = {}
+    for stage in stages:
+        if isinstance(stage.scope, Reduce):
+            found[stage.id] = frozenset()
+            continue
+        found[stage.id] = frozenset(stage.sources).union(*(found.get(s, frozenset()) for s in stage.sources))
+    return found
+
+
+def make_plan(
+    workflow: Workflow,
+    catalogue: Catalogue,
+    machine: Machine,
+    media: MediaInfo | None = None,
+    window: int | None = None,
+) -> Plan:
+    """Choose and check. With `window`, a stage that would reduce a whole range looks at the last `window` segments
+    instead, for a stream that does not end. Raises UserError for an unknown capability, a wrong port, a type that does
+    not fit, a bad parameter, or a capability that nothing here can compute."""
+    planned: dict[str, PlannedStage] = {}
+    notices: list[str] = []
+    for name in workflow.order():
+        stage = workflow.stages[name]
+        capability = _checked(name, stage, workflow, catalogue)
+        operator, rung, passed_over = choose(catalogue, capability, machine, media)
+        notices += [notice for notice in passed_over if notice not in notices]
+        inputs = {port: _ids(stage, port, capability, planned) for port in sorted(stage.inputs)}
+        knobs = msgspec.to_builtins(rung.knobs)
+        params = msgspec.to_builtins(msgspec.convert(stage.params, capability.params))
+        chosen = PlannedRung(implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs)
+        scope = Window(window) if window is not None and isinstance(operator.scope, Reduce) else operator.scope
+        planned[name] = PlannedStage(
+            id=stage_id(capability.name, [chosen], scope, params, inputs),
+            name=name,
+            capability=capability.name,
+            rung=chosen,
+            scope=scope,
+            group=fused(inputs, operator(rung.knobs)),
+            params=params,
+            inputs=inputs,
+        )
+    stages = tuple({stage.id: stage for stage in planned.values()}.values())
+    answers = tuple(dict.fromkeys(planned[name].id for name in workflow.answers))
+    return Plan(workflow=workflow.name, stages=stages, answers=answers, notices=tuple(notices))
+
+
+def stage_id(
+    capability: str,
+    rungs: Sequence[PlannedRung],
+    scope: Scope,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, Sequence[str]],
+) -> str:
+    """20 characters of [a-z2-7] (100 bits of SHA-256) naming a computation."""
+    computed = [[rung.implementation, rung.version, dict(rung.knobs)] for rung in rungs]
+    content = [capability, computed, msgspec.to_builtins(scope), dict(params), {p: list(s) for p, s in inputs.items()}]
+    return base64.b32encode(hashlib.sha256(encode(content)).digest()).decode().lower()[:20]
+
+
+def choose(
+    catalogue: Catalogue, capability: Capability, machine: Machine, media: MediaInfo | None
+) -> tuple[type[Operator], Rung, list[str]]:
+    """The best rung that can run here, and a line for each better one that cannot. Raises UserError if none can."""
+    offered = [(op, rung) for op in catalogue.implementations(capability.name).values() for rung in op.rungs()]
+    offered.sort(key=lambda pair: (-pair[1].quality, pair[0].name, pair[1].name))
+    reasons: list[str] = []
+    for operator, rung in offered:
+        reason = operator.missing(rung.knobs, machine, media)
+        if reason is None:
+            why = "; ".join(dict.fromkeys(reasons))
+            said = [f"{capability.name} runs on {rung.name}: {why}"] if why else []
+            if notice := operator.notice(rung.knobs):
+                said.append(f"{rung.name} {notice}")
+            return operator, rung, said
+        reasons.append(reason)
+    raise UserError(f"nothing here can compute {capability.name!r}: {'; '.join(dict.fromkeys(reasons))}")
+
+
+def fused(inputs: Mapping[str, Sequence[str]], operator: Operator) -> str:
+    """The group of a stage: the same for those that ask the same kind of thing of a decoder of the same media, so that
+    it is decoded once; and for those that read the same stages, so that what these find is delivered once."""
+    sources = {source for port in inputs.values() for source in port}
+    kinds = sorted({type(demand).__qualname__ for demand in operator.demands()})
+    return _group_name([MEDIA, *kinds] if MEDIA in sources and kinds else sorted(sources))
+
+
+def _group_name(what: Sequence[str]) -> str:
+    return hashlib.sha256(encode(what)).hexdigest()[:16]
+
+
+def _ids(stage: Stage, port: str, capability: Capability, planned: Mapping[str, PlannedStage]) -> tuple[str, ...]:
+    """The ids a port reads from; of a port that takes many, sorted, for their order means nothing."""
+    ids = [source if source == MEDIA else planned[source].id for source in stage.sources(port)]
+    return tuple(sorted(set(ids)) if capability.inputs[port].many else ids)
+
+
+def _checked(name: str, stage: Stage, workflow: Workflow, catalogue: Catalogue) -> Capability:
+    try:
+        capability = catalogue.capability(stage.capability)
+    except UserError as error:
+        raise UserError(f"stage {name!r}: {error}") from None
+    ports = capability.inputs
+    for given in stage.inputs:
+        if given not in ports:
+            raise UserError(f"stage {name!r}: {capability.name!r} has no input {given!r}; it has {', '.join(ports)}")
+    for port_name, port in ports.items():
+        sources = stage.sources(port_name)
+        if not sources or (len(sources) > 1 and not port.many):
+            wanted = "one source or more" if port.many else "exactly one source"
+            raise UserError(
+                f"stage {name!r}: input {port_name!r} of {capability.name!r} takes {wanted}, got {len(sources)}"
+            )
+        for source in sources:
+            type_ = Media if source == MEDIA else catalogue.capability(workflow.stages[source].capability).output
+            if not issubclass(type_, port.type):
+                wanted = port.type.__name__
+                raise UserError(
+                    f"stage {name!r}: input {port_name!r} takes {wanted}, but {source!r} gives {type_.__name__}"
+                )
+    try:
+        msgspec.convert(stage.params, capability.params)
+    except msgspec.ValidationError as error:
+        allowed = ", ".join(capability.params.__struct_fields__) or "none"
+        raise UserError(f"stage {name!r}: parameters: {error}; {capability.name!r} has: {allowed}") from error
+    return capability
+
+
+def settings_of(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Typed settings from what a plan carries."""
+    return msgspec.convert(dict(values), kind)

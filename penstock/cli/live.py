@@ -1,0 +1,230 @@
+"""The commands that talk to running nodes: serve, worker, push, ask, jobs, answers, streams, nodes, redundancy."""
+
+from __future__ import annotations  # the client is loaded by the commands that need it
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from engine.spec.workflow import load_workflow
+from penstock.cli import tables
+from penstock.running import default_store
+from streams.records import Gap, Segment
+
+if TYPE_CHECKING:
+    from penstock.client import Client
+
+Run = Callable[[Callable[[], Awaitable[Any]]], Any]
+
+
+def add_commands(commands: Any, duration_s: Callable[[str], float], count: Callable[[str], int], run: Run) -> None:
+    """Add them to the command line's parser. `run` runs an async function until it ends or is interrupted."""
+
+    def command(name: str, help: str, work: Callable[[argparse.Namespace], Awaitable[None]], to: Any = commands) -> Any:
+        parser = to.add_parser(name, help=help, description=help, allow_abbrev=False)
+
+        def call(parsed: argparse.Namespace) -> int:
+            run(lambda: work(parsed))
+            return 0
+
+        parser.set_defaults(command=call)
+        return parser
+
+    def client_command(name: str, help: str, work: Any, to: Any = commands) -> Any:
+        async def connected(parsed: argparse.Namespace) -> None:
+            from penstock.client import connect
+
+            async with connect(parsed.nats, store=parsed.store) as client:
+                await work(client, parsed)
+
+        parser = command(name, help, connected, to)
+        parser.add_argument("--nats", metavar="URL", help="the NATS server of the nodes (default: $PENSTOCK_NATS)")
+        parser.add_argument("--store", type=Path, metavar="DIR", help="of the node on this machine, without --nats")
+        parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
+        return parser
+
+    serving = command("serve", "run a node: NATS, workers and HTTP", _serve)
+    serving.add_argument("--config", type=Path, metavar="FILE", help="streams and standing jobs (penstock.toml)")
+    serving.add_argument("--nats", metavar="URL", help="use this NATS server instead of an embedded one")
+    serving.add_argument("--nats-port", type=int, metavar="PORT", help="of the embedded server (default: any)")
+    serving.add_argument("--store", type=Path, metavar="DIR", help="where the embedded server keeps its data")
+    serving.add_argument("--http", default="127.0.0.1:8080", metavar="ADDRESS", help="host:port, or none")
+
+    joining = command("worker", "add this machine to the nodes of a NATS server", _worker)
+    joining.add_argument("--nats", required=True, metavar="URL", help="the NATS server of the other nodes")
+    joining.add_argument("--store", type=Path, metavar="DIR", help="where the workers' log goes")
+    for parser in (serving, joining):
+        parser.add_argument("--workers", type=count, default=1, metavar="N", help="worker processes (default 1)")
+        parser.add_argument("--trace", type=Path, metavar="FILE", help="write the spans there as OTLP JSON lines")
+        parser.add_argument("--log", choices=("debug", "info", "warning", "error"), default="warning")
+
+    pushing = client_command("push", "bring media to a stream: a file, a URL, a device, or - for stdin", _push)
+    pushing.add_argument("url", metavar="URL", help="path, folder, -, http(s), .m3u8, rtsp, rtmp, srt, udp, device:")
+    pushing.add_argument("--stream", required=True, metavar="NAME", help="the stream to bring it to")
+    policy = pushing.add_mutually_exclusive_group()
+    policy.add_argument("--live", dest="policy", action="store_const", const="live", help="bounded lag, late is a gap")
+    policy.add_argument("--durable", dest="policy", action="store_const", const="durable", help="wait, lose nothing")
+    pushing.add_argument("--segment", type=duration_s, metavar="5s", help="target length of a segment (5s)")
+    pushing.add_argument("--max-lag", type=duration_s, metavar="10s", help="live: what is older is late (10s)")
+    pushing.add_argument("--gop", type=duration_s, metavar="2s", help="transcode to a keyframe at least this often")
+    pushing.add_argument("--detach", action="store_true", help="leave the reading to the nodes, and return")
+
+    asking = client_command("ask", "ask one question about a stream, and wait for the answer", _ask)
+    asking.add_argument("question", metavar="TEXT")
+    asking.add_argument("--stream", required=True, metavar="NAME")
+    asking.add_argument("--from", dest="start", default="", metavar="-10m", help="-10m, 1:05 or a time of day")
+    asking.add_argument("--to", dest="end", default="", metavar="now", help="the same; default: what there is")
+    asking.add_argument("--timeout", type=duration_s, default=60.0, metavar="60s", help="how long to wait")
+
+    jobs = commands.add_parser("jobs", help="submit, list, show and cancel jobs", allow_abbrev=False)
+    kinds = jobs.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    submitting = client_command("submit", "submit a job", _submit, kinds)
+    submitting.add_argument("workflow", nargs="?", type=Path, help="a workflow file; default: answers questions")
+    submitting.add_argument("--stream", required=True, metavar="NAME")
+    submitting.add_argument("--ask", action="append", default=[], metavar="TEXT", help="a question; several times")
+    submitting.add_argument("--standing", action="store_true", help="answer as segments come, without end")
+    submitting.add_argument("--window", type=duration_s, default=60.0, metavar="60s", help="standing: how far back")
+    submitting.add_argument("--from", dest="start", default="", metavar="-10m")
+    submitting.add_argument("--to", dest="end", default="", metavar="now")
+    submitting.add_argument("--drafts", action="store_true", help="publish what the beginnings of the range say, too")
+    submitting.add_argument("--webhook", default="", metavar="URL", help="send the answers there as well")
+    submitting.add_argument("--id", default="", metavar="ID", help="of the job (default: a new one)")
+    submitting.add_argument("--follow", action="store_true", help="and print its answers")
+    listing = client_command("list", "list jobs", _list, kinds)
+    listing.add_argument("--stream", default="", metavar="NAME")
+    listing.add_argument("--state", default="", choices=("running", "done", "canceled", "failed"))
+    for name, help, work in (("show", "show a job", _show), ("cancel", "cancel a job", _cancel)):
+        client_command(name, help, work, kinds).add_argument("job", metavar="JOB")
+
+    following = client_command("answers", "follow answers, one JSON object a line on stdout", _answers)
+    following.add_argument("--job", default="", metavar="JOB", help="of this job; ends with it")
+    following.add_argument("--stream", default="", metavar="NAME", help="about this stream")
+    following.add_argument("--new", action="store_true", help="only those from now on")
+
+    streaming = client_command("streams", "list streams", _streams)
+    streaming.add_argument("--forget", metavar="NAME", help="first forget this one: nodes stop reading it")
+    client_command("nodes", "list nodes", _nodes)
+    client_command("redundancy", "name what is computed twice for no reason", _redundancy)
+
+
+async def _serve(parsed: argparse.Namespace) -> None:
+    from penstock.node import ServeOptions, serve  # what serves HTTP takes long to load: only nodes need it
+
+    options = ServeOptions(
+        url=parsed.nats,
+        store=parsed.store or default_store(),
+        nats_port=parsed.nats_port,
+        http=None if parsed.http == "none" else parsed.http,
+        num_workers=parsed.workers,
+        config=parsed.config,
+        trace_file=parsed.trace,
+        log_level=parsed.log,
+    )
+    await serve(options, tables.ready)
+
+
+async def _worker(parsed: argparse.Namespace) -> None:
+    from penstock.node import ServeOptions, serve
+
+    store = parsed.store or default_store()
+    options = ServeOptions(
+        url=parsed.nats,
+        store=store,
+        http=None,
+        num_workers=parsed.workers,
+        trace_file=parsed.trace,
+        log_level=parsed.log,
+    )
+    await serve(options, tables.ready)
+
+
+async def _push(client: Client, parsed: argparse.Namespace) -> None:
+    if parsed.detach:
+        from engine.node.endpoints import Declare
+        from engine.node.feeding import policy_for
+
+        policy = parsed.policy or policy_for(parsed.url)
+        given = {"segment_s": parsed.segment, "max_lag_s": parsed.max_lag, "gop_s": parsed.gop}
+        settings = {name: value for name, value in given.items() if value is not None}
+        await client.declare(Declare(name=parsed.stream, url=parsed.url, policy=policy, **settings))
+        tables.say(f"the nodes read {parsed.stream} from now on; `penstock streams` shows how it goes")
+        return
+    with tables.Pushing(parsed.stream, parsed.json) as shown:
+
+        def note(record: Segment | Gap) -> None:
+            shown.note(record)
+
+        end = await client.push(
+            parsed.url,
+            parsed.stream,
+            parsed.policy,
+            segment_s=parsed.segment,
+            max_lag_s=parsed.max_lag,
+            gop_s=parsed.gop,
+            on_record=note,
+        )
+        shown.end(end)
+
+
+async def _ask(client: Client, parsed: argparse.Namespace) -> None:
+    answer = await client.ask(parsed.stream, parsed.question, parsed.start, parsed.end, parsed.timeout)
+    tables.answer(answer, parsed.json)
+
+
+async def _submit(client: Client, parsed: argparse.Namespace) -> None:
+    workflow = load_workflow(parsed.workflow) if parsed.workflow else None
+    job = await client.submit(
+        parsed.stream,
+        parsed.ask,
+        workflow,
+        standing=parsed.standing,
+        window_s=parsed.window,
+        start=parsed.start,
+        end=parsed.end,
+        webhook=parsed.webhook,
+        drafts=parsed.drafts,
+        id=parsed.id,
+    )
+    tables.submitted(job.submitted, parsed.json)
+    if parsed.follow:
+        async for answer in job.answers():
+            tables.answer(answer, parsed.json)
+
+
+async def _list(client: Client, parsed: argparse.Namespace) -> None:
+    tables.jobs(await client.jobs(parsed.stream, parsed.state), parsed.json)
+
+
+async def _show(client: Client, parsed: argparse.Namespace) -> None:
+    tables.job(await client.job(parsed.job), parsed.json)
+
+
+async def _cancel(client: Client, parsed: argparse.Namespace) -> None:
+    tables.job(await client.cancel(parsed.job), parsed.json)
+
+
+async def _answers(client: Client, parsed: argparse.Namespace) -> None:
+    if parsed.job:
+        await client.job(parsed.job)  # or say that there is none
+    after = -1 if parsed.new else 0
+    async for answer in client.answers(parsed.job, parsed.stream, after, until_done=bool(parsed.job)):
+        sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+        sys.stdout.flush()
+
+
+async def _streams(client: Client, parsed: argparse.Namespace) -> None:
+    if parsed.forget is not None:
+        await client.forget(parsed.forget)
+    tables.streams(await client.streams(), parsed.json)
+
+
+async def _nodes(client: Client, parsed: argparse.Namespace) -> None:
+    tables.nodes(await client.nodes(), parsed.json)
+
+
+async def _redundancy(client: Client, parsed: argparse.Namespace) -> None:
+    tables.redundancy(await client.redundancy(), parsed.json)

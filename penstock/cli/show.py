@@ -1,0 +1,191 @@
+"""What people see: progress bars, answers and tables on stderr; and JSON lines on stdout for machines."""
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from engine.decide.answer import Answer
+from engine.node import job
+from engine.spec.operator import Reduce
+from engine.spec.plan import Plan
+from penstock.cli.doctor import Finding, OperatorRow
+from penstock.demo import Question
+
+_LEADING_ZEROS = re.compile(r"^0+(?=\d)")
+ANSWERS = "answers"  # all last stages that reduce share one bar
+
+
+class Display:
+    """Shows a run as it happens. Use as a context manager."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self._console = Console(stderr=True, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description:<16}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=False,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._reducing: set[str] = set()
+        self._has_found: bool | None = None  # None: nothing was looked at
+
+    def __enter__(self) -> "Display":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+        if self._has_found is False and error is None:
+            self._console.print("nothing was found")
+
+    def plan(self, plan: Plan) -> None:
+        for notice in plan.notices:
+            self._console.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True)
+        self._reducing = {stage.name for stage in plan.stages if isinstance(stage.scope, Reduce)}
+        for stage in plan.stages:
+            if stage.name not in self._reducing:
+                self._tasks[stage.name] = self._bars.add_task(stage.name, total=None, unit="segments")
+        if self._reducing:
+            self._tasks[ANSWERS] = self._bars.add_task(ANSWERS, total=len(self._reducing), unit="")
+
+    def progress(self, progress: job.Progress) -> None:
+        for name, stored in progress.stored.items():
+            if name not in self._reducing and name in self._tasks:
+                self._bars.update(self._tasks[name], completed=stored, total=progress.total[name])
+        if self._reducing:
+            self._bars.update(self._tasks[ANSWERS], completed=sum(progress.stored[name] for name in self._reducing))
+
+    def answer(self, answer: Answer) -> None:
+        if self._as_json:
+            lines([answer])
+        else:
+            self._has_found = show_answer(self._console, answer) or bool(self._has_found)
+
+
+def show_answer(console: Console, answer: Answer) -> bool:
+    """An answer as people read it; whether there was anything to say."""
+    if answer.question:
+        _reply(console, answer)
+        has_found = True
+    else:
+        has_found = _observations(console, answer) or bool(answer.gaps)
+    for gap in answer.gaps:
+        where = f"segment {gap.first}" if gap.first == gap.last else f"segments {gap.first}-{gap.last}"
+        why = escape(gap.detail or gap.cause)
+        console.print(f"  [yellow]without[/] {gap.stage}, {where}: {why}", soft_wrap=True)
+    return has_found
+
+
+def _reply(console: Console, answer: Answer) -> None:
+    """A question's answer, what it rests on, and what it cost."""
+    console.print()
+    console.print(f"[bold]{escape(answer.question)}[/]", soft_wrap=True)
+    console.print(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
+    for item in answer.evidence:
+        when = f"  {item.captured_at}" if item.captured_at else ""
+        span = between(item.start_s, item.end_s)
+        console.print(f"  {span}{when}  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
+    stages = ", ".join(f"{note.stage}: {note.implementation}" for note in answer.stages)
+    cost = f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute; trace {answer.trace_id}"
+    console.print(f"  [dim]{escape(stages)}; {cost}[/]", soft_wrap=True)
+
+
+def _observations(console: Console, answer: Answer) -> bool:
+    """What a stage found that answers no question: a line for each observation, none where there is none; whether
+    there was any."""
+    name = answer.stages[-1].stage
+    found = answer.output if isinstance(answer.output, dict) else {}
+    for item in found.get("observations", ()):
+        span = between(item["start_ns"] / 1e9, item["end_ns"] / 1e9)
+        console.print(f"{span}  {name:<6} {escape(item.get('text', ''))}", soft_wrap=True)
+    if found and "observations" not in found:
+        console.print(f"{name}: {escape(msgspec.json.encode(found).decode())}", soft_wrap=True)
+    return bool(found.get("observations", found))
+
+
+def between(start_s: float, end_s: float) -> str:
+    return f"[cyan]{clock(start_s)} - {clock(end_s)}[/]"
+
+
+def clock(seconds: float) -> str:
+    """Media time as people write it: 1:05.2."""
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{int(minutes)}:{rest:04.1f}"
+
+
+def lines(items: Iterable[Any]) -> None:
+    """One JSON object a line on stdout."""
+    for item in items:
+        sys.stdout.write(msgspec.json.encode(item).decode() + "\n")
+    sys.stdout.flush()
+
+
+def verdict(asked: Sequence[Question], answers: Sequence[Answer]) -> None:
+    """How the demo's answers compare with the clip's ground truth."""
+    given = {answer.question: answer.answer for answer in answers}
+    right = [item for item in asked if is_right(item, given.get(item.question, ""))]
+    console = Console(stderr=True, highlight=False)
+    console.print(f"\n{len(right)} of {len(asked)} answers are as the clip's ground truth has them.")
+    for item in asked:
+        if item not in right:
+            console.print(f"  [yellow]not as expected:[/] {escape(item.question)}", soft_wrap=True)
+
+
+def is_right(question: Question, answer: str) -> bool:
+    """Whether an answer contains one of the accepted ones; or, where the clip holds none, says so."""
+    if not question.answerable:
+        return answer == "not in the video"
+    said = _normal(answer)
+    return any(_normal(accepted) in said for accepted in question.accepted)
+
+
+def _normal(text: str) -> str:
+    """Words and figures between single spaces, "08:10" as "8:10"."""
+    words = re.findall(r"[a-z]+|\d+(?:[:.,]\d+)*", text.lower())
+    return f" {' '.join(_LEADING_ZEROS.sub('', word) for word in words)} "
+
+
+@contextmanager
+def scratch_store(given: Path | None) -> Iterator[Path]:
+    """The store asked for, or one that is gone afterwards, so that the demo computes everything each time."""
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="penstock-demo-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def operators(rows: Sequence[OperatorRow]) -> None:
+    table = Table("capability", "rung", "quality", "here", box=None, pad_edge=False)
+    for row in rows:
+        here = "[green]yes[/]" if row.missing is None else f"[yellow]no:[/] {escape(row.missing)}"
+        table.add_row(row.capability, row.rung, f"{row.quality:.2f}", here)
+    Console(stderr=True, highlight=False).print(table)
+
+
+def findings(found: Sequence[Finding]) -> None:
+    console = Console(stderr=True, highlight=False)
+    for finding in found:
+        mark = "[green]ok  [/]" if finding.ok else "[yellow]none[/]" if finding.optional else "[red]bad [/]"
+        console.print(f"{mark} {finding.what:<14} {escape(finding.found)}", soft_wrap=True)
+        if finding.advice:
+            console.print(f"{'':<20}{escape(finding.advice)}", soft_wrap=True)

@@ -1,0 +1,186 @@
+"""What people see of a running service: what was submitted, tables of jobs, streams and nodes, how pushing goes."""
+
+from __future__ import annotations  # what is only shown need not be loaded
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from engine.decide.answer import Answer
+from penstock.cli.show import clock, lines, show_answer
+from streams.records import EndOfStream, Gap, Segment
+from streams.wire.link import without_credentials
+
+if TYPE_CHECKING:
+    from engine.decide.redundancy.findings import Redundancy
+    from engine.node.submission import Submitted
+    from engine.node.views import JobView, StreamView
+    from engine.run.registry import NodeStatus
+
+WIDE = 200  # columns of a table that nobody looks at in a terminal
+_console = Console(stderr=True, highlight=False)
+if not _console.is_terminal:
+    _console = Console(stderr=True, highlight=False, width=WIDE)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A node that is up."""
+
+    id: str
+    nats: str
+    http: str | None
+    store: Path | None
+
+
+def say(text: str) -> None:
+    _console.print(escape(text), soft_wrap=True)
+
+
+def ready(running: Running) -> None:
+    """Where a node that has come up is to be found."""
+    say(f"node {running.id} is up")
+    where = without_credentials(running.nats)
+    say(f"  NATS  {where}" + (f"  (with its token: {running.store}/server.json)" if running.store else ""))
+    if running.http:
+        say(f"  HTTP  {running.http}")
+    say("  Ctrl-C ends it")
+
+
+def answer(found: Answer, as_json: bool) -> None:
+    if as_json:
+        lines([found])
+    else:
+        show_answer(_console, found)
+
+
+def submitted(job: Submitted, as_json: bool) -> None:
+    """What became of a job: what it shares with others and what is new."""
+    if as_json:
+        lines([job])
+        return
+    for notice in job.notices:
+        _console.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True)
+    last = "" if job.last is None else str(job.last)
+    say(f"job {job.job} on {job.stream}, segments {job.first}-{last}" + (", standing" if job.standing else ""))
+    say(f"  shared  {', '.join(job.shared) or 'nothing'}")
+    say(f"  new     {', '.join(job.new) or 'nothing'}")
+
+
+def jobs(found: Sequence[JobView], as_json: bool) -> None:
+    if as_json:
+        lines(found)
+        return
+    table = Table("job", "stream", "state", "segments", "asks", "submitted", box=None, pad_edge=False)
+    for item in found:
+        last = "" if item.last is None else item.last
+        asks = item.asks[0] + (f" and {len(item.asks) - 1} more" if len(item.asks) > 1 else "") if item.asks else ""
+        kind = f"{item.state}, standing" if item.standing else item.state
+        table.add_row(item.job, item.stream, kind, f"{item.first}-{last}", escape(asks), item.submitted_at)
+    _console.print(table if found else "no jobs")
+
+
+def job(found: JobView, as_json: bool) -> None:
+    if as_json:
+        lines([found])
+        return
+    last = "" if found.last is None else found.last
+    kind = ", standing" if found.standing else ""
+    say(f"job {found.job}: {found.state}{kind}; {found.workflow} on {found.stream}, segments {found.first}-{last}")
+    if found.detail:
+        say(f"  {found.detail}")
+    for ask in found.asks:
+        say(f"  asks {ask}")
+    for stage in found.stages:
+        say(f"  {stage.name}: {stage.capability} by {stage.implementation} ({stage.id})")
+
+
+def streams(found: Sequence[StreamView], as_json: bool) -> None:
+    if as_json:
+        lines(found)
+        return
+    table = Table(
+        "stream", "policy", "state", "segments", "reaches", "gaps", "jobs", "source", box=None, pad_edge=False
+    )
+    for item in found:
+        segments = "none" if item.first is None else f"{item.first}-{item.last}"
+        gaps = ", ".join(f"{num} {cause}" for cause, num in sorted(item.gaps.items())) or "none"
+        row = (item.stream, item.policy, item.state, segments, clock(item.end_s), gaps, str(item.num_jobs))
+        table.add_row(*row, escape(item.source))
+    _console.print(table if found else "no streams")
+
+
+def nodes(found: Sequence[NodeStatus], as_json: bool) -> None:
+    if as_json:
+        lines(found)
+        return
+    table = Table("node", "host", "pid", "cores", "GPU", "workers", "HTTP", box=None, pad_edge=False)
+    for item in found:
+        gpu = "yes" if item.has_gpu else "no"
+        table.add_row(item.id, item.host, str(item.pid), str(item.num_cores), gpu, str(item.num_workers), item.http)
+    _console.print(table if found else "no nodes")
+
+
+def redundancy(found: Sequence[Redundancy], as_json: bool) -> None:
+    if as_json:
+        lines(found)
+        return
+    for item in found:
+        saved = f"saves {item.saves_compute_s_per_s:.3f} s of compute for each second of media"
+        _console.print(f"[bold]{item.kind}[/] {saved if item.is_measured else 'saves what is not measured yet'}")
+        say(f"  {item.why}")
+    if not found:
+        say("nothing is computed twice")
+
+
+class Pushing:
+    """How pushing goes, as it goes. Use as a context manager."""
+
+    def __init__(self, stream: str, as_json: bool) -> None:
+        self._stream = stream
+        self._as_json = as_json
+        self._num_segments = 0
+        self._bar = Progress(
+            TextColumn("{task.description}"), TimeElapsedColumn(), console=_console, disable=not _console.is_terminal
+        )
+        self._task = self._bar.add_task(f"{stream}: connecting", total=None)
+
+    def __enter__(self) -> Pushing:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def note(self, record: Segment | Gap) -> None:
+        if isinstance(record, Gap):
+            self._say({"stream": self._stream, "segment": record.first, "gap": record.detail})
+            return
+        self._num_segments += 1
+        end_s = (record.start_ns + record.duration_ns) / 1e9
+        self._bar.update(self._task, description=f"{self._stream}: {self._num_segments} segments, {clock(end_s)}")
+        if self._as_json:
+            lines([{"stream": self._stream, "segment": record.index, "end_s": round(end_s, 3)}])
+        for flaw in record.flaws:
+            self._say({"stream": self._stream, "segment": record.index, "flaw": flaw})
+
+    def end(self, end: EndOfStream | None) -> None:
+        if end is None:
+            self._say({"stream": self._stream, "stopped": True})
+        else:
+            self._say({"stream": self._stream, "num_segments": end.num_segments, "ended": True})
+
+    def _say(self, what: dict[str, object]) -> None:
+        if self._as_json:
+            lines([what])
+        else:
+            _console.print(escape(", ".join(f"{key} {value}" for key, value in what.items())), soft_wrap=True)

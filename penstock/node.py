@@ -1,0 +1,186 @@
+"""A node: its workers, and what it does for jobs, streams and clients, on a NATS server of its own or a given one."""
+
+import os
+import socket
+import time
+import tomllib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+
+from engine.decide.answer import time_of_day
+from engine.node.endpoints import Services
+from engine.node.intake import Intake
+from engine.node.submission import JobRequest
+from engine.node.tasks import Duties
+from engine.node.worker_processes import node
+from engine.run.registry import NodeStatus, Registry, StreamSettings, new_id, open_registry
+from engine.run.telemetry import Telemetry
+from engine.run.worker import Assignment
+from engine.spec.catalogue import installed
+from engine.spec.workflow import load_workflow
+from penstock import demo
+from penstock.cli.tables import Running
+from penstock.running import default_store, this_machine
+from penstock.webhooks import Webhooks
+from streams.errors import UserError
+from streams.wire.ledger import Retention, open_ledger, retain
+from streams.wire.link import connect
+from streams.wire.server import embedded
+from streams.wire.service import serve as serve_endpoints
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How a node runs; every option has a default that works on a laptop."""
+
+    url: str | None = None  # of a NATS server; None: an embedded one over `store`
+    store: Path = field(default_factory=default_store)
+    nats_port: int | None = None  # of the embedded server; None: any that is free
+    http: str | None = "127.0.0.1:8080"  # None: no HTTP
+    num_workers: int = 1
+    config: Path | None = None
+    trace_file: Path | None = None
+    log_level: str = "warning"
+
+
+class ConfiguredJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A standing job that a configuration asks for, under its own name: submitted once, and not again when it has
+    ended."""
+
+    stream: str
+    workflow: str = ""  # a file beside the configuration; empty: the one that answers questions
+    asks: tuple[str, ...] = ()
+    window_s: float = 60.0
+    webhook: str = ""
+
+
+class ConfiguredStream(StreamSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stream that nodes read."""
+
+    url: str
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """penstock.toml."""
+
+    streams: dict[str, ConfiguredStream] = msgspec.field(default_factory=dict)
+    jobs: dict[str, ConfiguredJob] = msgspec.field(default_factory=dict)
+    retention: Retention | None = None  # None: as it is, or the defaults where nothing is there yet
+
+
+async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lambda running: None) -> None:
+    """Run a node until canceled. Raises UserError for a bad configuration or a port in use, LinkError without NATS."""
+    config = load_config(options.config) if options.config else Config()
+    machine = this_machine()
+    id = new_id("n")
+    traces = Telemetry("penstock-node", options.trace_file, id)
+    try:
+        async with (
+            node(options.num_workers, options.store / "workers.log") as workers,
+            _nats(options) as url,
+            connect(url, name=id) as link,
+        ):
+            ledger = await open_ledger(link, config.retention)
+            if config.retention is not None:
+                await retain(link, config.retention)
+            registry = await open_registry(link)
+            services = Services(registry, ledger, installed(), machine, demo.workflow())
+            workers.assign(
+                Assignment(
+                    url=url,
+                    name=id,
+                    num_cores=max(1, machine.num_cores // options.num_workers),
+                    has_gpu=machine.has_gpu,
+                    trace_file=str(options.trace_file.absolute()) if options.trace_file else "",
+                    log_level=options.log_level,
+                )
+            )
+            webhooks = Webhooks(ledger)
+            async with anyio.create_task_group() as tasks:
+                http = None
+                if options.http is not None:
+                    from penstock.http import serve_http  # long to load, and not every node has it
+
+                    http = await tasks.start(serve_http, options.http, services, registry, ledger)
+                status = NodeStatus(
+                    id=id,
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    num_cores=machine.num_cores,
+                    has_gpu=machine.has_gpu,
+                    num_workers=options.num_workers,
+                    http=http or "",
+                    started_at=time_of_day(time.time_ns()),
+                )
+                tasks.start_soon(Duties(registry, ledger, installed(), traces, status, [webhooks.send]).run)
+                tasks.start_soon(Intake(registry, ledger, traces, id).run)
+                async with serve_endpoints(link, "penstock", VERSION, services.endpoints()):
+                    await _configure(config, options.config, registry, services)
+                    on_ready(Running(id, url, http, None if options.url else options.store))
+                    await anyio.sleep_forever()
+    finally:
+        traces.close()
+
+
+@asynccontextmanager
+async def _nats(options: ServeOptions) -> AsyncIterator[str]:
+    if options.url is not None:
+        yield options.url
+        return
+    async with embedded(options.store, port=options.nats_port) as url:
+        yield url
+
+
+async def _configure(config: Config, path: Path | None, registry: Registry, services: Services) -> None:
+    """Bring the registry to what the configuration asks for; what it does not name stays as it is."""
+    for name, stream in config.streams.items():
+        here = path.parent / stream.url if path else Path(stream.url)
+        url = str(here.resolve()) if await anyio.Path(here).exists() else stream.url
+        await registry.declare(msgspec.structs.replace(stream, url=url).spec(name))
+    ids = {job.id for job in await registry.jobs()}  # one that was canceled stays so
+    for name, job in config.jobs.items():
+        if name in ids:
+            continue
+        workflow = load_workflow(path.parent / job.workflow) if path and job.workflow else None
+        await services.submit(
+            JobRequest(
+                id=name,
+                stream=job.stream,
+                workflow=workflow,
+                asks=job.asks,
+                standing=True,
+                window_s=job.window_s,
+                webhook=job.webhook,
+            )
+        )
+
+
+def load_config(path: Path) -> Config:
+    """Read penstock.toml. Raises UserError with the file, the place and what would be right."""
+    try:
+        table: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return msgspec.convert(table, Config)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")
+        allowed = {
+            "streams": ConfiguredStream.__struct_fields__,
+            "jobs": ConfiguredJob.__struct_fields__,
+            "retention": Retention.__struct_fields__,
+        }
+        part = next((name for name in allowed if f".{name}" in where), "")
+        keys = ", ".join(allowed.get(part, Config.__struct_fields__))
+        place = where.strip("`").removeprefix("$.") or "the file"
+        raise UserError(f"{path}: {place}: {what[:1].lower()}{what[1:]}; the keys there are {keys}") from error

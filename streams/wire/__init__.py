@@ -1,0 +1,1 @@
+"""The only home of NATS: what moves is stored, read, pulled and asked for here."""

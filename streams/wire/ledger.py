@@ -1,0 +1,323 @@
+"""The ledger: write-once records by subject, read back by subject.
+
+Delivery guarantee: `put` returns once the server has stored the record or already had one under that subject; a
+retry can never duplicate or overwrite. What has been put is seen by every later read, on whatever connection: reads go
+to the leader (where a stream has one replica, a direct get is answered by it).
+
+Records above the payload limit are cut into chunks on subjects named by their content, and read back whole.
+"""
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+import nats.js.errors
+import structlog
+from nats.js.api import Header
+
+from streams.errors import LinkError, Permanent
+from streams.subjects import PREFIX
+from streams.wire import jetstream
+from streams.wire.jetstream import MAX_SUBJECTS_A_READ
+from streams.wire.link import REQUEST_TIMEOUT_S, Link
+from streams.wire.publisher import Message, Publisher
+
+log = structlog.get_logger(__name__)
+
+EXPECT_EMPTY = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
+WRONG_LAST_SEQUENCE = 10071
+MAX_PAGES = 2 * MAX_SUBJECTS_A_READ  # of one read, were each record a page of its own
+MEDIA, RESULTS, ANSWERS = (f"{PREFIX.upper()}_{kind}" for kind in ("MEDIA", "RESULTS", "ANSWERS"))
+BULK = "Penstock-Bulk"  # header: <digest>.<number of chunks>
+TRACEPARENT = "traceparent"
+HEADROOM_BYTES = 4096  # for headers, which count towards the limit
+MAX_INLINE_BYTES = 1024 * 1024 - HEADROOM_BYTES  # below the server's default payload limit, and quick to pass on
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the ledger keeps what it holds; the oldest goes first."""
+
+    max_age_s: float = 7 * 24 * 3600.0
+    max_media_bytes: int = 16 * 1024**3
+    max_results_bytes: int = 4 * 1024**3
+    num_replicas: int = 1
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """A record as the ledger holds it. `seq` orders all records of one JetStream stream by the time of storing."""
+
+    subject: str
+    seq: int
+    data: bytes
+    traceparent: str = ""
+
+
+class Noted(msgspec.Struct, frozen=True, gc=False):
+    """A record with all its headers and when it was stored (Unix time)."""
+
+    record: Stored
+    headers: Mapping[str, str]
+    stored_ns: int
+
+
+class Placed(msgspec.Struct, frozen=True, gc=False):
+    """Where a record stands after `put`; `fresh` is false where one stood there before."""
+
+    seq: int
+    fresh: bool
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A record to put."""
+
+    subject: str
+    data: bytes
+    traceparent: str = ""
+
+
+class Ledger:
+    """The write-once record of what every stage owed and delivered. Made by `open_ledger`."""
+
+    def __init__(self, link: Link, replicated: frozenset[str]) -> None:
+        self.link = link
+        self._replicated = replicated
+        self._publisher = Publisher(link)
+        self._max_bytes = link.max_payload_bytes - HEADROOM_BYTES
+
+    # --- writing -------------------------------------------------------------------------------------------
+
+    async def put(self, subject: str, data: bytes, traceparent: str = "") -> Placed:
+        """Store a record where there is none yet."""
+        message = await self._message(subject, data, EXPECT_EMPTY, traceparent)
+        seq = await self._publish(message, f"store {subject}")
+        return Placed(abs(seq), seq > 0)
+
+    async def put_many(self, entries: Sequence[Entry]) -> list[Placed]:
+        """Store several records, all under way at once; in their order. Not atomic: each is stored or not."""
+        messages = [await self._message(e.subject, e.data, EXPECT_EMPTY, e.traceparent) for e in entries]
+        acks = await self._publisher.send(messages, REQUEST_TIMEOUT_S)
+        placed = []
+        for entry, ack in zip(entries, acks, strict=True):
+            if ack is not None and ack.error is None:
+                placed.append(Placed(ack.seq, True))
+            elif ack is not None and ack.error is not None and ack.error.err_code == WRONG_LAST_SEQUENCE:
+                placed.append(Placed(_standing_seq(ack.error.description), False))
+            else:  # no word, or no: ask again, patiently
+                placed.append(await self.put(entry.subject, entry.data, entry.traceparent))
+        return placed
+
+    async def append(
+        self,
+        subject: str,
+        data: bytes,
+        after: int,
+        traceparent: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> int | None:
+        """Add a record to a subject that holds many, behind the one stored there at sequence `after` (0: as the first).
+        Whoever listens there gets it whole, up to the server's payload limit. Its sequence; None where another record
+        stands behind that one, unless it is this very one: a retry that finds its own work done has done it."""
+        expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(after), **(headers or {})}
+        message = await self._message(subject, data, expected, traceparent, self._max_bytes)
+        seq = await self._publish(message, f"append to {subject}")
+        if seq > 0:
+            return seq
+        standing = await self.get(subject)
+        return standing.seq if standing is not None and standing.data == data else None
+
+    async def _publish(self, message: Message, what: str) -> int:
+        """The sequence it was stored at; where another record stood in the way, minus that one's."""
+
+        async def attempt() -> int:
+            publish = self.link.jetstream.publish
+            try:
+                return (await publish(message.subject, message.data, REQUEST_TIMEOUT_S, headers=message.headers)).seq
+            except nats.js.errors.APIError as error:
+                if error.err_code != WRONG_LAST_SEQUENCE:
+                    raise
+                return -_standing_seq(error.description or "")
+
+        return await self.link.patiently(attempt, what)
+
+    async def _message(
+        self, subject: str, data: bytes, headers: dict[str, str], traceparent: str, max_bytes: int = MAX_INLINE_BYTES
+    ) -> Message:
+        if traceparent:
+            headers = {**headers, TRACEPARENT: traceparent}
+        if len(data) > min(max_bytes, self._max_bytes):
+            headers = {**headers, BULK: await self._put_chunks(data)}
+            data = b""
+        return Message(subject, data, headers)
+
+    async def _put_chunks(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()[:40]
+        size = min(MAX_INLINE_BYTES, self._max_bytes)
+        chunks = [data[start : start + size] for start in range(0, len(data), size)]
+        for number, chunk in enumerate(chunks):
+            await self.put(f"{PREFIX}.bulk.{digest}.{number}", chunk)
+        return f"{digest}.{len(chunks)}"
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    async def get(self, subject: str) -> Stored | None:
+        """The record at `subject`, the last one where there are several; None where there is none."""
+        noted = await self.look(subject)
+        return None if noted is None else noted.record
+
+    async def look(self, subject: str) -> Noted | None:
+        """As `get`, with what was noted of the record."""
+        stream = stream_of(subject)
+        if stream in self._replicated:
+            return await self._noted(await jetstream.from_leader(self.link, stream, {"last_by_subj": subject}))
+        pattern = {"last_by_subj": subject} if subject.endswith("*") else subject
+        return await self._noted(await jetstream.direct(self.link, stream, pattern))
+
+    async def get_many(self, subjects: Iterable[str]) -> dict[str, Stored]:
+        """The records at `subjects`, those that exist; all of one JetStream stream."""
+        wanted = list(dict.fromkeys(subjects))
+        found: dict[str, Stored] = {}
+        if len(wanted) > 1:
+            for start in range(0, len(wanted), MAX_SUBJECTS_A_READ):
+                found |= await self._read(wanted[start : start + MAX_SUBJECTS_A_READ])
+        for subject in wanted:  # single reads, and what a lagging replica did not have yet
+            if subject not in found and (len(wanted) == 1 or stream_of(subject) in self._replicated):
+                stored = await self.get(subject)
+                if stored is not None:
+                    found[subject] = stored
+        return found
+
+    async def next(self, filter_subject: str, seq: int) -> Noted | None:
+        """The first record stored at `seq` or later whose subject matches."""
+        stream = stream_of(filter_subject)
+        get = jetstream.from_leader if stream in self._replicated else jetstream.direct
+        return await self._noted(await get(self.link, stream, {"seq": seq, "next_by_subj": filter_subject}))
+
+    async def every(self, filter_subject: str) -> AsyncIterator[Stored]:
+        """The records stored so far whose subject matches, in the order of storing."""
+        last = await self.last_seq(filter_subject)
+        seq = 0
+        while seq < last and (noted := await self.next(filter_subject, seq + 1)) is not None:
+            seq = noted.record.seq
+            yield noted.record
+
+    async def last_seq(self, filter_subject: str) -> int:
+        """The sequence of the record stored last among those whose subject matches; 0 where there is none."""
+        stored = await self.get(filter_subject)
+        return 0 if stored is None else stored.seq
+
+    async def last_stored(self, stream: str) -> int:
+        """The sequence of the record stored last in a JetStream stream."""
+        return await jetstream.last_seq(self.link, stream)
+
+    async def subjects(self, filter_subject: str) -> set[str]:
+        """Every stored subject that matches."""
+        return await jetstream.subjects_of(self.link, stream_of(filter_subject), filter_subject)
+
+    async def whole(self, data: bytes, headers: Mapping[str, str] | None) -> bytes:
+        """A record's bytes, put together where it came in chunks. Raises Permanent if a chunk is gone."""
+        reference = headers.get(BULK) if headers else None
+        if not reference:
+            return data
+        digest, _, number = reference.partition(".")
+        names = [f"{PREFIX}.bulk.{digest}.{index}" for index in range(int(number))]
+        chunks = [await self.get(name) for name in names]
+        whole = b"".join(chunk.data for chunk in chunks if chunk is not None)
+        if hashlib.sha256(whole).hexdigest()[:40] != digest:
+            raise Permanent(
+                f"part of a record of {number} chunks is gone from the ledger ({digest}): it fell out of retention"
+            )
+        return whole
+
+    async def _read(self, subjects: Sequence[str]) -> dict[str, Stored]:
+        stream = stream_of(subjects[0])
+        found: dict[str, Stored] = {}
+        seq = 1
+        for _ in range(MAX_PAGES):
+            read = partial(jetstream.page, self.link, stream, subjects, len(subjects), seq)
+            page = await self.link.patiently(read, f"read from {stream}")
+            if page is None:
+                raise LinkError(f"read from {stream}: the server answers for fewer than {len(subjects)} subjects")
+            found |= {message.subject: await self._stored(message) for message in page.messages}
+            if page.next_seq is None:
+                return found
+            seq = page.next_seq
+        raise LinkError(f"read from {stream}: not all of {len(subjects)} records came in {MAX_PAGES} pages")
+
+    async def _noted(self, message: jetstream.Raw | None) -> Noted | None:
+        if message is None:
+            return None
+        return Noted(await self._stored(message), message.headers, message.stored_ns)
+
+    async def _stored(self, message: jetstream.Raw) -> Stored:
+        data = await self.whole(message.data, message.headers)
+        return Stored(message.subject, message.seq, data, message.headers.get(TRACEPARENT, ""))
+
+
+async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
+    """The ledger of the server that `link` is connected to; its JetStream streams are made where they are missing. An
+    existing stream keeps its own settings."""
+    wanted = retention or Retention()
+    replicated = set()
+    for kind, max_bytes in _limits(wanted).items():
+        config = await jetstream.made(link, _config(kind, max_bytes, wanted))
+        if config.get("num_replicas", 1) > 1:
+            replicated.add(config["name"])
+    return Ledger(link, frozenset(replicated))
+
+
+async def retain(link: Link, retention: Retention) -> None:
+    """Have the streams that are there keep what they hold for as long as this says, from now on."""
+    for kind, max_bytes in _limits(retention).items():
+        name = f"{PREFIX.upper()}_{kind.upper()}"
+        config = (await link.api(f"STREAM.INFO.{name}"))["config"]
+        wanted = {"max_age": int(retention.max_age_s * 1e9), "max_bytes": max_bytes}
+        if any(config.get(key) != value for key, value in wanted.items()):
+            window = min(config["duplicate_window"], wanted["max_age"])
+            await link.api(f"STREAM.UPDATE.{name}", {**config, **wanted, "duplicate_window": window})
+
+
+def _limits(retention: Retention) -> dict[str, int]:
+    """The most bytes that each kind of record may take."""
+    return {
+        "media": retention.max_media_bytes,
+        "bulk": retention.max_media_bytes,
+        "results": retention.max_results_bytes,
+        "answers": retention.max_results_bytes,
+        "dead": retention.max_results_bytes,
+        "gaps": retention.max_results_bytes // 16,
+    }
+
+
+def _config(kind: str, max_bytes: int, retention: Retention) -> dict[str, Any]:
+    max_age_ns = int(retention.max_age_s * 1e9)
+    return {
+        "name": f"{PREFIX.upper()}_{kind.upper()}",
+        "subjects": [f"{PREFIX}.{kind}.>"],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "old",
+        "max_age": max_age_ns,
+        "max_bytes": max_bytes,
+        "num_replicas": retention.num_replicas,
+        "allow_direct": True,
+        "duplicate_window": min(max_age_ns, 120_000_000_000),
+    }
+
+
+def stream_of(subject: str) -> str:
+    """The JetStream stream that keeps a subject."""
+    return f"{PREFIX.upper()}_{subject.split('.', 2)[1].upper()}"
+
+
+_WRONG_LAST = re.compile(r"wrong last sequence: (\d+)")
+
+
+def _standing_seq(refusal: str) -> int:
+    """The sequence of the record already there, which the refusal tells."""
+    match = _WRONG_LAST.search(refusal)
+    if match is None:
+        raise LinkError(f"the server refused a write-once record without saying why: {refusal!r}")
+    return int(match[1])

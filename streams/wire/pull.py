@@ -1,0 +1,175 @@
+"""A durable consumer that takes only what there is room for.
+
+Credit is what has been asked for and has neither come nor expired. `take(room)` asks only for room that is not already
+covered by credit, so what is under way never exceeds the room there was: nothing is prefetched, and another worker can
+have what this one cannot start.
+
+Delivery guarantee: at least once. A message that is not acknowledged within `ack_wait_s` of its delivery or its last
+sign of progress comes again, here or elsewhere.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import anyio
+import msgspec
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from streams.errors import LinkError
+from streams.wire.ledger import TRACEPARENT, Ledger
+from streams.wire.link import Link, Refused
+
+log = structlog.get_logger(__name__)
+
+EXPIRES_S = 5.0
+STARTS_ELSEWHERE = {10012, 10148}  # made by another in the meantime, or with another starting point
+INACTIVE_S = 120.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
+
+
+class Arrival(msgspec.Struct, eq=False):
+    """A message that was delivered and is not yet acknowledged."""
+
+    subject: str
+    data: bytes
+    seq: int
+    num_delivered: int
+    reply: str
+    traceparent: str
+    arrived_ns: int  # Unix time
+    stored_ns: int  # Unix time of the server
+    headers: dict[str, str] | None = None
+
+
+class Pull:
+    """Messages of one durable consumer, taken into free slots. Made by `open_pull`."""
+
+    def __init__(
+        self,
+        link: Link,
+        stream: str,
+        durable: str,
+        filters: Sequence[str],
+        ack_wait_s: float,
+        start_seq: int = 1,
+    ) -> None:
+        self._link = link
+        self._stream = stream
+        self._durable = durable
+        self._filters = list(filters)
+        self._ack_wait_s = ack_wait_s
+        self._start_seq = start_seq
+        self._arrived: deque[Arrival] = deque()
+        self._news = anyio.Event()
+        self._credit = 0
+        self._doubtful = False  # the consumer or our requests to it may be gone
+        self._inbox = link.client.new_inbox()
+        self._subscription: Subscription | None = None
+        self._forget = link.on_reconnect(self._on_doubt)
+
+    async def open(self) -> None:
+        """Make the consumer where it is missing and start listening."""
+        await self._create()
+        self._subscription = await self._link.client.subscribe(
+            self._inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+
+    async def close(self) -> None:
+        self._forget()
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+
+    @property
+    def waiting(self) -> list[Arrival]:
+        """What has come and was not taken yet."""
+        return list(self._arrived)
+
+    async def take(self, room: int) -> list[Arrival]:
+        """Up to `room` messages, at least one: waits for it for as long as it takes."""
+        while not self._arrived:
+            if self._doubtful:
+                self._doubtful, self._credit = False, 0
+                await self._create()
+            if room > self._credit:
+                await self._ask(room - self._credit)
+            self._news = anyio.Event()
+            with anyio.move_on_after(EXPIRES_S + 2) as silence:
+                await self._news.wait()
+            if silence.cancelled_caught:  # not even a word that our request expired
+                self._on_doubt()
+        return [self._arrived.popleft() for _ in range(min(room, len(self._arrived)))]
+
+    async def _ask(self, num: int) -> None:
+        request = msgspec.json.encode({"batch": num, "expires": int(EXPIRES_S * 1e9)})
+        self._credit += num
+        try:
+            await self._link.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}", request, self._inbox)
+        except LinkError as error:
+            self._credit -= num
+            log.warning("pull_refused", consumer=self._durable, error=str(error))
+            await anyio.sleep(0.2)
+
+    async def _on_message(self, message: Msg) -> None:
+        headers = message.headers
+        status = headers.get("Status") if headers and not message.data else None
+        if status is None:
+            tokens = message.reply.split(".")
+            where = 4 if len(tokens) == 9 else 6  # newer servers put domain and account before the stream
+            delivered, seq, stored_ns = int(tokens[where]), int(tokens[where + 1]), int(tokens[where + 3])
+            trace = headers.get(TRACEPARENT, "") if headers else ""
+            now_ns = time.time_ns()
+            self._arrived.append(
+                Arrival(message.subject, message.data, seq, delivered, message.reply, trace, now_ns, stored_ns, headers)
+            )
+            self._credit = max(0, self._credit - 1)
+        elif status == "408":
+            self._credit = max(0, self._credit - int((headers or {}).get("Nats-Pending-Messages", "1")))
+        elif status != "100":
+            log.info("pull_status", consumer=self._durable, status=status, said=(headers or {}).get("Description", ""))
+            self._doubtful = True
+        self._news.set()
+
+    def _on_doubt(self) -> None:
+        self._doubtful = True
+        self._news.set()
+
+    async def _create(self) -> None:
+        """Where another worker has made it already, its starting point holds."""
+        config = {
+            "durable_name": self._durable,
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": max(1, self._start_seq),
+            "ack_policy": "explicit",
+            "ack_wait": int(self._ack_wait_s * 1e9),
+            "max_ack_pending": 65536,
+            "max_waiting": 4096,
+            "inactive_threshold": int(INACTIVE_S * 1e9),
+            "filter_subjects": self._filters,
+        }
+        request = {"stream_name": self._stream, "config": config}
+        try:
+            await self._link.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
+        except Refused:
+            try:
+                await self._link.api(f"CONSUMER.DURABLE.CREATE.{self._stream}.{self._durable}", request)
+            except Refused as error:
+                if error.code not in STARTS_ELSEWHERE:
+                    raise
+
+
+class Acks:
+    """What a worker says of what it took: done, still at it, again later. Lost words only cause a redelivery."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._link = ledger.link
+
+    async def done(self, arrival: Arrival) -> None:
+        await self._link.publish(arrival.reply, b"+ACK")
+
+    async def progress(self, arrival: Arrival) -> None:
+        await self._link.publish(arrival.reply, b"+WPI")
+
+    async def again(self, arrival: Arrival, delay_s: float) -> None:
+        await self._link.publish(arrival.reply, b'-NAK {"delay": %d}' % int(delay_s * 1e9))

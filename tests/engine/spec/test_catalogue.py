@@ -1,0 +1,74 @@
+"""The catalogue: what is installed is found, and what contradicts it is refused."""
+
+import pytest
+import toys
+
+from engine.spec.catalogue import EXTRA, Catalogue, installed, load_operator
+from engine.spec.operator import Capability, Media, Port
+from streams.errors import UserError
+
+
+class OtherPorts(toys.Read):
+    capability = Capability("toy_read", {"film": Port(Media)}, toys.Number, toys.Added)
+
+
+class SameName(toys.Read):
+    pass
+
+
+class AnotherName(toys.Read):
+    name = "another"
+
+
+def test_implementations_are_found_by_capability_and_name() -> None:
+    catalogue = Catalogue([*toys.ALL, AnotherName])
+    assert catalogue.capability("toy_read") is toys.READ
+    assert catalogue.implementations("toy_read") == {"toy": toys.Read, "another": AnotherName}
+    assert catalogue.implementation("toy_read", "another") is AnotherName
+    assert catalogue.implementations("nothing") == {}
+
+
+def test_the_same_operator_twice_is_one() -> None:
+    assert Catalogue([toys.Read, toys.Read]).implementations("toy_read") == {"toy": toys.Read}
+
+
+@pytest.mark.parametrize(
+    ("operator", "said"), [(OtherPorts, "with other ports"), (SameName, "both implement 'toy_read'")]
+)
+def test_contradictions_are_refused(operator: type[toys.Read], said: str) -> None:
+    with pytest.raises(UserError, match=operator.__name__) as refused:
+        Catalogue([toys.Read, operator])
+    assert said in str(refused.value)
+
+
+def test_what_is_not_there_is_named_with_what_is() -> None:
+    with pytest.raises(UserError, match="there are: toy_add, toy_read"):
+        Catalogue([toys.Read, toys.Add]).capability("toy_write")
+    with pytest.raises(UserError, match="there are: none"):
+        Catalogue([]).capability("toy_read")
+    with pytest.raises(UserError, match="'toy_read' is not implemented by 'other' here"):
+        Catalogue([toys.Read]).implementation("toy_read", "other")
+
+
+def test_an_operator_is_loaded_from_its_place() -> None:
+    assert load_operator("toys:Read") is toys.Read
+
+
+@pytest.mark.parametrize(
+    "place", ["", ":", "toys", "toys:", "toys:Nothing", "no_such_module:Read", ":Read", "toys:READ", "toys:number"]
+)
+def test_what_is_no_operator_is_refused(place: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_operator(place)
+    assert "should be" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_environment_adds_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(EXTRA, " toys:Read, toys:Add ,,toys:Read")
+    monkeypatch.setattr("engine.spec.catalogue.entry_points", lambda group: [])
+    installed.cache_clear()
+    try:
+        assert set(installed().capabilities) == {"toy_read", "toy_add"}
+    finally:
+        installed.cache_clear()

