@@ -60,6 +60,6 @@ def test_sound_comes_from_alsa(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_its_settings_alsa_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ALSA_CONFIG_PATH", raising=False)
-    monkeypatch.setattr("streams.addresses.ALSA_SETTINGS", ALSA_SETTINGS / "nowhere")
+    monkeypatch.setattr("streams.media.addresses.ALSA_SETTINGS", ALSA_SETTINGS / "nowhere")
     with pytest.raises(UserError, match="ALSA is not set up here: install libasound2-data"):
         list(read("device:alsa:null", "s", live=True, stop=threading.Event()))
