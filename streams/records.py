@@ -136,6 +136,10 @@ class Measured(Record, frozen=True):
     wait_s: float = 0.0  # from the worker taking it to processing it
     batch_size: int = 1
     worker: str = ""
+    decode_s: float = 0.0  # what decoding its media cost on its behalf; 0 where they were decoded already
+    batch: int = 0  # number of the batch in its worker's pool
+    attempt: int = 1  # deliveries of the message that led to it
+    started_ns: int = 0  # of the batch, the worker's Unix time
 
 
 class Result(Record, frozen=True, tag="result"):

@@ -34,13 +34,18 @@ class GiveUp:
 
 def after_failure(error: Exception, attempt: int, policy: RetryPolicy, jitter: float) -> Again | GiveUp:
     """What follows the failure of attempt number `attempt` (from 1)."""
-    cause = (str(error).splitlines() or [""])[0] or type(error).__name__
+    cause = cause_of(error)
     if isinstance(error, Permanent):
         return GiveUp(cause)
     if attempt >= policy.max_attempts:
         return GiveUp(f"{cause} (tried {attempt} times)")
     num_doublings = min(attempt - 1, 64)
     return Again(min(policy.first_delay_s * 2**num_doublings, policy.max_delay_s) * jitter)
+
+
+def cause_of(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def before_attempt(num_delivered: int, policy: RetryPolicy) -> GiveUp | None:

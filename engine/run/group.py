@@ -1,395 +1,463 @@
-"""A group: fused stages fed by one stream, from arrivals to stored outputs.
+"""A group: fused stages over one stream. It carries out what the rule (`engine.decide.readiness`) tells, and tells the
+rule what came of it.
 
-What arrives is an *event*: an input that is stored. An event names the outputs it may complete; those that are complete
-are computed and stored, and each stored output is an event for the group's own stages. So a fused edge is an arrival
-that needed no consumer, and fused or apart the same rule runs. A message is done when nothing it set off is left to
-do; a crash before that only brings it again, and what is stored by then is passed over.
+Everything here happens in the event loop and most of it at once; only what must wait (reading what is not at hand,
+decoding, computing, storing) comes back later, by a callback, and each output by itself.
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
+from typing import Any
 
 import anyio
+import anyio.abc
+import msgspec
 import structlog
 
-from engine.decide import joins, retry
-from engine.decide.starting_points import where_to_start
-from engine.decide.stored_keys import StoredKeys
-from engine.run.gaps import note_gaps
-from engine.run.pool import Late
-from engine.run.segment_cache import Known, Shelf
-from engine.run.telemetry import Attributes, Telemetry
-from engine.run.work import (
-    OPEN,
+from engine.decide import joins
+from engine.decide.readiness import (
+    Acknowledge,
+    Compute,
     Event,
-    GroupStage,
-    Outcome,
-    Work,
-    begin_span,
-    contributions,
-    dead_letter_of,
-    gap_of,
-    record_steps,
-    result_of,
+    Found,
+    GiveGap,
+    Instruction,
+    Known,
+    Read,
+    Readiness,
+    Redeliver,
+    Release,
+    StageRule,
 )
-from engine.spec.operator import Entry, Fold, Inputs, Map, Reduce, Window
+from engine.decide.retry import RetryPolicy, cause_of
+from engine.run.frames import FrameStore, Hold
+from engine.run.journal import Journal
+from engine.run.pool import Canceled, Done, Late, Pool, Ticket
+from engine.run.segment_cache import SegmentCache
+from engine.run.spans import WorkSpan, WorkSpans
+from engine.run.work import dead_letter_of, gap_of, result_of
+from engine.spec.operator import Demand, Entry, Inputs, Media
 from engine.spec.workflow import MEDIA
 from streams import subjects
-from streams.errors import Permanent, UserError
-from streams.records import Gap, encode
-from streams.subjects import Key
-from streams.wire import ledger
-from streams.wire.ledger import Ledger
+from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
+from streams.records import Gap, Result, encode
+from streams.wire import ledger as ledgers
+from streams.wire.ledger import Ledger, NewRecord, Placed, Stored
+from streams.wire.outbox import Outbox
 from streams.wire.pull import Arrival
 
 log = structlog.get_logger(__name__)
 
+BROKEN_PAUSE_S = 1.0  # before a message comes again of which something could not be read or stored
 
-class _Incomplete(Exception):
-    """An input of an output is not stored yet: the first one is that of segment `index`."""
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+@dataclass(frozen=True, slots=True)
+class GroupStage:
+    """A stage as its group runs it: the rule's view of it, and what computes it."""
+
+    rule: StageRule
+    params: Any
+    pool: Pool
+    demands: tuple[Demand, ...] = ()
+
+
+@dataclass(slots=True)
+class Host:
+    """What a worker lends its groups."""
+
+    worker: str
+    ledger: Ledger
+    outbox: Outbox
+    frames: FrameStore
+    journal: Journal
+    spans: WorkSpans
+    policy: RetryPolicy
+    random: Random
+    tasks: anyio.abc.TaskGroup
+    now_ns: Callable[[], int] = time.time_ns  # the server's time
+    on_done: Callable[[], None] = lambda: None  # a message was finished
 
 
 @dataclass(slots=True)
 class Group:
-    """Runs the stages of one group over one stream. `names` of stages are for people."""
+    """Runs the stages of one group over one stream."""
 
-    names: Mapping[str, str]
-    stages: Sequence[GroupStage]
-    shelf: Shelf
-    ledger: Ledger
-    telemetry: Telemetry
-    policy: retry.RetryPolicy
-    worker: str
-    random: Random
-    demands: frozenset[type] = frozenset()  # the kinds of things its stages ask of the media's decoder
-    _claimed: set[tuple[str, Key]] = field(default_factory=set)
-    _stored: dict[str, StoredKeys] = field(default_factory=lambda: defaultdict(StoredKeys))
-    _last_seq: dict[str, int] = field(default_factory=dict)
-    _last_asked: tuple[int, tuple[str, ...]] = (0, ())
+    name: str
+    host: Host
+    cache: SegmentCache
+    stages: dict[str, GroupStage]
+    rule: Readiness
+    is_leaving: bool = False
+    gaps: Counter[str] = field(default_factory=Counter)  # stored here, by cause
+    num_stored: int = 0
+    lag_s: float | None = None
+    drained: anyio.Event = field(default_factory=anyio.Event)
+    _arrivals: dict[int, Arrival] = field(default_factory=dict)
+    _tickets: dict[int, tuple[Pool, Ticket]] = field(default_factory=dict)
+    _holds: dict[int, Hold] = field(default_factory=dict)
+    _todo: deque[Instruction] = field(default_factory=deque)
+    _is_doing: bool = False
+
+    @staticmethod
+    def of(
+        name: str, host: Host, cache: SegmentCache, stages: Sequence[GroupStage], names: Mapping[str, str]
+    ) -> "Group":
+        demands = tuple(demand for stage in stages for demand in stage.demands)
+        rule = Readiness([stage.rule for stage in stages], host.policy, releases=bool(demands))
+        rule.names = names
+        group = Group(name, host, cache, {}, rule)
+        group.serve(stages)
+        return group
+
+    def serve(self, stages: Sequence[GroupStage]) -> None:
+        """Go by these from now on: the same stages, perhaps asked for by other jobs."""
+        self.stages = {stage.rule.id: stage for stage in stages}
+        self.rule.serve([stage.rule for stage in stages])
+        demands = [demand for stage in stages for demand in stage.demands]
+        if demands:
+            self.host.frames.serve(self.stream, self.name, demands)
 
     @property
     def stream(self) -> str:
-        return self.shelf.stream
+        return self.cache.stream
+
+    @property
+    def num_taken(self) -> int:
+        """Messages that were taken and are not finished."""
+        return len(self._arrivals)
+
+    @property
+    def taken(self) -> list[Arrival]:
+        return list(self._arrivals.values())
 
     @property
     def external(self) -> dict[str, list[str]]:
         """The subjects to listen to, by the JetStream stream that keeps them."""
-        inside = {stage.id for stage in self.stages}
-        sources = {source for stage in self.stages for source in stage.awaited} - inside
+        rules = [stage.rule for stage in self.stages.values()]
+        sources = {source for rule in rules for source in rule.awaited} - set(self.stages)
         wanted = [subjects.results_of(source, self.stream) for source in sources if source != MEDIA]
         if MEDIA in sources:
             wanted.append(subjects.media_of(self.stream))
-        elif any(joins.needs_end(stage.planned.scope) for stage in self.stages):
+        elif any(joins.needs_end(rule.scope) for rule in rules):
             wanted.append(subjects.media_end(self.stream))
         by_stream: dict[str, list[str]] = {}
         for subject in sorted(wanted):
-            by_stream.setdefault(ledger.stream_of(subject), []).append(subject)
+            by_stream.setdefault(ledgers.stream_of(subject), []).append(subject)
         return by_stream
 
-    async def open(self) -> dict[str, int] | None:
-        """Learn which outputs are stored already. For each JetStream stream, the sequence to listen from; None where
-        nothing is left to be done."""
-        stored = {
-            stage.id: subjects.keys_of(await self.ledger.subjects(subjects.results_of(stage.id, self.stream)))
-            for stage in self.stages
-        }
-        for stage in self.stages:
-            for key in stored[stage.id]:
-                self._remember(stage, key)
-        return await where_to_start(self.ledger, self.shelf, self.stages, stored, list(self.external))
+    # --- coming and going ----------------------------------------------------------------------------------------
 
-    async def handle(self, arrivals: Sequence[Arrival]) -> list[retry.Again | None]:
-        """Do all that these messages set off. For each: None when it is done, or when to bring it again."""
-        again: dict[int, retry.Again] = {}
-        events = [event for arrival in arrivals if (event := await self._event(arrival)) is not None]
-        while events:
-            work: list[Work] = []
-            following: list[Event] = []
-            try:
-                for event in events:
-                    for stage, keys in contributions(self.stages, event, self.shelf.num_segments):
-                        for found in await self._all_ready(stage, keys, event):
-                            if isinstance(found, Work):
-                                work.append(found)
-                            else:
-                                following.append(found)
-                following += await self._carry_out(work, again)
-            finally:
-                self._claimed.difference_update((item.stage.id, item.key) for item in work)
-            events = following
-        if self.demands:
-            self._let_go()
-        return [again.get(id(arrival)) for arrival in arrivals]
+    def take(self, arrival: Arrival) -> None:
+        """Do all that a message sets off; it is acknowledged or handed back when that is done."""
+        root = arrival.seq << 1 | (arrival.subject.split(".", 2)[1] != "media")
+        self._arrivals[root] = arrival
+        if arrival.headers and ledgers.BULK in arrival.headers:
+            self.host.tasks.start_soon(self._take_in_pieces, root, arrival)
+        else:
+            self._event(root, arrival, arrival.data)
 
-    def _let_go(self) -> None:
-        """Forget what was decoded for this group of segments that all its stages are done with: frames are large, and
-        to wait until the shelf is full would hold many times what is being looked at."""
-        readers = [stage for stage in self.stages if MEDIA in stage.planned.sources]
-        for index, media in self.shelf.media().items():
-            owed = (
-                (s.id, k)
-                for s in readers
-                for k in joins.outputs_of(s.planned.scope, index, self.shelf.num_segments)
-                if s.running.owes(k)
-            )
-            if media.memo and all(key in self._stored[id] for id, key in owed):
-                for wanted in list(media.memo):
-                    if type(wanted) in self.demands:
-                        media.memo.pop(wanted, None)
+    def leave(self, *, cancel: bool) -> None:
+        """Take nothing more. With `cancel`, nobody wants what is under way: what has not begun will not, and what
+        computes by itself is told."""
+        self.is_leaving = True
+        self.host.frames.leave(self.stream, self.name)
+        if cancel:
+            for pool, ticket in list(self._tickets.values()):
+                pool.cancel(ticket)
+            for root, arrival in list(self._arrivals.items()):
+                self.rule.forget(root)
+                self._finish(root, arrival, b"+ACK")
+        self._note_drained()
 
-    # --- from events to work ---------------------------------------------------------------------------------
+    def _note_drained(self) -> None:
+        if self.is_leaving and not self._arrivals:
+            self.drained.set()
 
-    async def _event(self, arrival: Arrival) -> Event | None:
-        """What a message says; None where it is nothing of ours. One that cannot be read is a gap."""
+    async def _take_in_pieces(self, root: int, arrival: Arrival) -> None:
+        try:
+            data = await self.host.ledger.whole(arrival.data, arrival.headers)
+        except LinkError as error:
+            log.warning("not_read", subject=arrival.subject, error=str(error))
+            self._arrivals.pop(root, None)
+            self._hand_back(arrival, BROKEN_PAUSE_S)
+            return
+        except PenstockError as error:
+            log.warning("incomplete", subject=arrival.subject, error=str(error))
+            data = b""
+        self._event(root, arrival, data)
+
+    def _event(self, root: int, arrival: Arrival, data: bytes) -> None:
+        """What a message says; one that is nothing of ours is done with."""
         try:
             address = subjects.parse(arrival.subject)
         except UserError as error:
             log.warning("not_ours", error=str(error))
-            return None
-        try:
-            data = await self.ledger.whole(arrival.data, arrival.headers)
-        except Permanent as error:
-            log.warning("incomplete", subject=arrival.subject, error=str(error))
-            data = b""
+            self._do([Acknowledge(root, "it is nothing of ours")])
+            return
+        stored = Stored(arrival.subject, arrival.seq, data, arrival.traceparent, arrival.due_ns)
+        num_segments: int | None = None
         if address.kind == "media":
             index = None if address.key is None else address.key.first
-            known = self.shelf.keep_media(index, arrival.seq, data, arrival.traceparent)
-            known = known or Known(arrival.seq, arrival.traceparent)
-            return Event(MEDIA, address.key, known, arrival, arrival.arrived_ns)
-        if address.key is None:
-            return None
-        known = self.shelf.keep_result(address.source, address.key, arrival.seq, data, arrival.traceparent)
-        return Event(address.source, address.key, known, arrival, arrival.arrived_ns)
+            known = self.cache.keep_media(index, stored)
+            if known is None:
+                num_segments = self.cache.num_segments
+                if num_segments is None:
+                    log.warning("not_read", subject=arrival.subject, error="it is no end of a stream")
+                    self._do([Acknowledge(root, "it cannot be read")])
+                    return
+                known = Known(arrival.seq, arrival.traceparent)
+            event = Event(MEDIA, address.key, known, root, arrival.num_delivered, arrival.arrived_ns)
+        elif address.key is None:
+            self._do([Acknowledge(root, "it is nothing of ours")])
+            return
+        else:
+            known = self.cache.keep_result(address.source, address.key, stored)
+            event = Event(address.source, address.key, known, root, arrival.num_delivered, arrival.arrived_ns)
+        self._do(self.rule.arrived(event, self.host.now_ns(), num_segments))
 
-    async def _all_ready(self, stage: GroupStage, keys: Sequence[Key], event: Event) -> list[Work | Event]:
-        """What is ready of these outputs. Of windows, once one lacks an input behind the event's all later ones do."""
-        found: list[Work | Event] = []
-        for key in keys:
-            try:
-                ready = await self._ready(stage, key, event)
-            except _Incomplete as lacking:
-                if isinstance(stage.planned.scope, Window) and event.key and lacking.index > event.key.first:
-                    break
-                continue
-            if ready is not None:
-                found.append(ready)
-        return found
+    # --- carrying out --------------------------------------------------------------------------------------------
 
-    async def _ready(self, stage: GroupStage, key: Key, event: Event) -> Work | Event | None:
-        """The work if this event completes the output; the output's own event if it is stored already. Raises
-        _Incomplete where an input is missing."""
-        if key.last == OPEN:
-            end = await self.shelf.end() if await self._is_last(stage, event) else None
-            if end is None or end[1].num_segments <= key.first:
-                return None
-            key = Key(key.first, end[1].num_segments - 1)
-        if key in self._stored[stage.id]:
-            return await self._stored_event(stage, key, event) if stage.read_inside else None
-        found = await self._complete(stage, key, event)
-        if isinstance(found, Work):  # from here on this event answers for the output, and no other need
-            if (stage.id, key) in self._claimed:
-                return None
-            if key in self._stored[stage.id]:  # by another, while this one was looking
-                return await self._ready(stage, key, event)
-            self._claimed.add((stage.id, key))
-        return found
+    def _do(self, told: Iterable[Instruction]) -> None:
+        """Carry out what was told, and what that leads to at once, one after the other."""
+        self._todo += told
+        if self._is_doing:
+            return
+        self._is_doing = True
+        try:
+            while self._todo:
+                self._carry_out(self._todo.popleft())
+        finally:
+            self._is_doing = False
 
-    async def _complete(self, stage: GroupStage, key: Key, event: Event) -> Work | Event | None:
-        if stage.plain and event.root.num_delivered == 1:
-            entries = {event.source: {key.first: event.known}}
-            return self._work(stage, key, event, entries, None)
-        scope = stage.planned.scope
-        end = await self.shelf.end() if joins.needs_end(scope) else None
-        wanted = joins.needs(scope, key, end[1].num_segments if end else self.shelf.num_segments)
-        if not wanted:
-            return None
-        entries = {}
-        for source in stage.planned.sources:
-            entries[source] = await self.shelf.get(source, wanted)
-            if len(entries[source]) < len(wanted):
-                raise _Incomplete(next(index for index in wanted if index not in entries[source]))
-        previous = None
-        if isinstance(scope, Fold) and key.first > 0:
-            previous = (await self.shelf.get(stage.id, [key.first - 1])).get(key.first - 1)
-            if previous is None:
-                raise _Incomplete(key.first - 1)
-        on_media = event.source == MEDIA
-        seqs = [
-            known.seq for source, found in entries.items() for known in found.values() if (source == MEDIA) == on_media
+    def _carry_out(self, told: Instruction) -> None:
+        match told:
+            case Read():
+                found = self.cache.peek(told)
+                if found is None:
+                    self.host.tasks.start_soon(self._look, told)
+                else:
+                    self._todo += self.rule.found(told, found, self.host.now_ns())
+            case Compute():
+                self._note(told, "compute", told.why)
+                self._compute(told)
+            case GiveGap():
+                self._note(told, f"gap: {told.cause}", told.why)
+                self._give_gap(told)
+            case Acknowledge(root):
+                arrival = self._arrivals.get(root)
+                if arrival is not None:
+                    self._finish(root, arrival, b"+ACK")
+            case Redeliver(root, delay_s, why):
+                arrival = self._arrivals.get(root)
+                if arrival is not None:
+                    self.host.journal.note(self.stream, arrival.subject.rpartition(".")[2], "", "again", why)
+                    self._finish(root, arrival, b'-NAK {"delay": %d}' % int(delay_s * 1e9))
+            case Release(index):
+                self.host.frames.release(self.stream, self.name, index)
+
+    def _note(self, told: Compute | GiveGap, what: str, why: str) -> None:
+        self.host.journal.note(self.stream, str(told.key), told.stage.name, what, why)
+
+    def _finish(self, root: int, arrival: Arrival, word: bytes) -> None:
+        self._arrivals.pop(root, None)
+        self.host.outbox.send(arrival.reply, word)
+        self._note_drained()
+        self.host.on_done()
+
+    def _hand_back(self, arrival: Arrival, delay_s: float) -> None:
+        self.host.outbox.send(arrival.reply, b'-NAK {"delay": %d}' % int(delay_s * 1e9))
+        self._note_drained()
+        self.host.on_done()
+
+    async def _look(self, read: Read) -> None:
+        found: Found | None = None
+        try:
+            found = await self.cache.look(read)
+        except PenstockError as error:
+            log.warning("not_read", stage=read.stage.name, key=str(read.key), error=str(error))
+            self._do(self.rule.abandoned(read, BROKEN_PAUSE_S, str(error)))
+        except Exception as error:
+            log.error("not_read", stage=read.stage.name, key=str(read.key), exc_info=error)
+            self._do(self.rule.abandoned(read, BROKEN_PAUSE_S, cause_of(error)))
+        if found is not None:
+            self._do(self.rule.found(read, found, self.host.now_ns()))
+
+    # --- computing -----------------------------------------------------------------------------------------------
+
+    def _compute(self, told: Compute) -> None:
+        stage = self.stages[told.stage.id]
+        span = self.host.spans.begin(told, self.stream)
+        if stage.demands:
+            self.host.tasks.start_soon(self._decode, told, stage, span)
+        else:
+            self._submit(told, stage, span, {}, 0.0)
+
+    async def _decode(self, told: Compute, stage: GroupStage, span: WorkSpan) -> None:
+        """Have what the stage looks at decoded, ahead of its turn."""
+        segments = [
+            known.value.segment
+            for found in (told.inputs.get(MEDIA, {}),)
+            for known in found.values()
+            if isinstance(known.value, Media)
         ]
-        if previous is not None and not on_media:
-            seqs.append(previous.seq)
-        if on_media and end is not None and self._is_bounded(stage, key, end[1].num_segments):
-            seqs.append(end[0])
-        if not joins.acts(event.known.seq, seqs):
-            return None
-        return await self._stored_event(stage, key, event) or self._work(stage, key, event, entries, previous)
+        try:
+            hold = await self.host.frames.hold(self.stream, segments, stage.demands)
+        except (Permanent, Transient) as error:
+            self._failed(told, span, error)
+            return
+        except Exception as error:  # a decoder's own
+            log.error("not_decoded", stage=told.stage.name, key=str(told.key), exc_info=error)
+            self._failed(told, span, Permanent(f"decoding raised {type(error).__name__}: {error}"))
+            return
+        self._holds[id(told)] = hold
+        self._submit(told, stage, span, hold.media, hold.decode_s)
 
-    @staticmethod
-    def _is_bounded(stage: GroupStage, key: Key, num_segments: int) -> bool:
-        """Whether the stream's end is one of this output's inputs."""
-        scope = stage.planned.scope
-        if isinstance(scope, Reduce):
-            return not any((span.first, span.last) == key for span in stage.running.spans)
-        return isinstance(scope, Map) and key.last + scope.after >= num_segments
+    def _submit(
+        self, told: Compute, stage: GroupStage, span: WorkSpan, media: Mapping[int, Media], decode_s: float
+    ) -> None:
+        def value_of(source: str, index: int, known: Known) -> Any:
+            return media.get(index, known.value) if source == MEDIA else known.value
 
-    async def _is_last(self, stage: GroupStage, event: Event) -> bool:
-        """Whether no input of a whole range was stored after this event, in its JetStream stream. Asked first, for it
-        spares every arrival but the last one the reading of the range."""
-        alike = tuple(source for source in stage.planned.sources if (source == MEDIA) == (event.source == MEDIA))
-        asked = (event.known.seq, alike)
-        if event.known.seq >= self._last_known(alike) and asked != self._last_asked:  # else another stage just asked
-            self._last_asked = asked
-            for source in alike:
-                every = subjects.media_of(self.stream) if source == MEDIA else subjects.results_of(source, self.stream)
-                self._last_seq[source] = await self.ledger.last_seq(every)
-        return event.known.seq >= self._last_known(alike)
-
-    def _last_known(self, sources: Sequence[str]) -> int:
-        return max((self._last_seq.get(source, 0) for source in sources), default=0)
-
-    async def _stored_event(self, stage: GroupStage, key: Key, event: Event) -> Event | None:
-        stored = await self.ledger.get(subjects.result(stage.id, self.stream, key))
-        if stored is None:
-            return None
-        self._remember(stage, key)
-        known = self.shelf.keep_result(stage.id, key, stored.seq, stored.data, stored.traceparent)
-        return Event(stage.id, key, known, event.root, time.time_ns())
-
-    def _work(
-        self,
-        stage: GroupStage,
-        key: Key,
-        event: Event,
-        entries: Mapping[str, Mapping[int, Known]],
-        previous: Known | None,
-    ) -> Work:
-        here = {source: found.get(key.last) for source, found in entries.items()}
-        own = here.get(event.source) or next(iter(here.values()), None)
-        parent = event.known.traceparent if own is None or isinstance(stage.planned.scope, Reduce) else own.traceparent
-        links: tuple[str, ...] = ()
-        if self.telemetry.enabled:
-            others = dict.fromkeys(known.traceparent for found in entries.values() for known in found.values())
-            links = tuple(other for other in others if other != parent)
-        if (lost := retry.before_attempt(event.root.num_delivered, self.policy)) is not None:
-            gap = gap_of(stage.id, self.stream, key, "dead_lettered", lost.cause)
-            return Work(stage, key, event, parent, links, gap=gap)
-        deadline_ns = None
-        if stage.running.max_lag_s > 0 and stage.running.is_prompt(key):
-            deadline_ns = event.root.stored_ns + int(stage.running.max_lag_s * 1e9)
-            if time.time_ns() > deadline_ns:
-                gap = gap_of(stage.id, self.stream, key, "late", self._late(stage))
-                return Work(stage, key, event, parent, links, gap=gap)
-        if not isinstance(stage.planned.scope, Reduce):
-            for source, known in here.items():
-                if known is not None and known.gap is not None:
-                    name = MEDIA if source == MEDIA else self.names.get(source, source)
-                    gap = gap_of(stage.id, self.stream, key, "upstream", f"{name}: {known.gap.detail}")
-                    return Work(stage, key, event, parent, links, gap=gap)
         ports = {
             port: tuple(
-                tuple(Entry(index, known.value, known.gap) for index, known in sorted(entries[source].items()))
+                tuple(
+                    Entry(index, value_of(source, index, known), known.gap)
+                    for index, known in sorted(told.inputs[source].items())
+                )
                 for source in sources
             )
-            for port, sources in stage.planned.inputs.items()
+            for port, sources in told.stage.running.planned.inputs.items()
         }
-        before = previous.value if previous is not None else None
-        inputs = Inputs(self.stream, key.first, key.last, stage.params, ports, before)
-        return Work(stage, key, event, parent, links, inputs=inputs, deadline_ns=deadline_ns)
+        before = told.previous.value if told.previous is not None else None
+        inputs = Inputs(self.stream, told.key.first, told.key.last, stage.params, ports, before)
+        ticket = stage.pool.submit(
+            inputs,
+            partial(self._computed, told, stage, span, decode_s),
+            due_ns=told.due_ns,
+            alone=told.event.num_delivered > 1,
+            emit=partial(self._emit, told),
+        )
+        self._tickets[id(told)] = stage.pool, ticket
 
-    @staticmethod
-    def _late(stage: GroupStage) -> str:
-        return f"waited longer than {stage.running.max_lag_s:g} s to be computed"
+    def _emit(self, told: Compute, text: str) -> None:
+        """Pass on what comes while an output is being made, to those who listen for their job's drafts."""
+        for job in told.stage.running.jobs:
+            said = {
+                "job": job,
+                "stream": self.stream,
+                "stage": told.stage.name,
+                "first": told.key.first,
+                "last": told.key.last,
+                "text": text,
+            }
+            self.host.outbox.send(subjects.partials(job, self.stream), msgspec.json.encode(said))
 
-    # --- from work to stored outputs ---------------------------------------------------------------------------
+    def _computed(self, told: Compute, stage: GroupStage, span: WorkSpan, decode_s: float, ran: Done) -> None:
+        self._tickets.pop(id(told), None)
+        if (hold := self._holds.pop(id(told), None)) is not None:
+            hold.let_go()
+        if isinstance(ran.error, Late):
+            span.end("late")
+            self._do(self.rule.late(told, "its time was up before its turn came"))
+        elif isinstance(ran.error, Canceled):
+            span.end("canceled")
+            self._do(self.rule.abandoned(told, 0.0, "it was canceled"))
+        elif ran.error is not None:
+            self._failed(told, span, ran.error, ran)
+        else:
+            span.ran(ran)
+            record = result_of(told, ran, self.stream, self.host.worker, decode_s)
+            self._store(told, record, ran.output, span)
 
-    async def _carry_out(self, work: Sequence[Work], again: dict[int, retry.Again]) -> list[Event]:
-        """Compute and store; the events that follow. What failed and may pass is noted in `again`."""
-        if not work:
-            return []
-        outcomes: list[Outcome] = []
-        by_stage: dict[str, list[Work]] = {}
-        for item in work:
-            by_stage.setdefault(item.stage.id, []).append(item)
-        async with anyio.create_task_group() as tasks:
-            for items in by_stage.values():
-                tasks.start_soon(self._compute, items, outcomes, again)
-        for outcome in outcomes:
-            if outcome.dead is not None:
-                subject = subjects.dead(outcome.dead.stage, self.stream, outcome.work.key)
-                await self.ledger.put(subject, encode(outcome.dead), outcome.span.traceparent)
-        entries = [
-            ledger.Entry(
-                subjects.result(outcome.work.stage.id, self.stream, outcome.work.key),
-                encode(outcome.record),
-                outcome.span.traceparent,
-            )
-            for outcome in outcomes
-        ]
-        following: list[Event] = []
-        all_placed = await self.ledger.put_many(entries) if entries else []
-        pairs = list(zip(outcomes, all_placed, strict=True))
-        await note_gaps(self.ledger, [o.record for o, placed in pairs if placed.fresh and isinstance(o.record, Gap)])
-        for outcome, placed in pairs:
-            stage, key, event = outcome.work.stage, outcome.work.key, outcome.work.event
-            self._remember(stage, key)
-            outcome.span.end()
-            if not stage.read_inside:
-                continue
-            if placed.fresh:
-                gap = outcome.record if isinstance(outcome.record, Gap) else None
-                known = Known(placed.seq, outcome.span.traceparent, outcome.value, gap)
-                kept = self.shelf.keep_value(stage.id, key, known)
-                following.append(Event(stage.id, key, kept, event.root, time.time_ns()))
-            elif (stored := await self._stored_event(stage, key, event)) is not None:
-                following.append(stored)
-        return following
+    def _failed(self, told: Compute, span: WorkSpan, error: Exception, ran: Done | None = None) -> None:
+        if ran is not None:
+            span.ran(ran)
+        span.end(cause_of(error))
+        log.warning("stage_failed", stage=told.stage.name, key=str(told.key), error=cause_of(error))
+        self._do(self.rule.failed(told, error, 0.5 + self.host.random.random()))
 
-    async def _compute(self, items: Sequence[Work], outcomes: list[Outcome], again: dict[int, retry.Again]) -> None:
-        stage = items[0].stage
-        spans = [begin_span(self.telemetry, item, self.stream, self.worker) for item in items]
-        runnable = [(item.inputs, item.deadline_ns) for item in items if item.inputs is not None]
-        done = iter(await stage.pool.process([i for i, _ in runnable], [deadline_ns for _, deadline_ns in runnable]))
-        batches: dict[tuple[int, int], list[str]] = {}
-        for item, span in zip(items, spans, strict=True):
-            if item.inputs is None:
-                assert item.gap is not None
-                dead = dead_letter_of(item, self.stream, item.gap.detail) if item.gap.cause == "dead_lettered" else None
-                outcomes.append(Outcome(item, item.gap, None, span, dead))
-                continue
-            ran = next(done)
-            if self.telemetry.enabled:
-                batches.setdefault((ran.started_ns, ran.ended_ns), []).append(
-                    record_steps(self.telemetry, item, ran, span)
-                )
-            if ran.error is None:
-                outcomes.append(Outcome(item, result_of(item, ran, self.stream, self.worker), ran.output, span))
-                continue
-            jitter = 0.5 + self.random.random()
-            if isinstance(ran.error, Late):
-                gap = gap_of(stage.id, self.stream, item.key, "late", self._late(stage))
-                outcomes.append(Outcome(item, gap, None, span))
-                continue
-            verdict = retry.after_failure(ran.error, item.event.root.num_delivered, self.policy, jitter)
-            log.warning(
-                "stage_failed", stage=stage.planned.name, key=str(item.key), error=str(ran.error), then=str(verdict)
-            )
-            if isinstance(verdict, retry.Again):
-                again[id(item.event.root)] = verdict
-                span.end(error=str(ran.error))
-            else:
-                gap = gap_of(stage.id, self.stream, item.key, "dead_lettered", verdict.cause)
-                dead = dead_letter_of(item, self.stream, verdict.cause)
-                outcomes.append(Outcome(item, gap, None, span, dead))
-        for (started_ns, ended_ns), links in batches.items():
-            attributes: Attributes = {"stage": stage.planned.name, "batch.size": len(links)}
-            self.telemetry.record("batch", "", started_ns, ended_ns, links=links, attributes=attributes)
+    # --- storing -------------------------------------------------------------------------------------------------
 
-    def _remember(self, stage: GroupStage, key: Key) -> None:
-        self._stored[stage.id].add(key)
+    def _give_gap(self, told: GiveGap) -> None:
+        record = gap_of(told, self.stream)
+        span = self.host.spans.begin(told, self.stream)
+        if not told.is_dead:
+            self._store(told, record, None, span)
+            return
+        letter = NewRecord(
+            subjects.dead(told.stage.id, self.stream, told.key),
+            encode(dead_letter_of(told, self.stream)),
+            span.traceparent,
+        )
+        store = partial(self._store, told, record, None, span)
+        self.host.outbox.put(letter, lambda placed: store(), partial(self._not_stored, told, span))
+
+    def _store(self, told: Compute | GiveGap, record: Result | Gap, value: Any, span: WorkSpan) -> None:
+        entry = NewRecord(
+            subjects.result(told.stage.id, self.stream, told.key),
+            encode(record),
+            span.traceparent,
+            _due_of(told),
+        )
+        placed = partial(self._placed, told, record, value, span, entry.due_ns)
+        self.host.outbox.put(entry, placed, partial(self._not_stored, told, span))
+
+    def _placed(
+        self,
+        told: Compute | GiveGap,
+        record: Result | Gap,
+        value: Any,
+        span: WorkSpan,
+        due_ns: int,
+        placed: Placed,
+    ) -> None:
+        span.end(record.cause if isinstance(record, Gap) else "")
+        self.num_stored += 1
+        arrival = self._arrivals.get(told.event.root)
+        if arrival is not None:
+            self.lag_s = max(0.0, (self.host.now_ns() - arrival.stored_ns) / 1e9)
+        if placed.fresh:
+            gap = record if isinstance(record, Gap) else None
+            if gap is not None:
+                self.gaps[gap.cause] += 1
+                note = NewRecord(subjects.gap(gap.cause, gap.stage, gap.stream, told.key), msgspec.json.encode(gap))
+                self.host.outbox.put(note, lambda placed: None, partial(self._not_noted, told))
+            known = Known(placed.seq, span.traceparent, value, gap, due_ns)
+            self.cache.keep_value(told.stage.id, told.key, known)
+        elif told.stage.read_inside:
+            self.host.tasks.start_soon(self._stands, told)
+            return
+        else:
+            known = Known(placed.seq, span.traceparent)
+        self._do(self.rule.placed(told, known, self.host.now_ns()))
+
+    async def _stands(self, told: Compute | GiveGap) -> None:
+        """Another stored this output first: go on from what stands there."""
+        try:
+            stored = await self.host.ledger.get(subjects.result(told.stage.id, self.stream, told.key))
+        except PenstockError as error:
+            self._do(self.rule.abandoned(told, BROKEN_PAUSE_S, str(error)))
+            return
+        if stored is None:
+            self._do(self.rule.abandoned(told, BROKEN_PAUSE_S, "what stood there is gone"))
+            return
+        known = self.cache.keep_result(told.stage.id, told.key, stored)
+        self._do(self.rule.placed(told, known, self.host.now_ns()))
+
+    def _not_stored(self, told: Compute | GiveGap, span: WorkSpan, error: PenstockError) -> None:
+        span.end(str(error))
+        log.warning("not_stored", stage=told.stage.name, key=str(told.key), error=str(error))
+        self._do(self.rule.abandoned(told, BROKEN_PAUSE_S, str(error)))
+
+    def _not_noted(self, told: Compute | GiveGap, error: PenstockError) -> None:
+        log.warning("gap_not_noted", stage=told.stage.name, key=str(told.key), error=str(error))
+
+
+def _due_of(told: Compute | GiveGap) -> int:
+    """What the segment is due, which its results hand on whether or not this stage goes by it."""
+    here = (known.get(told.key.last) for known in told.inputs.values())
+    return max((known.due_ns for known in here if known is not None), default=0) or told.event.known.due_ns

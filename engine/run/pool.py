@@ -1,14 +1,16 @@
-"""A pool: all instances of one implementation in this worker, batching across whoever calls.
+"""A pool: all instances of one implementation on one kind of device in this worker. It does what the batcher
+(`engine.decide.batcher`) and the lanes' rule (`engine.decide.lanes`) say.
 
-Callers hand in items and wait; a lane takes what has queued up, as much as the operator's largest batch, and runs it in
-a thread, a process or the loop itself, as the operator declares. A batch that fails is run again item by item, so that
-one bad item does not fail its neighbours.
+Callers hand in items and are called back with what became of each. A batch runs in a thread, in a process or in the
+loop itself, as the operator declares, or, for an engine that batches by itself, item by item side by side. A batch that
+fails is run again item by item, so that one bad item does not fail its neighbours; one that takes too long is not, for
+each would take as long again: its items are brought again and run alone then.
 """
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,18 +20,28 @@ import anyio.to_thread
 import msgspec
 import structlog
 
+from engine.decide import lanes
+from engine.decide.batcher import Batcher, Drop, Item, Run, WakeAt
+from engine.decide.signals import PoolSignals, ServiceTime
 from engine.spec.operator import Device, Inputs, Operator, Settings
 from streams.errors import Permanent, Transient
 from streams.records import encode
 
 log = structlog.get_logger(__name__)
 
+NUM_RECENT = 64  # items and batches that the means are over
+MAX_BATCH_SIZES = 64  # of which service times are kept
+
 
 class Late(Exception):
     """Its time had passed before its turn came: it was not computed."""
 
 
-class Done(msgspec.Struct, frozen=True):
+class Canceled(Exception):
+    """Nobody wants it any more: it was not computed to its end."""
+
+
+class Done(msgspec.Struct, frozen=True, eq=False):
     """What became of one item: an output and its encoding, or the error; and when its batch ran (Unix time, ns)."""
 
     output: msgspec.Struct | None
@@ -38,6 +50,8 @@ class Done(msgspec.Struct, frozen=True):
     started_ns: int
     ended_ns: int
     batch_size: int
+    batch: int = 0  # its number in this pool
+    why: str = ""  # it ran when it ran
 
     @property
     def compute_s(self) -> float:
@@ -45,34 +59,38 @@ class Done(msgspec.Struct, frozen=True):
         return (self.ended_ns - self.started_ns) / 1e9 / self.batch_size
 
 
-@dataclass(slots=True)
-class _Ticket:
-    """One caller's items, settled in order."""
+OnDone = Callable[[Done], None]
 
-    items: Sequence[Inputs]
-    deadlines_ns: Sequence[int | None]
-    done: dict[int, Done] = field(default_factory=dict)
-    num_taken: int = 0
-    settled: anyio.Event = field(default_factory=anyio.Event)
 
-    def settle(self, index: int, done: Done) -> None:
-        self.done[index] = done
-        if len(self.done) == len(self.items):
-            self.settled.set()
+class Ticket:
+    """An item that was handed in."""
+
+    __slots__ = ("emit", "id", "inputs", "on_done", "scope", "since_ns")
+
+    def __init__(self, id: int, inputs: Inputs, on_done: OnDone, emit: Callable[[str], None], since_ns: int) -> None:
+        self.id = id
+        self.inputs = inputs
+        self.on_done = on_done
+        self.emit = emit
+        self.since_ns = since_ns
+        self.scope: anyio.CancelScope | None = None  # of one that runs by itself
 
 
 class Capacity:
-    """What all pools of a worker share: as many batches run at once as there are cores, and a pool opens a lane beside
-    its first only while there are fewer lanes than cores, for each costs an instance to load."""
+    """What all pools of a worker share: as many batches compute on the processor at once as there are cores."""
 
     def __init__(self, num_cores: int) -> None:
         self.num_cores = num_cores
-        self.num_lanes = 0
+        self.num_lanes = 0  # of pools that use cores
         self.limiter = anyio.CapacityLimiter(num_cores)
 
 
+def no_word(text: str) -> None:
+    """For partial output that nobody listens to."""
+
+
 class Pool:
-    """Runs one operator."""
+    """Runs one operator. `now_ns` is the server's time, which due times are in."""
 
     def __init__(
         self,
@@ -81,39 +99,240 @@ class Pool:
         device: Device,
         capacity: Capacity,
         tasks: anyio.abc.TaskGroup,
+        *,
+        name: str = "",
+        now_ns: Callable[[], int] = time.time_ns,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.operator = operator
+        self.name = name or operator.name
+        self.max_batch = 1 if operator.runs_in == "async" else operator.max_batch
         self._knobs = knobs
         self._device = device
         self._capacity = capacity
         self._tasks = tasks
+        self._now_ns = now_ns
+        self._on_change = on_change
+        self._shape = lanes.PoolShape(
+            runs_in=operator.runs_in,
+            device=device.kind,
+            num_instances=operator.num_instances,
+            max_async=operator.max_in_flight,
+        )
+        self._batcher = Batcher(self.max_batch)
+        self._tickets: dict[int, Ticket] = {}  # that wait
+        self._running: dict[int, Ticket] = {}
         self._num_lanes = 0
-        self._num_starting = 0  # lanes that have not taken anything yet
+        self._num_tickets = 0
+        self._num_batches = 0
+        self._num_loaded = 0
         self._warmed = False
         self._idle: list[Operator] = []
-        self._waiting: deque[_Ticket] = deque()
+        self._loading = anyio.Lock()
+        self._news = anyio.Event()
+        self._is_kept = False
+        self._wake_ns = 0
+        self._waits_s: deque[float] = deque(maxlen=NUM_RECENT)
+        self._services_s: deque[float] = deque(maxlen=NUM_RECENT)
+        self._service_times: dict[int, tuple[int, float, float]] = {}
+        self._num_done = self._num_failed = self._num_late = 0
 
-    async def process(self, items: Sequence[Inputs], deadlines_ns: Sequence[int | None] = ()) -> list[Done]:
-        """What became of each item, in order. Never raises for a failing item. One whose deadline (Unix time) has
-        passed when its turn comes is not run."""
-        if not items:
-            return []
-        ticket = _Ticket(items, deadlines_ns or [None] * len(items))
-        self._waiting.append(ticket)
-        num_batches = -(-sum(len(t.items) - t.num_taken for t in self._waiting) // self.operator.max_batch)
-        while self._num_starting < num_batches and self._has_room_for_a_lane():  # the other lanes are at work
-            self._num_starting += 1
-            self._num_lanes += 1
+    # --- handing in ----------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        inputs: Inputs,
+        on_done: OnDone,
+        *,
+        due_ns: int = 0,
+        alone: bool = False,
+        emit: Callable[[str], None] = no_word,
+    ) -> Ticket:
+        """Have an item computed; `on_done` is called with what became of it, once, unless it is canceled."""
+        self._num_tickets += 1
+        ticket = Ticket(self._num_tickets, inputs, on_done, emit, time.time_ns())
+        self._tickets[ticket.id] = ticket
+        self._batcher.add(Item(ticket.id, due_ns, alone=alone))
+        self._wake()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """An item is wanted no more: one that waits will not run, one that runs by itself is told."""
+        if self._tickets.pop(ticket.id, None) is not None:
+            self._batcher.cancel(ticket.id)
+        elif ticket.scope is not None:
+            ticket.scope.cancel()
+
+    async def process(self, items: Sequence[Inputs], dues_ns: Sequence[int] = ()) -> list[Done]:
+        """What became of each item, in order. Never raises for a failing item."""
+        found: dict[int, Done] = {}
+        over = anyio.Event()
+
+        def note(index: int, done: Done) -> None:
+            found[index] = done
+            if len(found) == len(items):
+                over.set()
+
+        for index, item in enumerate(items):
+            self.submit(item, partial(note, index), due_ns=dues_ns[index] if dues_ns else 0)
+        if items:
+            await over.wait()
+        return [found[index] for index in range(len(items))]
+
+    def signals(self) -> PoolSignals:
+        """As things stand."""
+        limits = self._limits()
+        num_in_service = len(self._running)
+        return PoolSignals(
+            pool=self.name,
+            runs_in=self.operator.runs_in,
+            device=self._device.kind,
+            max_batch=self.max_batch,
+            num_waiting=len(self._tickets),
+            num_in_service=num_in_service,
+            num_in_flight=self._num_lanes,
+            max_in_flight=limits.max_in_flight,
+            num_instances=self._num_loaded,
+            queue_wait_s=sum(self._waits_s) / len(self._waits_s) if self._waits_s else None,
+            service_s=sum(self._services_s) / len(self._services_s) if self._services_s else None,
+            service_times=tuple(
+                ServiceTime(batch_size=size, num=num, mean_s=total_s / num, max_s=max_s)
+                for size, (num, total_s, max_s) in sorted(self._service_times.items())
+            ),
+            num_arrived=self._num_tickets,
+            num_done=self._num_done,
+            num_failed=self._num_failed,
+            num_late=self._num_late,
+            why=limits.why,
+        )
+
+    # --- doing what the rules say --------------------------------------------------------------------------------
+
+    def _limits(self) -> lanes.Limits:
+        return lanes.limits(self._shape, self._num_lanes, self._capacity.num_lanes, self._capacity.num_cores)
+
+    def _wake(self) -> None:
+        if not self._is_kept:
+            self._is_kept = True
+            self._tasks.start_soon(self._keep)
+        self._news.set()
+
+    async def _keep(self) -> None:
+        """Ask the batcher when something has changed and when it wants to be asked, while there is anything to do."""
+        while self._tickets:
+            self._news = anyio.Event()
+            self._wake_ns = 0
+            for decision in self._batcher.decide(self._now_ns(), self._limits().max_in_flight - self._num_lanes):
+                match decision:
+                    case Drop(item):
+                        self._drop(item)
+                    case Run(items, why):
+                        self._start(items, why)
+                    case WakeAt(at_ns):
+                        self._wake_ns = at_ns
+            if self._tickets:
+                wait_s = max(0.0, (self._wake_ns - self._now_ns()) / 1e9) if self._wake_ns else 3600.0
+                with anyio.move_on_after(wait_s):
+                    await self._news.wait()
+        self._is_kept = False
+
+    def _drop(self, item: Item) -> None:
+        ticket = self._tickets.pop(item.id)
+        now_ns = time.time_ns()
+        self._num_late += 1
+        self._tell(ticket, Done(None, b"", Late(), now_ns, now_ns, 1))
+
+    def _start(self, items: Sequence[Item], why: str) -> None:
+        tickets = [self._tickets.pop(item.id) for item in items]
+        now_ns = time.time_ns()
+        for ticket in tickets:
+            self._waits_s.append((now_ns - ticket.since_ns) / 1e9)
+            self._running[ticket.id] = ticket
+        self._num_lanes += 1
+        if lanes.uses_cores(self._shape):
             self._capacity.num_lanes += 1
-            self._tasks.start_soon(self._lane)
-        await ticket.settled.wait()
-        return [ticket.done[index] for index in range(len(items))]
+        self._num_batches += 1
+        self._tasks.start_soon(self._lane, tickets, self._num_batches, why)
 
-    def _has_room_for_a_lane(self) -> bool:
-        return self._num_lanes == 0 or self._capacity.num_lanes < self._capacity.num_cores
+    async def _lane(self, tickets: list[Ticket], number: int, why: str) -> None:
+        """One batch, from beginning to end."""
+        try:
+            if self.operator.runs_in == "async":
+                await self._run_async(tickets[0], number, why)
+            else:
+                await self._run(tickets, number, why)
+        finally:
+            for ticket in tickets:
+                self._running.pop(ticket.id, None)
+            self._num_lanes -= 1
+            if lanes.uses_cores(self._shape):
+                self._capacity.num_lanes -= 1
+            self._news.set()
+            self._on_change()
+
+    async def _run(self, tickets: list[Ticket], number: int, why: str) -> None:
+        batch = [ticket.inputs for ticket in tickets]
+        started_ns = time.time_ns()
+        try:
+            outputs, started_ns, ended_ns = await self._call(batch)
+            encoded = self._encoded(outputs, len(batch))
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, TimeoutError):
+                for ticket in tickets:
+                    await self._run([ticket], number, f"{why}; run again alone, for the batch failed")
+                return
+            failed = _translated(error, self.operator)
+            ended_ns = time.time_ns()
+            for ticket in tickets:
+                self._settle(ticket, Done(None, b"", failed, started_ns, ended_ns, len(batch), number, why))
+            return
+        self._note_service(len(batch), (ended_ns - started_ns) / 1e9)
+        for ticket, output, data in zip(tickets, outputs, encoded, strict=True):
+            self._settle(ticket, Done(output, data, None, started_ns, ended_ns, len(batch), number, why))
+
+    async def _run_async(self, ticket: Ticket, number: int, why: str) -> None:
+        started_ns = time.time_ns()
+        output, data, failed = None, b"", None
+        with anyio.CancelScope() as ticket.scope:
+            try:
+                operator = await self._one()
+                with anyio.fail_after(self.operator.timeout_s):
+                    output = await operator.process_one(ticket.inputs, ticket.emit)
+                (data,) = self._encoded([output], 1)
+            except Exception as error:
+                output, failed = None, _translated(error, self.operator)
+        if ticket.scope.cancelled_caught:
+            failed = Canceled()
+        ended_ns = time.time_ns()
+        if failed is None:
+            self._note_service(1, (ended_ns - started_ns) / 1e9)
+        self._settle(ticket, Done(output, data, failed, started_ns, ended_ns, 1, number, why))
+
+    def _settle(self, ticket: Ticket, done: Done) -> None:
+        self._running.pop(ticket.id, None)
+        if done.error is None:
+            self._num_done += 1
+        else:
+            self._num_failed += 1
+        self._tell(ticket, done)
+
+    @staticmethod
+    def _tell(ticket: Ticket, done: Done) -> None:
+        try:
+            ticket.on_done(done)
+        except Exception as error:  # whoever asked; the others of the batch are nothing to it
+            log.error("not_taken", exc_info=error)
+
+    def _note_service(self, batch_size: int, service_s: float) -> None:
+        self._services_s.append(service_s)
+        num, total_s, max_s = self._service_times.get(batch_size, (0, 0.0, 0.0))
+        if num or len(self._service_times) < MAX_BATCH_SIZES:
+            self._service_times[batch_size] = num + 1, total_s + service_s, max(max_s, service_s)
+
+    # --- the operator --------------------------------------------------------------------------------------------
 
     async def warm_up(self) -> None:
-        """Load the first lane's instance ahead of the work, once. What fails here will be reported by the work."""
+        """Load the first instance ahead of the work, once. What fails here will be reported by the work."""
         if self._warmed or self.operator.runs_in == "loop":
             return
         self._warmed = True
@@ -122,73 +341,51 @@ class Pool:
             with anyio.move_on_after(self.operator.timeout_s):
                 if self.operator.runs_in == "process":
                     await anyio.to_process.run_sync(_warm_child, *load_one, cancellable=True)
+                    self._num_loaded = max(1, self._num_loaded)
+                elif self.operator.runs_in == "async":
+                    await self._one()
                 else:
-                    self._idle.append(await anyio.to_thread.run_sync(load, *load_one, abandon_on_cancel=True))
+                    self._idle.append(await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True))
         except Exception as error:
             log.info("not_warmed_up", operator=self.operator.name, error=str(error))
 
-    async def _lane(self) -> None:
-        self._num_starting -= 1
-        try:
-            while self._waiting:
-                taken = self._take()
-                if not taken:
-                    continue
-                batch = [ticket.items[index] for ticket, index in taken]
-                for (ticket, index), done in zip(taken, await self._run(batch), strict=True):
-                    ticket.settle(index, done)
-        finally:
-            self._num_lanes -= 1
-            self._capacity.num_lanes -= 1
+    async def _one(self) -> Operator:
+        """The one instance that all items share."""
+        async with self._loading:
+            if not self._idle:
+                self._idle.append(await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True))
+        return self._idle[0]
 
-    def _take(self) -> list[tuple[_Ticket, int]]:
-        """Up to `max_batch` waiting items, oldest first: each as its ticket and its place in it."""
-        taken: list[tuple[_Ticket, int]] = []
-        while self._waiting and len(taken) < self.operator.max_batch:
-            ticket = self._waiting[0]
-            now_ns, deadline_ns = time.time_ns(), ticket.deadlines_ns[ticket.num_taken]
-            if deadline_ns is not None and now_ns > deadline_ns:
-                ticket.settle(ticket.num_taken, Done(None, b"", Late(), now_ns, now_ns, 1))
-            else:
-                taken.append((ticket, ticket.num_taken))
-            ticket.num_taken += 1
-            if ticket.num_taken == len(ticket.items):
-                self._waiting.popleft()
-        return taken
-
-    async def _run(self, batch: list[Inputs]) -> list[Done]:
-        started_ns = time.time_ns()
-        try:
-            outputs, started_ns, ended_ns = await self._call(batch)
-            encoded = self._encoded(outputs, len(batch))
-        except Exception as error:
-            if len(batch) > 1:
-                return [done for item in batch for done in await self._run([item])]
-            return [Done(None, b"", _translated(error, self.operator), started_ns, time.time_ns(), 1)]
-        pairs = zip(outputs, encoded, strict=True)
-        return [Done(output, data, None, started_ns, ended_ns, len(batch)) for output, data in pairs]
+    def _load(self) -> Operator:
+        loaded = load(self.operator, self._knobs, self._device)
+        self._num_loaded += 1
+        return loaded
 
     async def _call(self, batch: list[Inputs]) -> tuple[Sequence[msgspec.Struct], int, int]:
         if self.operator.runs_in == "loop":
-            operator = self._idle[0] if self._idle else self._loaded()
-            return _timed(operator, batch)
-        limiter = self._capacity.limiter
-        with anyio.fail_after(self.operator.timeout_s):
-            if self.operator.runs_in == "process":
-                call = (self.operator, self._knobs, self._device, batch)
-                return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=limiter)
-            return await anyio.to_thread.run_sync(self._in_thread, batch, abandon_on_cancel=True, limiter=limiter)
+            if not self._idle:
+                self._idle.append(self._load())
+            return _timed(self._idle[0], batch)
+        limiter = self._capacity.limiter if lanes.uses_cores(self._shape) else anyio.CapacityLimiter(1)
+        async with limiter:  # waiting for a core is no part of the operator's time
+            with anyio.fail_after(self.operator.timeout_s):
+                if self.operator.runs_in == "process":
+                    call = (self.operator, self._knobs, self._device, batch)
+                    own = anyio.CapacityLimiter(1)
+                    self._num_loaded = max(self._num_lanes, self._num_loaded)
+                    return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=own)
+                own = anyio.CapacityLimiter(1)
+                return await anyio.to_thread.run_sync(self._in_thread, batch, abandon_on_cancel=True, limiter=own)
 
     def _in_thread(self, batch: list[Inputs]) -> tuple[Sequence[msgspec.Struct], int, int]:
-        operator = self._idle.pop() if self._idle else load(self.operator, self._knobs, self._device)
-        answer = _timed(operator, batch)
-        self._idle.append(operator)  # one that raised is left to be loaded anew
-        return answer
-
-    def _loaded(self) -> Operator:
-        operator = load(self.operator, self._knobs, self._device)
+        operator = self._idle.pop() if self._idle else self._load()
+        try:
+            answer = _timed(operator, batch)
+        except BaseException:
+            self._num_loaded -= 1  # one that raised is left to be loaded anew
+            raise
         self._idle.append(operator)
-        return operator
+        return answer
 
     def _encoded(self, outputs: Sequence[msgspec.Struct], num_expected: int) -> list[bytes]:
         """What was returned, as it will be stored. Raises Permanent for what breaks the operator's contract."""

@@ -1,20 +1,20 @@
 """What a worker has at hand of one stream: records it has read or written, decoded, within a bound.
 
-The ledger is the truth; the shelf only saves reading and decoding twice. Results are write-once, so nothing on the
-shelf can be stale, but a gap may be replaced once, so gaps are not kept.
+The ledger is the truth; the cache only saves reading and decoding twice. Results are write-once, so nothing in it can
+be stale, but a gap may be replaced once, so gaps are not kept.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
+from engine.decide.readiness import Found, Known, Read
 from engine.spec.operator import Media
 from engine.spec.workflow import MEDIA
 from streams import subjects
-from streams.errors import Permanent
 from streams.records import EndOfStream, Gap, Result, Segment, decode_media, decode_output, decode_result
 from streams.subjects import Key
 from streams.wire.ledger import Ledger, Stored
@@ -23,23 +23,13 @@ MAX_RESULTS = 4096
 KEEP_RESULTS_S = 120.0  # since a result was last asked for: longer than any segment, so windows find theirs here
 
 
-class Known(msgspec.Struct, frozen=True, eq=False):
-    """A stored input: its place in the order of storing, and its value (None where it is a gap)."""
-
-    seq: int
-    traceparent: str
-    value: Any = None
-    gap: Gap | None = None
-
-
-class Shelf:
+class SegmentCache:
     """Inputs of one stream by source and segment."""
 
     def __init__(self, ledger: Ledger, stream: str, max_segments: int) -> None:
         self.stream = subjects.token(stream)
         self._ledger = ledger
         self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {}
-        self._demands: tuple[Hashable, ...] = ()
         self._media: OrderedDict[int, Known] = OrderedDict()
         self._results: OrderedDict[tuple[str, Key], tuple[Known, float]] = OrderedDict()  # the last asked for last
         self._max_segments = max_segments
@@ -50,24 +40,69 @@ class Shelf:
         """How many segments the stream has, if that is known here already."""
         return None if self._end is None else self._end[1].num_segments
 
-    def media(self) -> dict[int, Media]:
-        """The segments at hand."""
-        return {index: known.value for index, known in self._media.items()}
+    @property
+    def num_bytes(self) -> int:
+        """Of the segments at hand."""
+        return sum(
+            len(packet.data) for known in self._media.values() if known.value for packet in known.value.segment.packets
+        )
 
     async def end(self) -> tuple[int, EndOfStream] | None:
         """The stream's end and where it stands in the order of storing; None while it goes on."""
         if self._end is None:
             stored = await self._ledger.get(subjects.media_end(self.stream))
             if stored is not None:
-                self.keep_media(None, stored.seq, stored.data, stored.traceparent)
+                self.keep_media(None, stored)
         return self._end
+
+    # --- what a rule asks for ----------------------------------------------------------------------------------
+
+    def peek(self, read: Read) -> Found | None:
+        """What is stored of all that is asked for, if it can be said without asking the ledger."""
+        if read.own or read.tails or (read.end and self._end is None):
+            return None
+        inputs: dict[str, dict[int, Known]] = {}
+        for source, indices in read.wants.items():
+            there = inputs[source] = {}
+            for index in indices:
+                known = self._at_hand(source, index)
+                if known is None:
+                    return None
+                there[index] = known
+        previous = None
+        if read.previous is not None:
+            previous = self._at_hand(read.stage.id, read.previous)
+            if previous is None:
+                return None
+        return Found(inputs=inputs, previous=previous, end=self._end_place() if read.end else None)
+
+    async def look(self, read: Read) -> Found:
+        """What is stored of all that is asked for."""
+        end = None
+        if read.end:
+            await self.end()
+            end = self._end_place()
+        own = None
+        if read.own:
+            stored = await self._ledger.get(subjects.result(read.stage.id, self.stream, read.key))
+            if stored is not None:
+                return Found(own=self.keep_result(read.stage.id, read.key, stored), end=end)
+        tails: dict[str, int] = {}
+        for source in read.tails:
+            every = subjects.media_of(self.stream) if source == MEDIA else subjects.results_of(source, self.stream)
+            tails[source] = await self._ledger.last_seq(every)
+        inputs = {source: await self.get(source, indices) for source, indices in read.wants.items()}
+        previous = None
+        if read.previous is not None:
+            previous = (await self.get(read.stage.id, [read.previous])).get(read.previous)
+        return Found(inputs=inputs, previous=previous, own=own, end=end, tails=tails)
 
     async def get(self, source: str, indices: Iterable[int]) -> dict[int, Known]:
         """The inputs of these segments that are stored."""
         found: dict[int, Known] = {}
         missing: dict[str, int] = {}
         for index in indices:
-            known = self._media.get(index) if source == MEDIA else self._result((source, Key.of(index)))
+            known = self._at_hand(source, index)
             if known is not None:
                 found[index] = known
             elif source == MEDIA:
@@ -76,64 +111,66 @@ class Shelf:
                 missing[subjects.result(source, self.stream, Key.of(index))] = index
         if missing:
             for subject, stored in (await self._ledger.get_many(missing)).items():
-                found[missing[subject]] = self._keep(source, missing[subject], stored)
+                index = missing[subject]
+                known = (
+                    self.keep_media(index, stored)
+                    if source == MEDIA
+                    else self.keep_result(source, Key.of(index), stored)
+                )
+                if known is not None:
+                    found[index] = known
         lost = [index for index in missing.values() if source == MEDIA and index not in found]
         if lost and found and min(lost) < max(found):  # media are stored in order, so these may have been there once
             kept = subjects.keys_of(await self._ledger.subjects(subjects.media_of(self.stream)))
             first = min((key.first for key in kept), default=0)
-            found |= {index: Known(0, "", gap=_evicted(self.stream, index)) for index in lost if index < first}
+            found |= {index: Known(0, gap=_evicted(self.stream, index)) for index in lost if index < first}
         return found
 
-    def serve(self, outputs: Mapping[str, type[msgspec.Struct]], demands: tuple[Hashable, ...]) -> None:
-        """Know the stages that are read from here from now on, and what will be asked of the media's decoder."""
-        for stage, type in outputs.items():
+    # --- what is kept ------------------------------------------------------------------------------------------
+
+    def serve(self, outputs: Mapping[str, type[msgspec.Struct]]) -> None:
+        """Know the stages that are read from here from now on, by what they give."""
+        for stage, kind in outputs.items():
             if stage not in self._decoders:
-                self._decoders[stage] = msgspec.msgpack.Decoder(type)
-        self._demands = demands
+                self._decoders[stage] = msgspec.msgpack.Decoder(kind)
 
-    def _keep(self, source: str, index: int, stored: Stored) -> Known:
-        if source == MEDIA:
-            known = self.keep_media(index, stored.seq, stored.data, stored.traceparent)
-            assert known is not None  # only a stream's end has no index
-            return known
-        return self.keep_result(source, Key.of(index), stored.seq, stored.data, stored.traceparent)
-
-    def keep_media(self, index: int | None, seq: int, data: bytes, traceparent: str) -> Known | None:
-        """Take in what a media subject holds; None for the end of the stream. A record that cannot be read counts as a
-        gap that says so."""
+    def keep_media(self, index: int | None, stored: Stored) -> Known | None:
+        """Take in what a media subject holds; None for the end of the stream, also one that cannot be read. A segment
+        that cannot be read counts as a gap that says so."""
         if index is not None and (kept := self._media.get(index)) is not None:
             return kept
         try:
-            record = decode_media(data)
+            record = decode_media(stored.data)
             if isinstance(record, EndOfStream) != (index is None):
                 raise msgspec.ValidationError(f"it is a {type(record).__name__}, which has no place there")
         except msgspec.DecodeError as error:
             if index is None:
-                raise Permanent(f"the end of stream {self.stream} cannot be read: {error}") from error
+                return None
             record = self._unreadable(MEDIA, Key.of(index), error)
         match record:
             case EndOfStream():
-                self._end = (seq, record)
+                self._end = (stored.seq, record)
                 return None
             case Gap():
-                return Known(seq, traceparent, gap=record)
+                return Known(stored.seq, stored.traceparent, gap=record, due_ns=stored.due_ns)
             case Segment():
-                known = Known(seq, traceparent, Media(record, self._demands))
+                known = Known(stored.seq, stored.traceparent, Media(record), due_ns=stored.due_ns)
                 self._media[record.index] = known
                 while len(self._media) > self._max_segments:
                     self._media.popitem(last=False)
                 return known
 
-    def keep_result(self, stage: str, key: Key, seq: int, data: bytes, traceparent: str) -> Known:
+    def keep_result(self, stage: str, key: Key, stored: Stored) -> Known:
         """Take in what a result subject holds."""
         try:
-            record = decode_result(data)
-            value = decode_output(self._decoders[stage], record) if isinstance(record, Result) else None
+            record = decode_result(stored.data)
+            decoder = self._decoders.get(stage)
+            value = decode_output(decoder, record) if isinstance(record, Result) and decoder is not None else None
         except msgspec.DecodeError as error:
             record, value = self._unreadable(stage, key, error), None
         if isinstance(record, Gap):
-            return Known(seq, traceparent, gap=record)
-        return self.keep_value(stage, key, Known(seq, traceparent, value))
+            return Known(stored.seq, stored.traceparent, gap=record, due_ns=stored.due_ns)
+        return self.keep_value(stage, key, Known(stored.seq, stored.traceparent, value, due_ns=stored.due_ns))
 
     def keep_value(self, stage: str, key: Key, known: Known) -> Known:
         """Take in a result that was computed here."""
@@ -145,12 +182,19 @@ class Shelf:
                 self._results.popitem(last=False)
         return known
 
-    def _result(self, key: tuple[str, Key]) -> Known | None:
-        if (kept := self._results.get(key)) is None:
+    def _at_hand(self, source: str, index: int) -> Known | None:
+        if source == MEDIA:
+            return self._media.get(index)
+        key = source, Key(index, index)
+        kept = self._results.get(key)
+        if kept is None:
             return None
         self._results[key] = kept[0], time.monotonic()
         self._results.move_to_end(key)
         return kept[0]
+
+    def _end_place(self) -> tuple[int, int] | None:
+        return None if self._end is None else (self._end[0], self._end[1].num_segments)
 
     def _oldest_s(self) -> float:
         return next(iter(self._results.values()))[1]

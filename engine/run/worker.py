@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,26 +25,37 @@ import msgspec
 import structlog
 
 from engine.decide import joins
-from engine.decide.retry import Again, RetryPolicy
-from engine.decide.running_graph import RunningGroup, RunningStage, in_order, running_groups
+from engine.decide.admission import Credit, Demand, credits
+from engine.decide.readiness import StageRule
+from engine.decide.reconcile import GroupName, Reconciled, offers, reconcile
+from engine.decide.retry import RetryPolicy
+from engine.decide.running_graph import RunningGroup, RunningStage, in_order
+from engine.decide.signals import StreamSignals, WorkerSignals
 from engine.run import telemetry
-from engine.run.group import Group
+from engine.run.frames import FrameStore
+from engine.run.group import Group, GroupStage, Host
+from engine.run.journal import Journal
 from engine.run.pool import Capacity, Pool
 from engine.run.registry import following
-from engine.run.segment_cache import Shelf
-from engine.run.work import GroupStage
+from engine.run.segment_cache import SegmentCache
+from engine.run.spans import WorkSpans
+from engine.run.starting import where_to_start
 from engine.spec.catalogue import Catalogue, installed
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Device, Fold
 from engine.spec.plan import PlannedStage, ancestors, settings_of
+from engine.spec.workflow import MEDIA
 from streams.errors import LinkError, PenstockError
-from streams.records import encode
+from streams.records import Segment, encode
 from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import connect
-from streams.wire.pull import Acks, Arrival, Pull
+from streams.wire.outbox import Outbox
+from streams.wire.pull import Arrival, Pull
 
 log = structlog.get_logger(__name__)
 
+HAND_BACK, PROGRESS = b'-NAK {"delay": 0}', b"+WPI"
+CREDIT_S = 0.01  # how long the credits of all groups hold before they are worked out anew
 DRAIN_S = 30.0  # what a group that is replaced gets to finish what it has taken
 KEEP_POOL_S = 600.0  # a pool that no job needs: the next job that does finds its models loaded
 
@@ -54,6 +66,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[JobSpec, ...] | None = None  # None: follow the bucket
     url: str
     name: str = "worker"
+    node: str = ""  # its id
     num_cores: int = 1
     has_gpu: bool = False
     ack_wait_s: float = 10.0  # silence after which the server gives a message to another worker
@@ -67,24 +80,22 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 class _Served:
     """A group that is being served; its scopes end the taking of messages, not the work on those taken."""
 
+    running: RunningGroup
     group: Group
-    stage_ids: frozenset[str]
     pools: list[Pool]
     pulls: list[Pull] = field(default_factory=list)
     scopes: list[anyio.CancelScope] = field(default_factory=list)
-    is_leaving: bool = False
-    num_in_flight: int = 0
-    drained: anyio.Event = field(default_factory=anyio.Event)
+    num_pending: int | None = None  # messages the server holds for it, as the last one that came said
+    is_over: bool = False  # there is nothing it could do
 
-    def leave(self) -> None:
-        self.is_leaving = True
+    @property
+    def stage_ids(self) -> frozenset[str]:
+        return frozenset(self.group.stages)
+
+    def leave(self, *, cancel: bool) -> None:
         for scope in self.scopes:
             scope.cancel()
-        self.note_progress()
-
-    def note_progress(self) -> None:
-        if self.is_leaving and not self.num_in_flight:
-            self.drained.set()
+        self.group.leave(cancel=cancel)
 
 
 class Worker:
@@ -97,17 +108,27 @@ class Worker:
         self._assignment = assignment
         self._catalogue = catalogue
         self._traces = traces
-        self._acks = Acks(ledger)
-        self._in_flight: dict[int, Arrival] = {}
-        self._served: dict[tuple[str, str], _Served] = {}
-        self._shelves: dict[str, Shelf] = {}
+        self._outbox = Outbox(ledger)
+        self._served: dict[GroupName, _Served] = {}
+        self._caches: dict[str, SegmentCache] = {}
         self._pools: dict[bytes, tuple[Pool, float]] = {}  # by rung; when it was last needed (monotonic)
         self._capacity = Capacity(assignment.num_cores)
+        self._frames = FrameStore(self._capacity.limiter, on_decoded=self._on_decoded)
+        self._journal = Journal(assignment.name)
+        self._spans = WorkSpans(traces, assignment.name)
+        self._credits: dict[str, Credit] = {}
+        self._credits_at_s = 0.0
+        self._freed = anyio.Event()
+        self._has_freed = True  # since the credits were worked out
+        devices = ("cpu", "cuda") if assignment.has_gpu else ("cpu",)
+        self._offers = offers(catalogue, devices)
+        self._said: dict[str, str] = {}  # of jobs and stages, what was said of them last
 
     async def run(self) -> None:
         """Returns only by being canceled; what was under way is handed back."""
         try:
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._outbox.run)
                 tasks.start_soon(self._show_progress)
                 if self._assignment.jobs is None:
                     await self._follow(tasks)
@@ -116,7 +137,8 @@ class Worker:
         finally:
             with anyio.move_on_after(0.3, shield=True):
                 for arrival in self._unfinished():
-                    await self._acks.again(arrival, 0)
+                    self._outbox.send(arrival.reply, HAND_BACK)
+                await self._outbox.drained()
 
     # --- which groups ------------------------------------------------------------------------------------------
 
@@ -128,46 +150,76 @@ class Worker:
                     await self.reconcile(current, tasks)
                 except PenstockError as error:
                     log.warning("cannot_follow", error=str(error))  # and once more with the next look at the bucket
+                except Exception as error:
+                    log.error("cannot_follow", exc_info=error)
 
     async def reconcile(self, jobs: Sequence[JobSpec], tasks: anyio.abc.TaskGroup) -> None:
         """Serve the groups that these jobs need and no other."""
-        groups = running_groups(jobs)
-        names = {stage.id: stage.name for job in jobs for stage in job.plan.stages}
-        wanted = {(group.stream, group.name): group for group in groups}
-        leaving = [self._served.pop(key) for key in list(self._served) if key not in wanted]
+        told = reconcile(jobs, self._served.keys(), self._catalogue, self._offers)
+        self._say(told)
+        names = {stage.id: stage.name for job in jobs if job.id not in told.refused for stage in job.plan.stages}
+        groups = [*told.keep, *told.start]
+        still_asked = {(group.stream, stage.id) for group in groups for stage in group.stages}
+        leaving = [self._served.pop(name) for name in told.leave]
         for served in leaving:
-            served.leave()
-        self._tend_shelves(groups)
+            asked = any((served.group.stream, id) in still_asked for id in served.stage_ids)
+            served.leave(cancel=not asked)
+        self._tend_caches(groups)
         above = _ancestors(groups)
-        for key, running in wanted.items():
+        for running in told.keep:  # asked for by other jobs now, perhaps with another patience
+            served = self._served[running.stream, running.name]
+            served.running = running
+            served.group.serve([self._stage(stage, running, above[running.stream], tasks) for stage in running.stages])
+        for running in told.start:
             stages = [self._stage(stage, running, above[running.stream], tasks) for stage in running.stages]
-            if key in self._served:  # asked for by other jobs now, perhaps with another patience
-                self._served[key].group.stages = stages
-                continue
-            kinds = frozenset(type(demand) for stage in stages for demand in _demands(stage.running, self._catalogue))
-            policy, name = self._assignment.retry, self._assignment.name
-            shelf = self._shelves[running.stream]
-            group = Group(names, stages, shelf, self._ledger, self._traces, policy, name, Random(), kinds)
-            served = _Served(group, frozenset(stage.id for stage in stages), [stage.pool for stage in stages])
-            self._served[key] = served
+            group = Group.of(running.name, self._host(tasks), self._caches[running.stream], stages, names)
+            served = _Served(running, group, list({id(stage.pool): stage.pool for stage in stages}.values()))
+            self._served[running.stream, running.name] = served
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
-            tasks.start_soon(self._start, running, served, before, tasks)
+            tasks.start_soon(self._start, served, before, tasks)
         since_s = time.monotonic() - KEEP_POOL_S
         self._pools = {rung: kept for rung, kept in self._pools.items() if kept[1] >= since_s}
 
-    def _tend_shelves(self, groups: Sequence[RunningGroup]) -> None:
-        """One for each stream, which knows what will be read from it and asked of its media."""
+    def _host(self, tasks: anyio.abc.TaskGroup) -> Host:
+        return Host(
+            worker=self._assignment.name,
+            ledger=self._ledger,
+            outbox=self._outbox,
+            frames=self._frames,
+            journal=self._journal,
+            spans=self._spans,
+            policy=self._assignment.retry,
+            random=Random(),
+            tasks=tasks,
+            now_ns=self._ledger.link.clock.now_ns,
+            on_done=self._on_freed,
+        )
+
+    def _say(self, told: Reconciled) -> None:
+        """What cannot be served here, once."""
+        said = {f"job {id}": why for id, why in told.refused.items()}
+        said |= {f"stage {id}": why for id, why in told.lacking.items()}
+        for what, why in said.items():
+            if self._said.get(what) != why:
+                log.warning("not_served", what=what, why=why)
+        self._said = said
+
+    def _tend_caches(self, groups: Sequence[RunningGroup]) -> None:
+        """One for each stream, which knows what will be read from it."""
         by_stream: dict[str, list[RunningStage]] = {}
         for group in groups:
             by_stream.setdefault(group.stream, []).extend(group.stages)
-        for stream in set(self._shelves) - set(by_stream):
-            del self._shelves[stream]
+        for stream in set(self._caches) - set(by_stream):
+            del self._caches[stream]
         for stream, stages in by_stream.items():
-            if stream not in self._shelves:
-                self._shelves[stream] = Shelf(self._ledger, stream, 4 + 2 * self._assignment.num_cores)
-            demands = dict.fromkeys(demand for stage in stages for demand in _demands(stage, self._catalogue))
-            outputs = {stage.id: self._catalogue.capability(stage.planned.capability).output for stage in stages}
-            self._shelves[stream].serve(outputs, tuple(demands))
+            if stream not in self._caches:
+                self._caches[stream] = SegmentCache(self._ledger, stream, 4 + 2 * self._assignment.num_cores)
+            outputs = {
+                stage.id: self._catalogue.capabilities[stage.planned.capability].output
+                for stage in stages
+                if stage.planned.capability in self._catalogue.capabilities
+            }
+            self._caches[stream].serve(outputs)
 
     def _stage(
         self,
@@ -178,15 +230,19 @@ class Worker:
     ) -> GroupStage:
         planned = running.planned
         capability = self._catalogue.capability(planned.capability)
+        operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
         inside = {source for stage in group.stages for source in stage.planned.sources}
+        rule = StageRule(
+            running,
+            frozenset(joins.awaited(planned.sources, above)),
+            planned.id in inside or isinstance(planned.scope, Fold),
+        )
+        reads_media = MEDIA in planned.sources
         return GroupStage(
-            running=running,
-            capability=capability,
-            operator=self._catalogue.implementation(planned.capability, planned.rung.implementation),
+            rule=rule,
             params=msgspec.convert(planned.params, capability.params),
             pool=self._pool(planned, tasks),
-            awaited=frozenset(joins.awaited(planned.sources, above)),
-            read_inside=planned.id in inside or isinstance(planned.scope, Fold),
+            demands=operator(settings_of(operator.Knobs, planned.rung.knobs)).demands() if reads_media else (),
         )
 
     def _pool(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
@@ -198,103 +254,161 @@ class Worker:
 
     def _new_pool(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
         operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
-        on_gpu = self._assignment.has_gpu and "cuda" in operator.devices
-        device = Device("cuda") if on_gpu else Device()
-        return Pool(operator, settings_of(operator.Knobs, planned.rung.knobs), device, self._capacity, tasks)
+        return Pool(
+            operator,
+            settings_of(operator.Knobs, planned.rung.knobs),
+            Device(planned.rung.device),
+            self._capacity,
+            tasks,
+            name=f"{planned.capability}/{planned.rung.implementation}/{planned.rung.rung}",
+            now_ns=self._ledger.link.clock.now_ns,
+            on_change=self._on_freed,
+        )
 
     # --- serving them ------------------------------------------------------------------------------------------
 
-    async def _start(
-        self, running: RunningGroup, served: _Served, before: Sequence[_Served], tasks: anyio.abc.TaskGroup
-    ) -> None:
+    async def _start(self, served: _Served, before: Sequence[_Served], tasks: anyio.abc.TaskGroup) -> None:
         """Serve a group once those it takes over from have finished what they had taken, or it would do it again."""
+        running, group = served.running, served.group
         with anyio.move_on_after(DRAIN_S):
             for old in before:
-                await old.drained.wait()
+                await old.group.drained.wait()
         try:
-            starts = None if served.is_leaving else await served.group.open()
+            starts = None if group.is_leaving else await where_to_start(self._ledger, group)
             if starts is None:
+                served.is_over = True
                 return
             for pool in served.pools:
                 tasks.start_soon(pool.warm_up)
-            for stream, filters in served.group.external.items():
+            for stream, filters in group.external.items():
                 durable = f"{running.name}-{running.stream}"
                 pull = Pull(self._ledger.link, stream, durable, filters, self._assignment.ack_wait_s, starts[stream])
                 await pull.open()
                 served.pulls.append(pull)
-                tasks.start_soon(self._serve, served, pull, tasks)
+                self._on_freed()
+                tasks.start_soon(self._serve, served, pull)
         except PenstockError as error:
             if self._assignment.jobs is not None:
                 raise
             log.warning("cannot_start", group=running.name, stream=running.stream, error=str(error))
-            served.leave()
+            served.leave(cancel=True)
             self._served.pop((running.stream, running.name), None)  # the next look at the bucket tries again
 
-    async def _serve(self, served: _Served, pull: Pull, tasks: anyio.abc.TaskGroup) -> None:
-        """Work that comes one by one fills the cores. Work that is batched has two batches on the way, one being
-        computed and one being stored; what arrives meanwhile makes the next one larger."""
-        max_batch = min(stage.operator.max_batch for stage in served.group.stages)
-        lanes = anyio.Semaphore(self._assignment.num_cores if max_batch == 1 else 1)
+    async def _serve(self, served: _Served, pull: Pull) -> None:
+        """Take what there is credit for."""
         with anyio.CancelScope() as scope:
             served.scopes.append(scope)
-            while not served.is_leaving:
-                await lanes.acquire()
+            while not served.group.is_leaving:
+                num = await self._credit(served)
                 try:
-                    arrivals = await pull.take(max_batch)
+                    arrivals = await pull.take(num)
                 except LinkError as error:
                     log.warning("cannot_take", error=str(error))
-                    lanes.release()
                     await anyio.sleep(1)
                     continue
-                self._in_flight |= {id(arrival): arrival for arrival in arrivals}
-                served.num_in_flight += 1
-                tasks.start_soon(self._work, served, arrivals, lanes)
+                served.num_pending = arrivals[-1].num_pending
+                for arrival in arrivals:
+                    served.group.take(arrival)
+                self._has_freed = True
         left = pull.waiting
         await pull.close()
-        try:
-            for arrival in left:
-                await self._acks.again(arrival, 0)
-        except LinkError as error:
-            log.warning("not_handed_back", error=str(error))  # they come again when their time is up
+        for arrival in left:
+            self._outbox.send(arrival.reply, HAND_BACK)
 
-    async def _work(self, served: _Served, arrivals: Sequence[Arrival], lane: anyio.Semaphore) -> None:
-        structlog.contextvars.bind_contextvars(trace_id=telemetry.trace_id(arrivals[0].traceparent))
-        try:
-            verdicts: Sequence[Again | None]
-            try:
-                verdicts = await served.group.handle(arrivals)
-            except PenstockError as error:
-                log.warning("not_finished", error=str(error))
-                verdicts = [Again(1.0)] * len(arrivals)
-            except Exception as error:
-                log.error("not_finished", exc_info=error)
-                verdicts = [Again(1.0)] * len(arrivals)
-            for arrival, verdict in zip(arrivals, verdicts, strict=True):
-                del self._in_flight[id(arrival)]
-                if verdict is None:
-                    await self._acks.done(arrival)
-                else:
-                    await self._acks.again(arrival, verdict.delay_s)
-        except LinkError as error:
-            log.warning("not_acknowledged", error=str(error))  # it will come again, and be found done
-        finally:
-            lane.release()
-            served.num_in_flight -= 1
-            served.note_progress()
+    async def _credit(self, served: _Served) -> int:
+        """How many messages a group may take now, once it is any."""
+        while True:
+            freed = self._freed
+            if time.monotonic() - self._credits_at_s > CREDIT_S:
+                self._admit()
+            credit = self._credits.get(_place(served))
+            if self._has_freed and (credit is None or credit.num == 0):
+                self._admit()
+                credit = self._credits.get(_place(served))
+            if credit is not None and credit.num > 0:
+                return credit.num
+            await freed.wait()
+
+    def _admit(self) -> None:
+        """Work out the credits of all groups. They hold for a moment, for there may be hundreds of groups."""
+        self._has_freed = False
+        self._credits_at_s = time.monotonic()
+        signals = {pool.name: pool.signals() for pool, _ in self._pools.values()}
+        demands = [
+            Demand(
+                group=_place(served),
+                pools=tuple(pool.name for pool in served.pools),
+                num_waiting=served.num_pending,
+                num_taken=served.group.num_taken,
+            )
+            for served in self._served.values()
+            if served.pulls
+        ]
+        self._credits = credits(demands, signals, is_over_budget=self._frames.is_over_budget)
+
+    def _on_freed(self) -> None:
+        """A message was finished or a lane became free: there may be room for more."""
+        self._has_freed = True
+        self._freed.set()
+        self._freed = anyio.Event()
+
+    def _on_decoded(self, stream: str, segment: Segment, kind: type, began_ns: int, ended_ns: int) -> None:
+        self._journal.note(
+            stream, str(segment.index), "", "decode", f"{kind.__name__} in {(ended_ns - began_ns) / 1e9:.3f} s"
+        )
 
     def _unfinished(self) -> list[Arrival]:
         """What this worker has taken and not yet done."""
-        pulls = (pull for served in self._served.values() for pull in served.pulls)
-        return [*self._in_flight.values(), *(arrival for pull in pulls for arrival in pull.waiting)]
+        found: list[Arrival] = []
+        for served in self._served.values():
+            found += served.group.taken
+            found += (arrival for pull in served.pulls for arrival in pull.waiting)
+        return found
 
     async def _show_progress(self) -> None:
         while True:
             await anyio.sleep(self._assignment.ack_wait_s / 3)
             for arrival in self._unfinished():
-                try:
-                    await self._acks.progress(arrival)
-                except LinkError:
-                    break  # while it is cut off there is nobody to tell
+                self._outbox.send(arrival.reply, PROGRESS)
+
+    def signals(self) -> WorkerSignals:
+        """All that is known here, as things stand."""
+        by_stream: dict[str, list[_Served]] = {}
+        for served in self._served.values():
+            by_stream.setdefault(served.group.stream, []).append(served)
+        return WorkerSignals(
+            worker=self._assignment.name,
+            node=self._assignment.node,
+            at_ns=self._ledger.link.clock.now_ns(),
+            pools=tuple(pool.signals() for pool, _ in self._pools.values()),
+            streams=tuple(self._stream_signals(stream, some) for stream, some in sorted(by_stream.items())),
+            frame_bytes=self._frames.num_bytes,
+            max_frame_bytes=self._frames.max_bytes,
+            num_decoded=self._frames.num_decoded,
+            decode_s=self._frames.decode_s,
+            acks_pending=self._outbox.num_open,
+        )
+
+    def _stream_signals(self, stream: str, groups: Sequence[_Served]) -> StreamSignals:
+        pending = [served.num_pending for served in groups if served.num_pending is not None]
+        lags = [served.group.lag_s for served in groups if served.group.lag_s is not None]
+        gaps: Counter[str] = Counter()
+        for served in groups:
+            gaps.update(served.group.gaps)
+        return StreamSignals(
+            stream=stream,
+            num_waiting=max(pending) if pending else None,
+            num_in_service=sum(served.group.num_taken for served in groups),
+            num_stored=sum(served.group.num_stored for served in groups),
+            gaps=dict(gaps),
+            lag_s=max(lags) if lags else None,
+            frame_bytes=self._frames.bytes_of(stream),
+            cache_bytes=self._caches[stream].num_bytes if stream in self._caches else 0,
+        )
+
+
+def _place(served: _Served) -> str:
+    return f"{served.running.stream}/{served.running.name}"
 
 
 def _ancestors(groups: Sequence[RunningGroup]) -> dict[str, dict[str, frozenset[str]]]:
@@ -303,12 +417,6 @@ def _ancestors(groups: Sequence[RunningGroup]) -> dict[str, dict[str, frozenset[
     for group in groups:
         by_stream.setdefault(group.stream, []).extend(stage.planned for stage in group.stages)
     return {stream: ancestors(in_order(stages)) for stream, stages in by_stream.items()}
-
-
-def _demands(stage: RunningStage, catalogue: Catalogue) -> tuple[Hashable, ...]:
-    """What a stage asks of its media's decoder."""
-    operator = catalogue.implementation(stage.planned.capability, stage.planned.rung.implementation)
-    return operator(settings_of(operator.Knobs, stage.planned.rung.knobs)).demands()
 
 
 async def serve(assignment: Assignment) -> None:

@@ -6,9 +6,9 @@ An operator is synchronous, batched, typed in and out, and knows nothing of NATS
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
 
@@ -71,18 +71,45 @@ class Capability:
 # --- what an operator is given -------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+class Product(Protocol):
+    """What a decoder made of a segment."""
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes."""
+
+
+class Demand(Hashable, Protocol):
+    """What an operator asks of the decoder of its media, such as small pictures or sound."""
+
+    @classmethod
+    def decode(cls, segment: Segment, wanted: Sequence[Any]) -> Mapping[Any, Product]:
+        """Everything that is wanted of this kind, by one decode. Raises Permanent where none can be had."""
+
+
+@dataclass(frozen=True, slots=True)
 class Media:
-    """A segment as operators see it. `demands` is everything the fused stages will ask of its decoder, so that one
-    decode serves all; `memo` keeps what was decoded, by demand, until the worker lets go of it, which may be at any
-    time. Two threads may hold the same segment. The memo does not cross to another process."""
+    """A segment as operators see it, with what was decoded of it ahead of them, by demand. The products are shared and
+    must not be changed."""
 
     segment: Segment
-    demands: tuple[Hashable, ...] = ()
-    memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    products: Mapping[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def __reduce__(self) -> tuple[type["Media"], tuple[Segment, tuple[Hashable, ...]]]:
-        return Media, (self.segment, self.demands)
+    @staticmethod
+    def decoded(segment: Segment, demands: Sequence[Demand]) -> "Media":
+        """With all that is demanded, by one decode for each kind of demand. Raises Permanent as that does."""
+        products: dict[Any, Any] = {}
+        for kind, wanted in by_kind(demands).items():
+            products |= kind.decode(segment, wanted)
+        return Media(segment, products)
+
+
+def by_kind(demands: Sequence[Demand]) -> dict[type[Demand], list[Demand]]:
+    """Each demand once, those that one decode serves together."""
+    kinds: dict[type[Demand], list[Demand]] = {}
+    for demand in dict.fromkeys(demands):
+        kinds.setdefault(type(demand), []).append(demand)
+    return kinds
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -155,8 +182,11 @@ class Operator(ABC):
     name: ClassVar[str]  # of the implementation, unique within the capability
     version: ClassVar[int] = 1  # raise it whenever the same inputs would give another output
     scope: ClassVar[Scope] = Map()
-    runs_in: ClassVar[Literal["loop", "thread", "process"]] = "thread"  # process: it holds the GIL while it works
+    # process: it holds the GIL while it works; async: it batches by itself, and has `process_one`
+    runs_in: ClassVar[Literal["loop", "thread", "process", "async"]] = "thread"
     max_batch: ClassVar[int] = 1
+    max_in_flight: ClassVar[int] = 16  # async: items at once
+    num_instances: ClassVar[int] = 1  # on a GPU: how often the model is loaded in one worker
     timeout_s: ClassVar[float] = 120.0  # of one call of process
     devices: ClassVar[tuple[Literal["cpu", "cuda"], ...]] = ("cpu",)  # where it can run, best first
 
@@ -180,14 +210,20 @@ class Operator(ABC):
         """What a person should know before this rung is used, such as a large download; None for nothing."""
         return None
 
-    def demands(self) -> tuple[Hashable, ...]:
-        """What `process` will ask of the decoder of its media inputs (see operators.media.decode)."""
+    def demands(self) -> tuple[Demand, ...]:
+        """What is to be decoded of its media inputs ahead of `process` (see operators.media.decode)."""
         return ()
 
     def load(self, device: Device) -> None:  # noqa: B027 - many operators have nothing to load
         """Load weights and warm up. Raises Transient or Permanent."""
 
-    @abstractmethod
     def process(self, batch: Sequence[Inputs]) -> Sequence[msgspec.Struct]:
         """One output of the capability's output type for each item, in order. Deterministic: same inputs and knobs,
-        same output, whatever else is in the batch."""
+        same output, whatever else is in the batch. Every operator has it but those that run in "async"."""
+        raise NotImplementedError(f"{type(self).__name__} has no process()")
+
+    async def process_one(self, inputs: Inputs, emit: Callable[[str], None]) -> msgspec.Struct:
+        """The output for one item, of operators that run in "async": they are given up to `max_in_flight` items at
+        once and batch by themselves. `emit` publishes text as it comes, to those who listen; it may be lost. Canceled
+        where nobody wants the output any more: pass that on to whatever computes."""
+        raise NotImplementedError(f"{type(self).__name__} has no process_one()")

@@ -10,7 +10,7 @@ computations meet on equal subjects, whoever asks for them.
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -28,6 +28,7 @@ class PlannedRung(msgspec.Struct, frozen=True, kw_only=True):
     rung: str
     version: int
     knobs: dict[str, Any] = {}
+    device: Literal["cpu", "cuda"] = "cpu"  # where it is to run; never part of what makes two computations the same
 
 
 class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +112,10 @@ def make_plan(
         inputs = {port: _ids(stage, port, capability, planned) for port in sorted(stage.inputs)}
         knobs = msgspec.to_builtins(rung.knobs)
         params = msgspec.to_builtins(msgspec.convert(stage.params, capability.params))
-        chosen = PlannedRung(implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs)
+        device: Literal["cpu", "cuda"] = "cuda" if machine.has_gpu and "cuda" in operator.devices else "cpu"
+        chosen = PlannedRung(
+            implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs, device=device
+        )
         scope = Window(window) if window is not None and isinstance(operator.scope, Reduce) else operator.scope
         planned[name] = PlannedStage(
             id=stage_id(capability.name, [chosen], scope, params, inputs),

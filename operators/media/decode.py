@@ -1,4 +1,4 @@
-"""The frame store in host memory: decodes a segment once for everybody who asked, and keeps only what they asked for.
+"""Decodes a segment once for everybody who asked, in host memory, and keeps only what they asked for.
 
 Pictures are converted and scaled one by one as they leave the decoder. Sound is resampled on a global grid: sample k
 of any segment stands at media time k / sample_rate, so the segments of a stream follow each other without a seam. To
@@ -9,10 +9,10 @@ that end the decoded sound is laid on a line whose origin is a common multiple o
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import av
 import numpy as np
@@ -30,9 +30,6 @@ MAX_IDLE_DECODERS = 4  # kept by each thread
 MARGIN_S = 0.02  # of sound resampled beyond both ends of a segment; the filter is far shorter
 MAX_DRIFT_S = 0.002  # sound this close to where the packet before it ended follows it exactly
 
-Spec = TypeVar("Spec", bound=Hashable)
-Product = TypeVar("Product")
-
 
 @dataclass(frozen=True)
 class FrameSpec:
@@ -44,12 +41,22 @@ class FrameSpec:
     max_width: int | None = None  # of the upright picture; smaller ones are not enlarged
     pixels: Literal["rgb24", "gray8"] = "rgb24"  # gray8: luma, black 0, white 255
 
+    @classmethod
+    def decode(cls, segment: Segment, wanted: Sequence["FrameSpec"]) -> Mapping["FrameSpec", "Frames"]:
+        """Pictures for all of them, by one decode (engine.spec.operator.Demand)."""
+        return _decode_pictures(segment, wanted)
+
 
 @dataclass(frozen=True)
 class AudioSpec:
     """Mono, 16 bits."""
 
     sample_rate: int = 16_000
+
+    @classmethod
+    def decode(cls, segment: Segment, wanted: Sequence["AudioSpec"]) -> Mapping["AudioSpec", "Audio"]:
+        """Sound for all of them, by one decode (engine.spec.operator.Demand)."""
+        return _decode_sound(segment, wanted)
 
 
 @dataclass
@@ -60,6 +67,10 @@ class Frames:
     times_ns: NDArray[np.int64]
     images: NDArray[np.uint8]
 
+    @property
+    def nbytes(self) -> int:
+        return self.times_ns.nbytes + self.images.nbytes
+
 
 @dataclass
 class Audio:
@@ -69,21 +80,27 @@ class Audio:
     sample_rate: int
     samples: NDArray[np.int16]
 
+    @property
+    def nbytes(self) -> int:
+        return self.samples.nbytes
+
 
 def frames(media: Media, spec: FrameSpec) -> Frames:
     """The pictures a segment owns. None (N = 0) where it has no video.
 
-    Decodes once for `spec` and for every FrameSpec among the media's demands. Partial damage costs the damaged
-    pictures only. Raises Permanent where there are packets and not one picture can be had from them.
+    What was decoded ahead is used; else it is decoded now. Partial damage costs the damaged pictures only. Raises
+    Permanent where there are packets and not one picture can be had from them.
     """
-    return _once(media, spec, _decode_pictures)
+    decoded = media.products.get(spec)
+    return cast(Frames, decoded) if decoded is not None else _decode_pictures(media.segment, [spec])[spec]
 
 
 def audio(media: Media, spec: AudioSpec) -> Audio:
     """The sound a segment owns: every sample with start <= k / sample_rate < end, as far as the track reaches. None
-    (N = 0) where it has no sound. Decodes once, as `frames` does. Raises Permanent where there are packets and not one
-    sample can be had from them."""
-    return _once(media, spec, _decode_sound)
+    (N = 0) where it has no sound. Decoded ahead or now, as `frames`. Raises Permanent where there are packets and not
+    one sample can be had from them."""
+    decoded = media.products.get(spec)
+    return cast(Audio, decoded) if decoded is not None else _decode_sound(media.segment, [spec])[spec]
 
 
 def decode_path(track: Track) -> str:
@@ -93,19 +110,6 @@ def decode_path(track: Track) -> str:
     except (*BAD_MEDIA, RuntimeError):
         return f"none: this build of FFmpeg has no decoder {track.codec}"
     return f"software {track.codec}"
-
-
-def _once(media: Media, spec: Spec, decode: Callable[[Segment, Sequence[Spec]], dict[Spec, Product]]) -> Product:
-    """The product from the media's memo, made for all demands of its kind at once where it is not there yet."""
-    kind = type(spec)
-    with media.memo.setdefault((decode, "lock"), threading.Lock()):
-        if (kept := media.memo.get(spec)) is not None:
-            return cast(Product, kept)
-        wanted = dict.fromkeys([spec, *(demand for demand in media.demands if isinstance(demand, kind))])
-        made = decode(media.segment, [each for each in wanted if each not in media.memo])
-        for each, product in made.items():
-            media.memo[each] = product  # from now on the worker may let go of it
-        return made[spec]
 
 
 def _packets_of(segment: Segment, kind: str) -> tuple[Track | None, list[Packet]]:

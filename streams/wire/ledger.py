@@ -33,6 +33,7 @@ MAX_PAGES = 2 * MAX_SUBJECTS_A_READ  # of one read, were each record a page of i
 MEDIA, RESULTS, ANSWERS = (f"{PREFIX.upper()}_{kind}" for kind in ("MEDIA", "RESULTS", "ANSWERS"))
 BULK = "Penstock-Bulk"  # header: <digest>.<number of chunks>
 TRACEPARENT = "traceparent"
+DUE = "Penstock-Due"  # header: when what is made of this is worth nothing any more, server's Unix time in nanoseconds
 HEADROOM_BYTES = 4096  # for headers, which count towards the limit
 MAX_INLINE_BYTES = 1024 * 1024 - HEADROOM_BYTES  # below the server's default payload limit, and quick to pass on
 
@@ -53,6 +54,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     seq: int
     data: bytes
     traceparent: str = ""
+    due_ns: int = 0  # server's Unix time; 0: never
 
 
 class Noted(msgspec.Struct, frozen=True, gc=False):
@@ -70,12 +72,13 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
     fresh: bool
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class NewRecord(msgspec.Struct, frozen=True, gc=False):
     """A record to put."""
 
     subject: str
     data: bytes
     traceparent: str = ""
+    due_ns: int = 0  # server's Unix time after which what is made of it is worth nothing; 0: never
 
 
 class Ledger:
@@ -85,28 +88,30 @@ class Ledger:
         self.link = link
         self._replicated = replicated
         self._publisher = Publisher(link)
-        self._max_bytes = link.max_payload_bytes - HEADROOM_BYTES
+        self.max_bytes = link.max_payload_bytes - HEADROOM_BYTES  # of a record in one piece
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    async def put(self, subject: str, data: bytes, traceparent: str = "") -> Placed:
+    async def put(self, subject: str, data: bytes, traceparent: str = "", due_ns: int = 0) -> Placed:
         """Store a record where there is none yet."""
-        message = await self._message(subject, data, EXPECT_EMPTY, traceparent)
+        message = await self._message(subject, data, EXPECT_EMPTY, traceparent, due_ns=due_ns)
         seq = await self._publish(message, f"store {subject}")
         return Placed(abs(seq), seq > 0)
 
-    async def put_many(self, entries: Sequence[Entry]) -> list[Placed]:
+    async def put_many(self, entries: Sequence[NewRecord]) -> list[Placed]:
         """Store several records, all under way at once; in their order. Not atomic: each is stored or not."""
-        messages = [await self._message(e.subject, e.data, EXPECT_EMPTY, e.traceparent) for e in entries]
+        messages = [
+            await self._message(e.subject, e.data, EXPECT_EMPTY, e.traceparent, due_ns=e.due_ns) for e in entries
+        ]
         acks = await self._publisher.send(messages, REQUEST_TIMEOUT_S)
         placed = []
         for entry, ack in zip(entries, acks, strict=True):
             if ack is not None and ack.error is None:
                 placed.append(Placed(ack.seq, True))
             elif ack is not None and ack.error is not None and ack.error.err_code == WRONG_LAST_SEQUENCE:
-                placed.append(Placed(_standing_seq(ack.error.description), False))
+                placed.append(Placed(standing_seq(ack.error.description), False))
             else:  # no word, or no: ask again, patiently
-                placed.append(await self.put(entry.subject, entry.data, entry.traceparent))
+                placed.append(await self.put(entry.subject, entry.data, entry.traceparent, entry.due_ns))
         return placed
 
     async def append(
@@ -121,7 +126,7 @@ class Ledger:
         Whoever listens there gets it whole, up to the server's payload limit. Its sequence; None where another record
         stands behind that one, unless it is this very one: a retry that finds its own work done has done it."""
         expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(after), **(headers or {})}
-        message = await self._message(subject, data, expected, traceparent, self._max_bytes)
+        message = await self._message(subject, data, expected, traceparent, self.max_bytes)
         seq = await self._publish(message, f"append to {subject}")
         if seq > 0:
             return seq
@@ -138,23 +143,28 @@ class Ledger:
             except nats.js.errors.APIError as error:
                 if error.err_code != WRONG_LAST_SEQUENCE:
                     raise
-                return -_standing_seq(error.description or "")
+                return -standing_seq(error.description or "")
 
         return await self.link.patiently(attempt, what)
 
     async def _message(
-        self, subject: str, data: bytes, headers: dict[str, str], traceparent: str, max_bytes: int = MAX_INLINE_BYTES
+        self,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str],
+        traceparent: str,
+        max_bytes: int = MAX_INLINE_BYTES,
+        due_ns: int = 0,
     ) -> Message:
-        if traceparent:
-            headers = {**headers, TRACEPARENT: traceparent}
-        if len(data) > min(max_bytes, self._max_bytes):
+        headers = headers_for(traceparent, due_ns, headers)
+        if len(data) > min(max_bytes, self.max_bytes):
             headers = {**headers, BULK: await self._put_chunks(data)}
             data = b""
         return Message(subject, data, headers)
 
     async def _put_chunks(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()[:40]
-        size = min(MAX_INLINE_BYTES, self._max_bytes)
+        size = min(MAX_INLINE_BYTES, self.max_bytes)
         chunks = [data[start : start + size] for start in range(0, len(data), size)]
         for number, chunk in enumerate(chunks):
             await self.put(f"{PREFIX}.bulk.{digest}.{number}", chunk)
@@ -253,7 +263,23 @@ class Ledger:
 
     async def _stored(self, message: jetstream.Raw) -> Stored:
         data = await self.whole(message.data, message.headers)
-        return Stored(message.subject, message.seq, data, message.headers.get(TRACEPARENT, ""))
+        headers = message.headers
+        return Stored(message.subject, message.seq, data, headers.get(TRACEPARENT, ""), due_of(headers))
+
+
+def headers_for(traceparent: str, due_ns: int, headers: dict[str, str]) -> dict[str, str]:
+    """Headers with what is noted of a record."""
+    if traceparent:
+        headers = {**headers, TRACEPARENT: traceparent}
+    if due_ns:
+        headers = {**headers, DUE: str(due_ns)}
+    return headers
+
+
+def due_of(headers: Mapping[str, str] | None) -> int:
+    """When a record is due, as its headers say; 0 where they do not, or not in a way that can be read."""
+    said = (headers or {}).get(DUE, "")
+    return int(said) if len(said) < 20 and said.isascii() and said.isdigit() else 0
 
 
 async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
@@ -315,7 +341,7 @@ def stream_of(subject: str) -> str:
 _WRONG_LAST = re.compile(r"wrong last sequence: (\d+)")
 
 
-def _standing_seq(refusal: str) -> int:
+def standing_seq(refusal: str) -> int:
     """The sequence of the record already there, which the refusal tells."""
     match = _WRONG_LAST.search(refusal)
     if match is None:

@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
 from streams.errors import LinkError, UserError
+from streams.wire.clock import ServerClock
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class Link:
         self.url = url
         self.patience_s = patience_s
         self.num_reconnects = 0
+        self.clock = ServerClock()
         self._reconnected: list[Callable[[], None]] = []
 
     @property

@@ -30,6 +30,14 @@ class Ack(msgspec.Struct, frozen=True):
 _decoder = msgspec.json.Decoder(Ack)
 
 
+def decode_ack(data: bytes) -> Ack | None:
+    """What JetStream said of a message; None where it said nothing that can be read, so that nothing is known."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
 class Message(msgspec.Struct, frozen=True, gc=False):
     subject: str
     data: bytes
@@ -86,7 +94,7 @@ class Publisher:
         if batch is None or not message.data:  # too late; or nobody is there to store it (503)
             return
         if batch.acks[int(number)] is None:
-            batch.acks[int(number)] = _decoder.decode(message.data)
+            batch.acks[int(number)] = decode_ack(message.data)
             batch.num_open -= 1
             if batch.num_open == 0:
                 batch.settled.set()

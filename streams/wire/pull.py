@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from streams.errors import LinkError
-from streams.wire.ledger import TRACEPARENT, Ledger
+from streams.wire.ledger import TRACEPARENT, Ledger, due_of
 from streams.wire.link import Link, Refused
 
 log = structlog.get_logger(__name__)
@@ -40,6 +40,8 @@ class Arrival(msgspec.Struct, eq=False):
     traceparent: str
     arrived_ns: int  # Unix time
     stored_ns: int  # Unix time of the server
+    num_pending: int = 0  # messages behind it that the server holds for the consumer
+    due_ns: int = 0  # Unix time of the server; 0: never
     headers: dict[str, str] | None = None
 
 
@@ -118,10 +120,23 @@ class Pull:
             tokens = message.reply.split(".")
             where = 4 if len(tokens) == 9 else 6  # newer servers put domain and account before the stream
             delivered, seq, stored_ns = int(tokens[where]), int(tokens[where + 1]), int(tokens[where + 3])
+            num_pending = int(tokens[where + 4])
             trace = headers.get(TRACEPARENT, "") if headers else ""
             now_ns = time.time_ns()
             self._arrived.append(
-                Arrival(message.subject, message.data, seq, delivered, message.reply, trace, now_ns, stored_ns, headers)
+                Arrival(
+                    message.subject,
+                    message.data,
+                    seq,
+                    delivered,
+                    message.reply,
+                    trace,
+                    now_ns,
+                    stored_ns,
+                    num_pending,
+                    due_of(headers),
+                    headers,
+                )
             )
             self._credit = max(0, self._credit - 1)
         elif status == "408":

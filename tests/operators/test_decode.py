@@ -113,7 +113,7 @@ def test_one_decode_serves_all_demands(tmp_path: Path, monkeypatch: pytest.Monke
         decode._Decoding, "run", lambda self, packets: runs.append(self.track.kind) or run(self, packets)
     )
     small = FrameSpec(interval_ns=1_000_000_000, max_width=32)
-    media = Media(piece, demands=(GRAY, small, AudioSpec(), AudioSpec(8000)))
+    media = Media.decoded(piece, (GRAY, small, AudioSpec(), AudioSpec(8000)))
     assert len(frames(media, GRAY).times_ns) == 75
     assert frames(media, small).times_ns.tolist() == [0, 1_000_000_000, 2_000_000_000]
     assert frames(media, small).images.shape == (3, 24, 32, 3)

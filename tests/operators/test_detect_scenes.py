@@ -168,6 +168,7 @@ def test_it_asks_the_decoder_for_what_it_demands() -> None:
         Media(each) for each in segments(str(EXAMPLES / "station.mp4"), stream="s") if isinstance(each, Segment)
     )
     operator = DetectScenes(Settings())
-    operator.process([Inputs("s", 0, 0, Settings(), {"media": ((Entry(0, media),),)})])
-    assert demand in media.memo
+    ahead = Media.decoded(media.segment, operator.demands())
+    given = [Inputs("s", 0, 0, Settings(), {"media": ((Entry(0, each),),)}) for each in (media, ahead)]
+    assert operator.process(given[:1]) == operator.process(given[1:])
     assert frames(media, demand).images.shape[1:] == (90, 160, 3)

@@ -214,7 +214,7 @@ def station() -> list[Inputs]:
     found = []
     for segment in segments(str(EXAMPLES / "station.mp4"), stream="station"):
         if isinstance(segment, Segment) and segment.start_ns < 16 * 10**9:
-            media = Media(segment, (*DetectScenes(Settings()).demands(), TEXT_FRAMES))
+            media = Media.decoded(segment, (*DetectScenes(Settings()).demands(), TEXT_FRAMES))
             asked = inputs(segment.index, media, Scenes())
             (scenes,) = DetectScenes(Settings()).process([asked])
             assert isinstance(scenes, Scenes)

@@ -1,0 +1,31 @@
+"""The lateness rule: when an output is due, and whether it is late. Pure.
+
+A segment's due time leaves ingest with it, in the server's clock, and is handed on with every result made from it. So
+it is the same moment at every stage, however stages are fused and whatever a worker's clock says.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.decide.running_graph import RunningStage
+from engine.spec.operator import Reduce
+from streams.subjects import Key
+
+
+def due_ns(stage: RunningStage, key: Key, said_ns: int, inputs: Mapping[str, Mapping[int, Any]]) -> int:
+    """When an output is due, by the inputs at its own segment; 0 where it is wanted however late. `said_ns` is what the
+    arrival that completed it says."""
+    if isinstance(stage.planned.scope, Reduce) or not stage.is_prompt(key):
+        return 0
+    here = (known.get(key.last) for known in inputs.values())
+    return max((known.due_ns for known in here if known is not None), default=0) or said_ns
+
+
+def is_late(due_ns: int, now_ns: int) -> bool:
+    """Whether something due then is worth nothing now."""
+    return 0 < due_ns < now_ns
+
+
+def said_of(due_ns: int, now_ns: int) -> str:
+    """For people."""
+    return f"it was due {(now_ns - due_ns) / 1e9:.2f} s before its turn came"

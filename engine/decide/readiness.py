@@ -1,0 +1,585 @@
+"""Readiness: which outputs of a group can be computed now. Pure: what was stored comes in, instructions go out.
+
+A group is fed *messages*; each says that something was stored. What is stored contributes to outputs (`joins`), and an
+output whose inputs are all stored is computed by the one arrival that was stored last. The shell does what it is told
+(`Read`, `Compute`, `GiveGap`, `Release`, `Acknowledge`, `Redeliver`) and comes back with what became of it; it never
+has an opinion.
+
+```
+arrived -> Read -> found -> Compute -> computed elsewhere, then placed -> Acknowledge
+                         \\-> GiveGap -> placed                         \\-> what the stored output sets off in turn
+                                        failed -> Redeliver, or GiveGap
+```
+
+Each output goes this way by itself, so nothing waits for a neighbour it does not need. A message is acknowledged when
+nothing it set off is left to do. A death before that brings it again, and what is stored by then is passed over.
+
+Two arrivals may complete the same output, for it may be made from records of two JetStream streams, and a message may
+come again. Whichever comes second while the first is at it waits for the same output: were it acknowledged meanwhile,
+and the acknowledgement of an earlier coming of the first under way, a death would lose the output. The invariants are
+in `validate`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from engine.decide import joins, lateness, retry
+from engine.decide.running_graph import RunningStage
+from engine.decide.stored_keys import StoredKeys
+from engine.spec.operator import Fold, Map, Reduce, Window
+from engine.spec.workflow import MEDIA
+from streams.records import Gap, GapCause
+from streams.subjects import Key
+
+OPEN = -1  # last of a range that ends with the stream, while its end is not known
+Output = tuple[str, Key]
+
+
+# --- what comes in -----------------------------------------------------------------------------------------------
+
+
+class Known(msgspec.Struct, frozen=True, eq=False):
+    """A stored input: its place in the order of storing, when its segment is due (server's Unix time; 0: never), and
+    its value (None where it is a gap)."""
+
+    seq: int
+    traceparent: str = ""
+    value: Any = None
+    gap: Gap | None = None
+    due_ns: int = 0
+
+
+class Event(msgspec.Struct, frozen=True, eq=False):
+    """Something is stored: a segment, a stage's output, or the end of the stream (key None). `root` is the message
+    that led to it, as the shell names it."""
+
+    source: str
+    key: Key | None
+    known: Known
+    root: int
+    num_delivered: int = 1
+    since_ns: int = 0  # when it became known here (the worker's Unix time)
+
+
+class Found(msgspec.Struct, frozen=True, eq=False):
+    """What a `Read` came to: of all that was asked for, what is stored."""
+
+    inputs: Mapping[str, Mapping[int, Known]] = {}
+    previous: Known | None = None
+    own: Known | None = None
+    end: tuple[int, int] | None = None  # where it stands in the order of storing, and the number of segments
+    tails: Mapping[str, int] = {}  # by source, the sequence of the record stored last
+
+
+class StageRule:
+    """A stage as the rule sees it. `awaited` are the sources whose arrival may complete an output, `read_inside` says
+    whether its outputs are events for its own group."""
+
+    __slots__ = ("asks_own", "awaited", "id", "is_plain", "name", "read_inside", "running", "scope", "sources")
+
+    def __init__(self, running: RunningStage, awaited: frozenset[str], read_inside: bool) -> None:
+        self.running = running
+        self.awaited = awaited
+        self.read_inside = read_inside
+        self.id = running.planned.id
+        self.name = running.planned.name
+        self.scope = running.planned.scope
+        self.sources = running.planned.sources
+        self.is_plain = self.scope == Map() and len(self.sources) == 1  # one record in, one out: nothing to join
+        # One arrival acts in each JetStream stream; where both can, the second looks whether the first was there.
+        self.asks_own = MEDIA in awaited and len(awaited) > 1
+
+
+# --- what goes out -----------------------------------------------------------------------------------------------
+
+
+class Read(msgspec.Struct, frozen=True, eq=False):
+    """Look what is stored of these, and come back with `found`."""
+
+    stage: StageRule
+    key: Key
+    event: Event
+    wants: Mapping[str, range] = {}
+    previous: int | None = None  # the stage's own output of that segment
+    own: bool = False  # the output itself
+    end: bool = False  # the end of the stream
+    tails: tuple[str, ...] = ()
+    rest: tuple[Key, ...] = ()  # outputs to look at behind this one
+    is_probe: bool = False  # of the one input that was lacking when last looked at
+
+
+class Compute(msgspec.Struct, frozen=True, eq=False):
+    """Compute this output from these inputs, then store it and come back with `placed`, `late` or `failed`."""
+
+    stage: StageRule
+    key: Key
+    event: Event
+    inputs: Mapping[str, Mapping[int, Known]]
+    previous: Known | None = None
+    due_ns: int = 0  # the server's Unix time after which it is worth nothing; 0: never
+    why: str = ""
+
+    @property
+    def output(self) -> Output:
+        return self.stage.id, self.key
+
+
+class GiveGap(msgspec.Struct, frozen=True, eq=False):
+    """Store a gap in this output's place, with a dead letter if `is_dead`, and come back with `placed`."""
+
+    stage: StageRule
+    key: Key
+    event: Event
+    inputs: Mapping[str, Mapping[int, Known]]
+    cause: GapCause
+    why: str
+    is_dead: bool = False
+
+    @property
+    def output(self) -> Output:
+        return self.stage.id, self.key
+
+
+class Release(msgspec.Struct, frozen=True):
+    """No stage of this group will look at this segment's media again."""
+
+    index: int
+
+
+class Acknowledge(msgspec.Struct, frozen=True):
+    """Nothing that this message set off is left to do."""
+
+    root: int
+    why: str
+
+
+class Redeliver(msgspec.Struct, frozen=True):
+    """Have this message brought again after `delay_s`."""
+
+    root: int
+    delay_s: float
+    why: str
+
+
+Instruction = Read | Compute | GiveGap | Release | Acknowledge | Redeliver
+
+
+class _Root(msgspec.Struct, eq=False):
+    """A message that is not acknowledged, and how much of what it set off is left to do."""
+
+    num_open: int = 0  # reads and outputs
+    num_outputs: int = 0
+    again: Redeliver | None = None
+
+
+class _UnderWay(msgspec.Struct, eq=False):
+    """An output that is being made, and the messages that wait for it beside the one it is made for."""
+
+    work: Compute | GiveGap
+    events: list[Event]  # the first is the one it is made for
+
+
+class Readiness:
+    """The rule for one group over one stream. Every method that takes an event returns what is to be done now, in
+    order; `now_ns` is the server's time, for what is due is due by its clock."""
+
+    def __init__(self, stages: Sequence[StageRule], policy: retry.RetryPolicy, *, releases: bool = False) -> None:
+        self.end: tuple[int, int] | None = None
+        self._policy = policy
+        self._releases = releases
+        self._stored: dict[str, StoredKeys] = {}
+        self._roots: dict[int, _Root] = {}
+        self._underway: dict[Output, _UnderWay] = {}
+        self._tails: dict[str, int] = {}
+        self._lacking: dict[Output, tuple[str, int]] = {}  # of ranges: the input that was missing when last looked at
+        self.serve(stages)
+
+    def serve(self, stages: Sequence[StageRule]) -> None:
+        """Go by these from now on: the same stages, perhaps asked for by other jobs."""
+        self.stages = {stage.id: stage for stage in stages}
+        self._readers = [stage for stage in stages if MEDIA in stage.sources]
+        self._by_source: dict[str, list[StageRule]] = {}
+        for stage in stages:
+            self._stored.setdefault(stage.id, StoredKeys())
+            own = {stage.id} if isinstance(stage.scope, Fold) else set()
+            for source in stage.awaited | own:
+                self._by_source.setdefault(source, []).append(stage)
+
+    def remember(self, stage_id: str, keys: Iterable[Key]) -> None:
+        """These outputs of a stage are stored."""
+        stored = self._stored[stage_id]
+        for key in keys:
+            stored.add(key)
+
+    @property
+    def num_segments(self) -> int | None:
+        return None if self.end is None else self.end[1]
+
+    @property
+    def num_under_way(self) -> int:
+        """Messages that are not done."""
+        return len(self._roots)
+
+    # --- events ------------------------------------------------------------------------------------------------
+
+    def arrived(self, event: Event, now_ns: int, num_segments: int | None = None) -> list[Instruction]:
+        """A message was delivered: this is stored. At the stream's end (key None), `num_segments` says how many."""
+        if event.key is None and num_segments is not None:
+            self.end = (event.known.seq, num_segments)
+        if event.root in self._roots:  # it comes again while its first coming is under way, which answers for both
+            return []
+        root = self._roots[event.root] = _Root()
+        out: list[Instruction] = []
+        self._consider(event, root, out, now_ns)
+        self._close(event.root, root, out, "it sets nothing off here")
+        return out
+
+    def found(self, read: Read, found: Found, now_ns: int) -> list[Instruction]:
+        """What a `Read` came to."""
+        root = self._roots.get(read.event.root)
+        if root is None:
+            return []
+        root.num_open -= 1
+        out: list[Instruction] = []
+        if found.end is not None:
+            self.end = found.end
+        self._tails.update(found.tails)
+        if self._judge(read, found, root, out, now_ns) and read.rest:
+            self._look(read.stage, read.rest, read.event, root, out)
+        self._close(read.event.root, root, out, "another arrival completes what it is part of")
+        return out
+
+    def placed(self, done: Compute | GiveGap, known: Known, now_ns: int) -> list[Instruction]:
+        """An output stands in the ledger, whoever stored it: `known` is what stands there."""
+        stage, key = done.stage, done.key
+        self._stored[stage.id].add(key)
+        self._lacking.pop(done.output, None)
+        out: list[Instruction] = []
+        for event, root in self._ended(done):
+            if stage.read_inside and stage.id in self.stages:
+                self._consider(self._following(event, stage.id, key, known), root, out, now_ns)
+            self._close(event.root, root, out, "all that it set off is stored")
+        if self._releases and MEDIA in stage.sources:
+            self._release(stage, key, out)
+        return out
+
+    def late(self, work: Compute, why: str) -> list[Instruction]:
+        """An output's time had passed before its turn came."""
+        return self._gap_instead(work, "late", why)
+
+    def failed(self, work: Compute, error: Exception, jitter: float) -> list[Instruction]:
+        """Computing an output failed; `jitter` in 0.5 .. 1.5 spreads what is tried again."""
+        verdict = retry.after_failure(error, work.event.num_delivered, self._policy, jitter)
+        if isinstance(verdict, retry.GiveUp):
+            return self._gap_instead(work, "dead_lettered", verdict.cause, is_dead=True)
+        return self.abandoned(work, verdict.delay_s, f"{work.stage.name} failed: {retry.cause_of(error)}")
+
+    def abandoned(self, done: Read | Compute | GiveGap, delay_s: float, why: str) -> list[Instruction]:
+        """What was told could not be done: the message comes again, and finds what is left."""
+        if isinstance(done, Read):
+            root = self._roots.get(done.event.root)
+            ended = [] if root is None else [(done.event, root)]
+            if root is not None:
+                root.num_open -= 1
+        else:
+            ended = self._ended(done)
+        out: list[Instruction] = []
+        for event, root in ended:
+            if root.again is None or root.again.delay_s < delay_s:
+                root.again = Redeliver(event.root, delay_s, why)
+            self._close(event.root, root, out, why)
+        return out
+
+    def forget(self, root: int) -> None:
+        """A message was handed back: what comes of it now concerns nobody here."""
+        self._roots.pop(root, None)
+        for output, under_way in list(self._underway.items()):
+            under_way.events = [event for event in under_way.events if event.root != root]
+            if not under_way.events:
+                del self._underway[output]
+
+    def is_stored(self, stage_id: str, key: Key) -> bool:
+        """Whether an output is known to be stored."""
+        return key in self._stored[stage_id]
+
+    def validate(self) -> None:
+        """The invariants, for tests: what is under way belongs to a message that is; a message is kept exactly as long
+        as something of it is; and what is stored is not under way."""
+        num_outputs: dict[int, int] = {}
+        for (stage_id, key), under_way in self._underway.items():
+            assert under_way.events, f"{stage_id} {key} belongs to no message"
+            for event in under_way.events:
+                assert event.root in self._roots, f"{stage_id} {key} belongs to a message that is done"
+                num_outputs[event.root] = num_outputs.get(event.root, 0) + 1
+        for name, root in self._roots.items():
+            assert root.num_open > 0, f"message {name} is done and was not acknowledged"
+            assert root.num_outputs == num_outputs.get(name, 0), f"message {name} has lost count"
+            assert root.num_outputs <= root.num_open, f"message {name} has lost count"
+
+    # --- from events to outputs --------------------------------------------------------------------------------
+
+    def _consider(self, event: Event, root: _Root, out: list[Instruction], now_ns: int) -> None:
+        """Whatever an event may complete."""
+        key = event.key
+        if key is None:
+            for stage in self.stages.values():
+                if isinstance(stage.scope, Reduce):
+                    keys = self._ranges(stage, None)
+                else:
+                    keys = [
+                        k for k in joins.outputs_of_end(stage.scope, self.num_segments or 0) if self._owes(stage, k)
+                    ]
+                self._look(stage, keys, event, root, out)
+            return
+        for stage in self._by_source.get(event.source, ()):
+            if stage.is_plain and event.num_delivered == 1:
+                if self._owes(stage, key):
+                    self._plain(stage, key, event, root, out, now_ns)
+                continue
+            if isinstance(stage.scope, Reduce):
+                keys = self._ranges(stage, key)
+            elif event.source == stage.id:
+                keys = joins.outputs_of_own(stage.scope, key, self.num_segments)
+            else:
+                keys = joins.outputs_of(stage.scope, key.first, self.num_segments)
+            if not isinstance(stage.scope, Reduce):
+                keys = [each for each in keys if self._owes(stage, each)]
+            self._look(stage, keys, event, root, out)
+
+    def _plain(
+        self, stage: StageRule, key: Key, event: Event, root: _Root, out: list[Instruction], now_ns: int
+    ) -> None:
+        if key in self._stored[stage.id]:
+            if stage.read_inside:
+                self._read(Read(stage, key, event, own=True), root, out)
+        else:
+            self._begin(stage, key, event, {event.source: {key.first: event.known}}, None, root, out, now_ns)
+
+    def _look(self, stage: StageRule, keys: Sequence[Key], event: Event, root: _Root, out: list[Instruction]) -> None:
+        """Look at outputs one behind the other: of windows, once one lacks a later input all behind it do."""
+        for at, key in enumerate(keys):
+            read = self._read_for(stage, key, event)
+            if read is not None:
+                self._read(msgspec.structs.replace(read, rest=tuple(keys[at + 1 :])), root, out)
+                return
+
+    def _read_for(self, stage: StageRule, key: Key, event: Event) -> Read | None:
+        """What must be known before it can be said whether this output is complete; None where it need not be."""
+        if key.last == OPEN:
+            if self.end is not None:
+                if key.first >= self.end[1]:
+                    return None
+                key = Key(key.first, self.end[1] - 1)
+            alike = tuple(source for source in stage.sources if (source == MEDIA) == (event.source == MEDIA))
+            if event.known.seq < max((self._tails.get(source, 0) for source in alike), default=0):
+                return None  # something was stored behind it, and will come
+            if alike and key not in self._stored[stage.id]:
+                return Read(stage, key, event, tails=alike, end=self.end is None)
+        if key in self._stored[stage.id]:
+            return Read(stage, key, event, own=True) if stage.read_inside else None
+        lacking = self._lacking.get((stage.id, key))
+        if lacking is not None and (self.end is None or lacking[1] < self.end[1]):
+            source, index = lacking
+            wants = {source: range(index, index + 1)}
+            return Read(stage, key, event, wants=wants, end=self.end is None, is_probe=True)
+        return self._read_all(stage, key, event)
+
+    def _read_all(self, stage: StageRule, key: Key, event: Event) -> Read | None:
+        wanted = joins.needs(stage.scope, key, self.num_segments)
+        if not wanted:
+            return None
+        return Read(
+            stage,
+            key,
+            event,
+            wants=dict.fromkeys(stage.sources, wanted),
+            previous=key.first - 1 if isinstance(stage.scope, Fold) and key.first > 0 else None,
+            own=event.num_delivered > 1 or stage.asks_own,
+            end=self.end is None and joins.needs_end(stage.scope),
+        )
+
+    def _judge(self, read: Read, found: Found, root: _Root, out: list[Instruction], now_ns: int) -> bool:
+        """Go by what was found of one output; whether the outputs behind it are still worth a look."""
+        stage, key, event = read.stage, read.key, read.event
+        if stage.id not in self.stages:
+            return False
+        if read.tails:
+            if self.end is None or self.end[1] <= key.first:
+                return True
+            if event.known.seq >= max(self._tails.get(source, 0) for source in read.tails):
+                again = self._read_all(stage, Key(key.first, self.end[1] - 1), event)
+                if again is not None:
+                    self._read(msgspec.structs.replace(again, rest=read.rest), root, out)
+                    return False
+            return True
+        if found.own is not None:
+            self._stored[stage.id].add(key)
+            if stage.read_inside:
+                self._consider(self._following(event, stage.id, key, found.own), root, out, now_ns)
+            return True
+        if not read.wants:
+            return True
+        if read.is_probe:
+            ((source, wanted),) = read.wants.items()
+            is_beyond = self.end is not None and wanted.start >= self.end[1]
+            if is_beyond or wanted.start in found.inputs.get(source, ()):
+                again = self._read_all(stage, key, event)
+                if again is not None:
+                    self._read(msgspec.structs.replace(again, rest=read.rest), root, out)
+                    return False
+            return True
+        wanted = joins.needs(stage.scope, key, self.num_segments)
+        if not wanted:
+            return True
+        lacking = self._first_lacking(stage, read, found, wanted)
+        if lacking is not None:
+            if isinstance(stage.scope, Reduce):
+                self._lacking[stage.id, key] = lacking
+            return not (isinstance(stage.scope, Window) and event.key is not None and lacking[1] > event.key.first)
+        if self._acts(stage, read, found, wanted):
+            if key in self._stored[stage.id]:  # by another, while this one was looking
+                if stage.read_inside:
+                    self._read(Read(stage, key, event, own=True), root, out)
+            else:
+                inputs = {source: {at: found.inputs[source][at] for at in wanted} for source in stage.sources}
+                self._begin(stage, key, event, inputs, found.previous, root, out, now_ns)
+        return True
+
+    @staticmethod
+    def _first_lacking(stage: StageRule, read: Read, found: Found, wanted: range) -> tuple[str, int] | None:
+        for source in stage.sources:
+            there = found.inputs.get(source, {})
+            for index in wanted:
+                if index not in there:
+                    return source, index
+        if read.previous is not None and found.previous is None:
+            return stage.id, read.previous
+        return None
+
+    def _acts(self, stage: StageRule, read: Read, found: Found, wanted: range) -> bool:
+        """Whether this arrival is the one to compute: none of the inputs in its JetStream stream was stored later."""
+        on_media = read.event.source == MEDIA
+        seqs = [
+            found.inputs[source][index].seq
+            for source in stage.sources
+            if (source == MEDIA) == on_media
+            for index in wanted
+        ]
+        if found.previous is not None and not on_media:
+            seqs.append(found.previous.seq)
+        if on_media and self.end is not None and self._is_bounded(stage, read.key, self.end[1]):
+            seqs.append(self.end[0])
+        return joins.acts(read.event.known.seq, seqs)
+
+    @staticmethod
+    def _is_bounded(stage: StageRule, key: Key, num_segments: int) -> bool:
+        """Whether the stream's end is one of this output's inputs."""
+        if isinstance(stage.scope, Reduce):
+            return key.last >= num_segments or not any((s.first, s.last) == key for s in stage.running.spans)
+        return isinstance(stage.scope, Map) and key.last + stage.scope.after >= num_segments
+
+    def _begin(
+        self,
+        stage: StageRule,
+        key: Key,
+        event: Event,
+        inputs: Mapping[str, Mapping[int, Known]],
+        previous: Known | None,
+        root: _Root,
+        out: list[Instruction],
+        now_ns: int,
+    ) -> None:
+        """This output is complete: compute it, or say at once why there will be none."""
+        root.num_open += 1
+        root.num_outputs += 1
+        under_way = self._underway.get((stage.id, key))
+        if under_way is not None:
+            under_way.events.append(event)
+            return
+        work: Compute | GiveGap
+        due_ns = lateness.due_ns(stage.running, key, event.known.due_ns, inputs)
+        lost = retry.before_attempt(event.num_delivered, self._policy)
+        if lost is not None:
+            work = GiveGap(stage, key, event, inputs, "dead_lettered", lost.cause, is_dead=True)
+        elif lateness.is_late(due_ns, now_ns):
+            work = GiveGap(stage, key, event, inputs, "late", lateness.said_of(due_ns, now_ns))
+        elif (lacks := self._gap_above(stage, key, inputs)) is not None:
+            work = GiveGap(stage, key, event, inputs, "upstream", lacks)
+        else:
+            work = Compute(stage, key, event, inputs, previous, due_ns, "all its inputs are stored")
+        self._underway[stage.id, key] = _UnderWay(work, [event])
+        out.append(work)
+
+    def _gap_above(self, stage: StageRule, key: Key, inputs: Mapping[str, Mapping[int, Known]]) -> str | None:
+        """Of a gap at the output's own segment, what it says; a range does without what it lacks."""
+        if isinstance(stage.scope, Reduce):
+            return None
+        for source, known in inputs.items():
+            here = known.get(key.last)
+            if here is not None and here.gap is not None:
+                above = self.stages.get(source)
+                name = MEDIA if source == MEDIA else above.name if above is not None else self.names.get(source, source)
+                return f"{name}: {here.gap.detail}"
+        return None
+
+    names: Mapping[str, str] = {}  # of stages outside the group, for people
+
+    # --- bookkeeping -------------------------------------------------------------------------------------------
+
+    def _owes(self, stage: StageRule, key: Key) -> bool:
+        return stage.running.owes(key)
+
+    def _ranges(self, stage: StageRule, key: Key | None) -> list[Key]:
+        """The ranges asked of a stage that this segment, or the stream's end, belongs to."""
+        return [
+            Key(span.first, OPEN if span.last is None else span.last)
+            for span in stage.running.spans
+            if (span.holds(self.num_segments or 0) if key is None else span.holds(key.first))
+        ]
+
+    @staticmethod
+    def _following(event: Event, source: str, key: Key, known: Known) -> Event:
+        """What a stored output sets off, on behalf of the same message."""
+        return Event(source, key, known, event.root, event.num_delivered, event.since_ns)
+
+    @staticmethod
+    def _read(read: Read, root: _Root, out: list[Instruction]) -> None:
+        root.num_open += 1
+        out.append(read)
+
+    def _ended(self, done: Compute | GiveGap) -> list[tuple[Event, _Root]]:
+        """The messages this output was made for; none where it is not under way."""
+        under_way = self._underway.get(done.output)
+        if under_way is None or under_way.work is not done:
+            return []
+        del self._underway[done.output]
+        ended = [(event, self._roots[event.root]) for event in under_way.events]
+        for _, root in ended:
+            root.num_open -= 1
+            root.num_outputs -= 1
+        return ended
+
+    def _gap_instead(self, work: Compute, cause: GapCause, why: str, *, is_dead: bool = False) -> list[Instruction]:
+        under_way = self._underway.get(work.output)
+        if under_way is None or under_way.work is not work:
+            return []
+        gap = GiveGap(work.stage, work.key, work.event, work.inputs, cause, why, is_dead)
+        under_way.work = gap
+        return [gap]
+
+    def _close(self, name: int, root: _Root, out: list[Instruction], why: str) -> None:
+        if root.num_open == 0 and self._roots.get(name) is root:
+            del self._roots[name]
+            out.append(root.again or Acknowledge(name, why))
+
+    def _release(self, stage: StageRule, key: Key, out: list[Instruction]) -> None:
+        for index in joins.needs(stage.scope, key, self.num_segments):
+            if all(
+                output in self._stored[reader.id]
+                for reader in self._readers
+                for output in joins.outputs_of(reader.scope, index, self.num_segments)
+                if reader.running.owes(output)
+            ):
+                out.append(Release(index))

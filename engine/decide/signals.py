@@ -1,0 +1,77 @@
+"""Signals: what is known of pools and streams at one moment, for whoever decides. Values only.
+
+The shell samples them; rules read them; they are exported as metrics under the same names. Waiting and in service stand
+apart everywhere: their sum says nothing of how many hands are needed. What is not known is None, never 0.
+"""
+
+import msgspec
+
+from streams.records import Record
+
+
+class ServiceTime(Record, frozen=True, omit_defaults=False):
+    """How long batches of one size took: over `num` of them, the mean and the longest."""
+
+    batch_size: int
+    num: int
+    mean_s: float
+    max_s: float
+
+
+class PoolSignals(Record, frozen=True, omit_defaults=False):
+    """One pool of one worker."""
+
+    pool: str  # capability/implementation/rung
+    runs_in: str
+    device: str
+    max_batch: int
+    num_waiting: int  # items that wait for their turn
+    num_in_service: int  # items in batches that run
+    num_in_flight: int  # batches that run
+    max_in_flight: int
+    num_instances: int  # times it is loaded
+    queue_wait_s: float | None = None  # mean of the last items that were taken
+    service_s: float | None = None  # mean of the last batches
+    service_times: tuple[ServiceTime, ...] = ()
+    num_arrived: int = 0  # items, since the worker began; the counts below likewise
+    num_done: int = 0
+    num_failed: int = 0
+    num_late: int = 0
+    why: str = ""  # why max_in_flight is what it is
+
+    @property
+    def wait_ahead_s(self) -> float:
+        """What an item that comes now would wait, as far as is known."""
+        if self.service_s is None:
+            return 0.0
+        batches_ahead = -(-self.num_waiting // self.max_batch)
+        return batches_ahead * self.service_s / max(1, self.max_in_flight)
+
+
+class StreamSignals(Record, frozen=True, omit_defaults=False):
+    """One stream as one worker sees it."""
+
+    stream: str
+    num_waiting: int | None = None  # messages that the server holds for this worker's groups; None: nobody has said
+    num_in_service: int = 0  # messages taken and not acknowledged
+    num_stored: int = 0  # outputs, since the worker began
+    gaps: dict[str, int] = msgspec.field(default_factory=dict)  # by cause, likewise
+    lag_s: float | None = None  # from storing the newest input to storing what was made from it
+    frame_bytes: int = 0
+    cache_bytes: int = 0
+
+
+class WorkerSignals(Record, frozen=True, omit_defaults=False):
+    """All that one worker says at one moment."""
+
+    worker: str
+    node: str
+    at_ns: int  # Unix time of the server
+    pools: tuple[PoolSignals, ...] = ()
+    streams: tuple[StreamSignals, ...] = ()
+    frame_bytes: int = 0
+    max_frame_bytes: int = 0
+    num_decoded: int = 0
+    decode_s: float = 0.0  # spent decoding, since the worker began
+    acks_pending: int = 0
+    clock_offset_s: float | None = None  # of the server against this worker

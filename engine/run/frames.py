@@ -1,0 +1,199 @@
+"""The frame store: what was decoded of segments, ahead of the stages that look at it, within a budget of memory.
+
+Decoding is work of its own: it is done once for a segment and a kind of demand, for all stages of the worker that ask
+for it, takes a core like a batch does, and is booked as decoding. What is being looked at is *pinned*; what nobody
+looks at is kept for whoever may, the least recently used going first once the budget is reached, and at once when every
+group that wanted it has said that it is done with the segment. A decode waits while pinned frames fill the budget.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from engine.spec.operator import Demand, Media, by_kind
+from streams.errors import Transient
+from streams.records import Segment
+
+DEFAULT_MAX_BYTES = 1 << 30
+TIMEOUT_S = 120.0  # of one decode
+
+Place = tuple[str, int, type[Demand]]  # stream, segment, kind of demand
+OnDecoded = Callable[[str, Segment, type[Demand], int, int], None]  # ..., began and ended (Unix time, ns)
+
+
+@dataclass(slots=True)
+class _Decoded:
+    """What there is of one segment, of one kind."""
+
+    products: dict[Any, Any] = field(default_factory=dict)
+    num_bytes: int = 0
+    decode_s: float = 0.0
+    num_pins: int = 0
+    done_by: set[str] = field(default_factory=set)  # groups that will not look at it again
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+
+
+@dataclass(slots=True)
+class Hold:
+    """Frames that stay as long as this is not let go; `media` by segment."""
+
+    media: dict[int, Media]
+    decode_s: float
+    _release: Callable[[], None]
+
+    def let_go(self) -> None:
+        self._release()
+
+
+class FrameStore:
+    """One for each worker and device. `on_decoded` is told of every decode."""
+
+    def __init__(
+        self, limiter: anyio.CapacityLimiter, max_bytes: int = DEFAULT_MAX_BYTES, on_decoded: OnDecoded | None = None
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self.num_decoded = 0
+        self.decode_s = 0.0
+        self._limiter = limiter
+        self._on_decoded = on_decoded
+        self._kept: OrderedDict[Place, _Decoded] = OrderedDict()
+        self._demands: dict[str, dict[str, tuple[Demand, ...]]] = {}  # by stream and group
+        self._has_room = anyio.Event()
+
+    def serve(self, stream: str, group: str, demands: Sequence[Demand]) -> None:
+        """A group will ask for these of the stream's segments."""
+        self._demands.setdefault(stream, {})[group] = tuple(dict.fromkeys(demands))
+
+    def leave(self, stream: str, group: str) -> None:
+        """A group will not ask any more; a stream that none asks for is forgotten."""
+        groups = self._demands.get(stream, {})
+        groups.pop(group, None)
+        if not groups:
+            self._demands.pop(stream, None)
+            for place in [place for place in self._kept if place[0] == stream]:
+                if not self._kept[place].num_pins:
+                    self._drop(place)
+
+    def bytes_of(self, stream: str) -> int:
+        return sum(kept.num_bytes for place, kept in self._kept.items() if place[0] == stream)
+
+    @property
+    def is_over_budget(self) -> bool:
+        return self._pinned_bytes() > self.max_bytes
+
+    def release(self, stream: str, group: str, index: int) -> None:
+        """A group is done with a segment."""
+        groups = self._demands.get(stream, {})
+        for kind in by_kind(groups.get(group, ())):
+            kept = self._kept.get((stream, index, kind))
+            if kept is None:
+                continue
+            kept.done_by.add(group)
+            wanting = {name for name, demands in groups.items() if any(type(each) is kind for each in demands)}
+            if not kept.num_pins and wanting <= kept.done_by:
+                self._drop((stream, index, kind))
+
+    async def hold(self, stream: str, segments: Sequence[Segment], demands: Sequence[Demand]) -> Hold:
+        """These demands of these segments, decoded. Raises Permanent where one cannot be had, Transient where it takes
+        too long."""
+        pinned: list[Place] = []
+        products: dict[int, dict[Any, Any]] = {segment.index: {} for segment in segments}
+        decode_s = 0.0
+        try:
+            for segment in segments:
+                for kind, wanted in by_kind(demands).items():
+                    place = stream, segment.index, kind
+                    kept = self._kept.setdefault(place, _Decoded())
+                    kept.num_pins += 1
+                    pinned.append(place)
+                    if any(demand not in kept.products for demand in wanted):
+                        decode_s += await self._decode(segment, place, kept, wanted)
+                    self._kept.move_to_end(place)
+                    products[segment.index] |= {demand: kept.products[demand] for demand in wanted}
+        except BaseException:
+            self._unpin(pinned)
+            raise
+        media = {segment.index: Media(segment, products[segment.index]) for segment in segments}
+        return Hold(media, decode_s, partial(self._unpin, pinned))
+
+    async def _decode(self, segment: Segment, place: Place, kept: _Decoded, wanted: Sequence[Demand]) -> float:
+        """What is not there yet, for all groups that will ask; the seconds it took, 0 where another has done it."""
+        stream, _, kind = place
+        async with kept.lock:
+            everyone = (each for demands in self._demands.get(stream, {}).values() for each in demands)
+            missing = [
+                each
+                for each in dict.fromkeys([*wanted, *(each for each in everyone if type(each) is kind)])
+                if each not in kept.products
+            ]
+            if all(each in kept.products for each in wanted):
+                return 0.0
+            await self._room()
+            began_ns = time.time_ns()
+            try:
+                with anyio.fail_after(TIMEOUT_S):
+                    made: Mapping[Any, Any] = await anyio.to_thread.run_sync(
+                        kind.decode, segment, missing, abandon_on_cancel=True, limiter=self._limiter
+                    )
+            except TimeoutError as error:
+                raise Transient(f"segment {segment.index} was not decoded within {TIMEOUT_S:g} s") from error
+            ended_ns = time.time_ns()
+            kept.products |= made
+            grown = sum(product.nbytes for product in made.values())
+            kept.num_bytes += grown
+            self.num_bytes += grown
+            kept.decode_s += (ended_ns - began_ns) / 1e9
+            self.num_decoded += 1
+            self.decode_s += (ended_ns - began_ns) / 1e9
+            if self._on_decoded is not None:
+                self._on_decoded(stream, segment, kind, began_ns, ended_ns)
+            self._evict()
+            return (ended_ns - began_ns) / 1e9
+
+    # --- memory ------------------------------------------------------------------------------------------------
+
+    def _pinned_bytes(self) -> int:
+        return sum(kept.num_bytes for kept in self._kept.values() if kept.num_pins)
+
+    async def _room(self) -> None:
+        """Wait while what is being looked at fills the budget; what nobody looks at goes first."""
+        self._evict()
+        while self._pinned_bytes() >= self.max_bytes:
+            self._has_room = anyio.Event()
+            await self._has_room.wait()
+
+    def _evict(self) -> None:
+        if self.num_bytes <= self.max_bytes:
+            return
+        for place, kept in list(self._kept.items()):
+            if not kept.num_pins:
+                self._drop(place)
+                if self.num_bytes <= self.max_bytes:
+                    return
+
+    def _unpin(self, places: list[Place]) -> None:
+        for place in places:
+            kept = self._kept.get(place)
+            if kept is None:
+                continue
+            kept.num_pins -= 1
+            if kept.num_pins:
+                continue
+            stream, _, kind = place
+            groups = self._demands.get(stream, {})
+            wanting = {name for name, demands in groups.items() if any(type(each) is kind for each in demands)}
+            if not kept.products or wanting <= kept.done_by:
+                self._drop(place)
+        places.clear()
+        self._evict()
+        self._has_room.set()
+
+    def _drop(self, place: Place) -> None:
+        self.num_bytes -= self._kept.pop(place).num_bytes

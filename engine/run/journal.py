@@ -1,0 +1,45 @@
+"""The journal: what a worker was told to do lately, and why. Bounded, and gone with the worker; what it led to is in
+the ledger."""
+
+import time
+from collections import deque
+
+from streams.records import Record
+
+MAX_ENTRIES = 20_000
+
+
+class JournalEntry(Record, frozen=True, omit_defaults=False):
+    """One instruction that was carried out."""
+
+    at_ns: int  # the worker's Unix time
+    stream: str
+    segment: str  # a segment number or a range
+    stage: str  # its name; empty where it is about a message
+    what: str
+    why: str
+    worker: str = ""
+
+
+class Journal:
+    """The last instructions of one worker."""
+
+    def __init__(self, worker: str) -> None:
+        self.worker = worker
+        self._entries: deque[tuple[int, str, str, str, str, str]] = deque(maxlen=MAX_ENTRIES)
+
+    def note(self, stream: str, segment: str, stage: str, what: str, why: str) -> None:
+        self._entries.append((time.time_ns(), stream, segment, stage, what, why))
+
+    def told(self, stream: str, segment: int | None = None) -> list[JournalEntry]:
+        """What was done for a stream, or for outputs that a segment belongs to, in order."""
+        return [
+            JournalEntry(at_ns=at, stream=of, segment=place, stage=stage, what=what, why=why, worker=self.worker)
+            for at, of, place, stage, what, why in self._entries
+            if of == stream and (segment is None or _holds(place, segment))
+        ]
+
+
+def _holds(place: str, segment: int) -> bool:
+    first, _, last = place.partition("-")
+    return first.isdigit() and int(first) <= segment <= int(last or first)

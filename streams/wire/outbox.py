@@ -1,0 +1,184 @@
+"""What a worker sends: write-once records, each with a callback that says what became of it, and words that need none.
+
+Nothing waits for a neighbour: a record leaves when it is handed in, and its callback is called when the server has
+answered. Delivery guarantee: as `Ledger.put`. What gets no word, because the server is away or the answer was lost, is
+put again, patiently; the callback is called once, however that ends.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+import anyio.abc
+import nats.errors
+import structlog
+from nats.aio.msg import Msg
+
+from streams.errors import LinkError, PenstockError
+from streams.wire.ledger import (
+    EXPECT_EMPTY,
+    MAX_INLINE_BYTES,
+    WRONG_LAST_SEQUENCE,
+    Ledger,
+    NewRecord,
+    Placed,
+    headers_for,
+    standing_seq,
+)
+from streams.wire.link import REQUEST_TIMEOUT_S
+from streams.wire.publisher import decode_ack
+
+log = structlog.get_logger(__name__)
+
+SWEEP_S = 1.0
+OnPlaced = Callable[[Placed], None]
+OnFailed = Callable[[PenstockError], None]
+
+
+class _Open:
+    """A record that was sent and not answered."""
+
+    __slots__ = ("is_asked", "is_old", "on_failed", "on_placed", "record")
+
+    def __init__(self, record: NewRecord, on_placed: OnPlaced, on_failed: OnFailed) -> None:
+        self.record = record
+        self.on_placed = on_placed
+        self.on_failed = on_failed
+        self.is_old = False  # it was there at the last sweep
+        self.is_asked = False  # it is being put again
+
+
+class Outbox:
+    """Sends over one ledger's connection while `run` does."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._client = ledger.link.client
+        self._inbox = self._client.new_inbox()
+        self._sent: dict[int, _Open] = {}
+        self._num_sent = 0
+        self._queue: deque[tuple[str, bytes, str, dict[str, str] | None]] = deque()
+        self._news = anyio.Event()
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._max_bytes = min(MAX_INLINE_BYTES, ledger.max_bytes)
+
+    @property
+    def num_open(self) -> int:
+        """Records that were handed in and of which nothing is known yet."""
+        return len(self._sent)
+
+    def put(self, record: NewRecord, on_placed: OnPlaced, on_failed: OnFailed) -> None:
+        """Store a record where there is none yet. `on_failed` gets what `Ledger.put` raises."""
+        self._num_sent += 1
+        number = self._num_sent
+        self._sent[number] = _Open(record, on_placed, on_failed)
+        if len(record.data) > self._max_bytes:
+            self._again(number)
+            return
+        headers = headers_for(record.traceparent, record.due_ns, EXPECT_EMPTY)
+        self._queue.append((record.subject, record.data, f"{self._inbox}.{number}", headers))
+        self._news.set()
+
+    def send(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
+        """Core NATS: at most once."""
+        self._queue.append((subject, data, "", headers))
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until canceled."""
+        try:
+            subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._on_ack)
+        except (nats.errors.Error, OSError) as error:
+            raise LinkError(f"cannot listen to what became of records: {error}") from error
+        forget = self._ledger.link.on_reconnect(self._on_reconnect)
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._sweep)
+                for number in [n for n, open in self._sent.items() if len(open.record.data) > self._max_bytes]:
+                    self._again(number)
+                while True:
+                    while self._queue:
+                        await self._send(*self._queue.popleft())
+                    self._news = anyio.Event()
+                    await self._news.wait()
+        finally:
+            forget()
+            await self._ledger.link.unsubscribe(subscription)
+
+    async def drained(self) -> None:
+        """Send what is queued now."""
+        while self._queue:
+            await self._send(*self._queue.popleft())
+
+    async def _send(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
+        try:
+            await self._client.publish(subject, data, reply, headers)
+        except (nats.errors.Error, OSError) as error:
+            if reply:
+                self._again(int(reply.rpartition(".")[2]))
+            else:
+                log.warning("not_sent", subject=subject, error=str(error))
+
+    # --- answers -----------------------------------------------------------------------------------------------
+
+    async def _on_ack(self, message: Msg) -> None:
+        number = int(message.subject.rpartition(".")[2])
+        open = self._sent.get(number)
+        if open is None:
+            return
+        ack = decode_ack(message.data)
+        if ack is None:  # nobody is there to store it
+            self._again(number)
+        elif ack.error is None:
+            self._done(number, Placed(ack.seq, True))
+        elif ack.error.err_code == WRONG_LAST_SEQUENCE:
+            try:
+                self._done(number, Placed(standing_seq(ack.error.description), False))
+            except LinkError:
+                self._again(number)
+        else:
+            self._again(number)
+
+    def _done(self, number: int, placed: Placed) -> None:
+        open = self._sent.pop(number, None)
+        if open is not None:
+            _call(partial(open.on_placed, placed))
+
+    def _again(self, number: int) -> None:
+        """Ask again, patiently."""
+        open = self._sent.get(number)
+        if self._tasks is not None and open is not None and not open.is_asked:
+            open.is_asked = True
+            self._tasks.start_soon(self._put, number, open)
+
+    async def _put(self, number: int, open: _Open) -> None:
+        record = open.record
+        try:
+            placed = await self._ledger.put(record.subject, record.data, record.traceparent, record.due_ns)
+        except PenstockError as error:
+            if self._sent.pop(number, None) is not None:
+                _call(partial(open.on_failed, error))
+            return
+        self._done(number, placed)
+
+    def _on_reconnect(self) -> None:
+        """Answers to what was sent before will not come."""
+        for number in list(self._sent):
+            self._again(number)
+
+    async def _sweep(self) -> None:
+        """What had no word for a whole timeout is put again."""
+        while True:
+            await anyio.sleep(REQUEST_TIMEOUT_S)
+            for number, open in list(self._sent.items()):
+                if open.is_old:
+                    self._again(number)
+                open.is_old = True
+
+
+def _call(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception as error:  # of whoever handed it in; the other records are nothing to it
+        log.error("not_taken", exc_info=error)
