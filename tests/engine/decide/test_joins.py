@@ -1,14 +1,10 @@
-"""The join rule in every order of arrival, over a toy ledger: two JetStream streams, each with its own sequences."""
-
-from dataclasses import dataclass, field
-from itertools import permutations
-from random import Random
+"""The join rule against what the scopes mean. What comes of it in any order of arrival is in test_readiness.py."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decide.joins import acts, awaited, needs, needs_end, outputs_of, outputs_of_end, outputs_of_own
+from engine.decide.joins import awaited, needs, needs_end, outputs_of, outputs_of_end
 from engine.spec.operator import Fold, Map, Reduce, Scope, Window
 from streams.subjects import Key
 
@@ -21,7 +17,6 @@ SCOPES = st.one_of(
     st.builds(Window, st.integers(1, 4)),
     st.just(Reduce()),
 )
-ALL_SCOPES = [Map(), Map(1, 0), Map(0, 1), Map(1, 1), Map(2, 1), Fold(), Window(1), Window(2), Window(3), Reduce()]
 
 
 def owed(scope: Scope, num_segments: int) -> list[Key]:
@@ -46,125 +41,6 @@ def inputs_of(scope: Scope, key: Key, num_segments: int, sources: tuple[str, ...
     if isinstance(scope, Fold) and key.first > 0:
         found.add((OWN, key.first - 1))
     return found
-
-
-def kept_in(source: str) -> str:
-    """The JetStream stream that keeps a source's records."""
-    return MEDIA if source in (MEDIA, END) else RESULT
-
-
-@dataclass
-class ToyLedger:
-    """What is stored, and the place of each record in the order of its JetStream stream."""
-
-    seqs: dict[Name, int] = field(default_factory=dict)
-    last: dict[str, int] = field(default_factory=lambda: {MEDIA: 0, RESULT: 0})
-
-    def put(self, name: Name) -> bool:
-        if name in self.seqs:
-            return False
-        self.last[kept_in(name[0])] += 1
-        self.seqs[name] = self.last[kept_in(name[0])]
-        return True
-
-
-@dataclass
-class ToyStage:
-    """A stage that follows the join rule and notes which arrivals acted."""
-
-    scope: Scope
-    num_segments: int
-    sources: tuple[str, ...]
-    ledger: ToyLedger
-    random: Random
-    acted: dict[Key, set[Name]] = field(default_factory=dict)  # by output: the distinct messages that acted
-
-    def arrive(self, name: Name) -> list[Name]:
-        """Deliver a stored record; the outputs that this stored are events that follow."""
-        source, index = name
-        seen = self.num_segments if (END, 0) in self.ledger.seqs else None
-        known = self.random.choice([None, seen])  # a worker learns of the end when it hears or asks
-        if source == END:
-            keys = outputs_of_end(self.scope, self.num_segments)
-        elif source == OWN:
-            keys = outputs_of_own(self.scope, Key.of(index), known)
-        else:
-            keys = outputs_of(self.scope, index, seen if isinstance(self.scope, Reduce) else known)
-        return [event for key in keys if (event := self.complete(key, name, seen, known)) is not None]
-
-    def complete(self, key: Key, name: Name, seen: int | None, known: int | None) -> Name | None:
-        end = seen if needs_end(self.scope) else self.random.choice([known, seen])
-        wanted: set[Name] = {(source, index) for source in self.sources for index in needs(self.scope, key, end)}
-        if not wanted:
-            return None
-        if isinstance(self.scope, Fold) and key.first > 0:
-            wanted.add((OWN, key.first - 1))
-        if not wanted <= self.ledger.seqs.keys():
-            return None
-        wanted |= inputs_of(self.scope, key, self.num_segments, self.sources) & {(END, 0)}
-        stream = kept_in(name[0])
-        alike = [self.ledger.seqs[each] for each in wanted if kept_in(each[0]) == stream]
-        if not acts(self.ledger.seqs[name], alike):
-            return None
-        assert key in owed(self.scope, self.num_segments), "an output that does not exist"
-        assert inputs_of(self.scope, key, self.num_segments, self.sources) <= self.ledger.seqs.keys(), "too early"
-        self.acted.setdefault(key, set()).add(name)
-        own = (OWN, key.first)
-        return own if self.ledger.put(own) and isinstance(self.scope, Fold) else None
-
-
-def inputs(num_segments: int, sources: tuple[str, ...]) -> list[Name]:
-    return [(source, index) for source in sources for index in range(num_segments)] + [(END, 0)]
-
-
-def run(scope: Scope, num_segments: int, sources: tuple[str, ...], order: list[Name], random: Random) -> ToyStage:
-    """Store in this order; deliver late, in any order, and some of it twice."""
-    ledger = ToyLedger()
-    stage = ToyStage(scope, num_segments, sources, ledger, random)
-    to_store, to_deliver = list(order), list[Name]()
-    while to_store or to_deliver:
-        if to_store and (not to_deliver or random.random() < 0.5):
-            name = to_store.pop(0)
-            if ledger.put(name):  # a duplicate is refused, so it never arrives
-                to_deliver.append(name)
-            continue
-        name = to_deliver.pop(random.randrange(len(to_deliver)) if random.random() < 0.7 else 0)
-        if random.random() < 0.2:
-            to_deliver.append(name)
-        to_deliver += stage.arrive(name)
-    return stage
-
-
-def check(stage: ToyStage) -> None:
-    """Every output was computed, once for each JetStream stream at most, by the last of its inputs there."""
-    seqs = stage.ledger.seqs
-    assert set(stage.acted) == set(owed(stage.scope, stage.num_segments))
-    for key, actors in stage.acted.items():
-        needed = inputs_of(stage.scope, key, stage.num_segments, stage.sources)
-        streams = {kept_in(source) for source, _ in needed}
-        assert len(actors) == len({kept_in(source) for source, _ in actors}) <= len(streams)
-        for actor in actors:
-            assert actor == max((n for n in needed if kept_in(n[0]) == kept_in(actor[0])), key=lambda n: seqs[n])
-
-
-@pytest.mark.parametrize("sources", [(MEDIA,), (RESULT,), (MEDIA, RESULT), ("result", "result-2")], ids="+".join)
-@given(scope=SCOPES, num_segments=st.integers(0, 7), data=st.data())
-@settings(max_examples=150, deadline=None)
-def test_every_output_is_computed_by_the_last_of_its_inputs(
-    sources: tuple[str, ...], scope: Scope, num_segments: int, data: st.DataObject
-) -> None:
-    order = data.draw(st.permutations(inputs(num_segments, sources)))
-    duplicates = data.draw(st.lists(st.sampled_from(order), max_size=4))
-    seed = data.draw(st.integers(0, 2**32))
-    check(run(scope, num_segments, sources, order + duplicates, Random(seed)))
-
-
-@pytest.mark.parametrize("sources", [(MEDIA,), (RESULT,), (MEDIA, RESULT)], ids="+".join)
-@pytest.mark.parametrize("scope", ALL_SCOPES, ids=str)
-def test_every_order_of_storing_a_short_stream(scope: Scope, sources: tuple[str, ...]) -> None:
-    num_segments = 4 if len(sources) == 1 else 2
-    for number, order in enumerate(permutations(inputs(num_segments, sources))):
-        check(run(scope, num_segments, sources, list(order), Random(number)))
 
 
 @given(SCOPES, st.integers(1, 8), st.integers(0, 7))

@@ -5,13 +5,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 import toys
 from conftest import Eventually
 from doubling import Doubled, InLoop, InProcess, InThread, StuckProcess
 
-from engine.run.pool import Capacity, Done, Pool
+from engine.run.pool import Canceled, Capacity, Done, Late, Pool
 from engine.spec.operator import Device, Entry, Inputs, Operator, Settings
 from streams.errors import Permanent, Transient
 
@@ -168,6 +169,136 @@ class Stuck(Doubled):
 
 class StuckThread(Stuck):
     runs_in = "thread"
+
+
+class Patient(StuckThread):
+    timeout_s = 30.0
+    max_batch = 1
+
+
+async def test_a_batch_that_hangs_costs_one_timeout(pool_of: MakePool) -> None:
+    Stuck.let_go = threading.Event()
+    pool = pool_of(StuckThread, num_cores=1)
+    try:
+        done = await pool.process([item(number) for number in (1, 7, 2, 3)])
+        assert {type(each.error) for each in done} == {Transient}
+        assert len({(each.started_ns, each.ended_ns) for each in done}) == 1  # one call, not one and one for each
+    finally:
+        Stuck.let_go.set()
+
+
+class Learning(Doubled):
+    """An engine that batches by itself."""
+
+    name = "learning"
+    runs_in = "async"
+    max_in_flight = 3
+    running: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+    canceled: ClassVar[list[int]] = []
+    let_go: ClassVar[anyio.Event]
+
+    async def process_one(self, inputs: Inputs, emit: Callable[[str], None]) -> msgspec.Struct:
+        number = inputs.here("numbers").value
+        Learning.running += 1
+        Learning.most = max(Learning.most, Learning.running)
+        try:
+            emit(f"thinking of {number}")
+            if number >= 100:
+                await Learning.let_go.wait()
+            self.fail(number)
+            await anyio.lowlevel.checkpoint()
+            return toys.Number(value=2 * number)
+        except BaseException as error:
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                Learning.canceled.append(number)
+            raise
+        finally:
+            Learning.running -= 1
+
+
+@pytest.fixture
+def learning() -> None:
+    Learning.most, Learning.canceled, Learning.num_loaded = 0, [], 0
+    Learning.let_go = anyio.Event()
+
+
+async def test_an_engine_that_batches_by_itself_gets_so_many_items_at_once(
+    learning: None, pool_of: MakePool, eventually: Eventually
+) -> None:
+    pool = pool_of(Learning)
+    found: list[Done] = []
+    said: list[str] = []
+    for number in range(100, 105):
+        pool.submit(item(number), found.append, emit=said.append)
+    await eventually(lambda: Learning.running == 3)
+    signals = pool.signals()
+    assert (signals.num_waiting, signals.num_in_service, signals.max_in_flight) == (2, 3, 3)
+    assert said == ["thinking of 100", "thinking of 101", "thinking of 102"]
+    Learning.let_go.set()
+    await eventually(lambda: len(found) == 5)
+    assert sorted(done.output.value for done in found) == [200, 202, 204, 206, 208]  # type: ignore[union-attr]
+    assert (Learning.most, Learning.num_loaded) == (3, 1)
+
+
+async def test_what_nobody_wants_any_more_is_canceled_in_the_engine_too(
+    learning: None, pool_of: MakePool, eventually: Eventually
+) -> None:
+    pool = pool_of(Learning)
+    found: dict[int, Done] = {}
+    tickets = [pool.submit(item(n), lambda done, n=n: found.__setitem__(n, done)) for n in (100, 101, 102, 103, 5)]  # type: ignore[misc]
+    await eventually(lambda: Learning.running == 3)
+    for ticket in tickets[1:4]:
+        pool.cancel(ticket)
+    await eventually(lambda: 5 in found)
+    assert sorted(Learning.canceled) == [101, 102]
+    assert 103 not in found  # it never began
+    assert {n for n, done in found.items() if isinstance(done.error, Canceled)} == {101, 102}
+    Learning.let_go.set()
+    await eventually(lambda: 100 in found)
+
+
+async def test_an_engine_that_batches_by_itself_fails_as_others_do(learning: None, pool_of: MakePool) -> None:
+    assert await outcomes(pool_of(Learning), [1, 13, 17, 19]) == [
+        2,
+        (Permanent, "unlucky number"),
+        (Transient, "not in the mood"),
+        (Permanent, "learning raised ValueError: never thought of 19"),
+    ]
+
+
+async def test_on_a_gpu_it_is_loaded_as_often_as_it_says_however_many_cores_there_are(
+    eventually: Eventually,
+) -> None:
+    Parallel.let_go, Parallel.most, Parallel.num_loaded = threading.Event(), 0, 0
+    async with anyio.create_task_group() as lanes:
+        pool = Pool(Parallel, Settings(), Device("cuda"), Capacity(16), lanes)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(outcomes, pool, range(6))
+            await eventually(lambda: len(Parallel.running) == 1)
+            assert pool.signals().num_waiting == 5
+            Parallel.let_go.set()
+    assert (Parallel.most, Parallel.num_loaded) == (1, 1)
+
+
+async def test_what_is_late_is_dropped_when_it_is_though_no_lane_is_free(
+    pool_of: MakePool, eventually: Eventually
+) -> None:
+    Stuck.let_go = threading.Event()
+    now_ns = 1000
+    async with anyio.create_task_group() as lanes:
+        pool = Pool(Patient, Settings(), Device(), Capacity(1), lanes, now_ns=lambda: now_ns)
+        found: list[Done] = []
+        pool.submit(item(7), found.append)
+        await eventually(lambda: pool.signals().num_in_service == 1)
+        pool.submit(item(1), found.append, due_ns=2000)
+        pool.submit(item(2), found.append)
+        now_ns = 2001
+        await eventually(lambda: len(found) == 1)
+        assert isinstance(found[0].error, Late)
+        Stuck.let_go.set()
+        await eventually(lambda: len(found) == 3)
+        assert pool.signals().num_late == 1
 
 
 async def test_a_thread_that_takes_too_long_may_be_tried_again(pool_of: MakePool) -> None:

@@ -1,4 +1,4 @@
-"""The shelf: what the ledger holds, decoded once and within a bound; what cannot be read is a gap."""
+"""The cache: what the ledger holds, decoded once and within a bound; what cannot be read is a gap."""
 
 from collections.abc import AsyncIterator
 
@@ -6,13 +6,13 @@ import msgspec
 import pytest
 import toys
 
-from engine.run.segment_cache import KEEP_RESULTS_S, Known, Shelf
+from engine.decide.readiness import Known
+from engine.run.segment_cache import KEEP_RESULTS_S, SegmentCache
 from engine.spec.operator import Media
 from streams import subjects
-from streams.errors import Permanent
 from streams.records import EndOfStream, Gap, Result, encode
 from streams.subjects import Key
-from streams.wire.ledger import Ledger, open_ledger
+from streams.wire.ledger import Ledger, Stored, open_ledger
 from streams.wire.link import connect
 
 pytestmark = pytest.mark.anyio
@@ -25,10 +25,10 @@ async def ledger(nats_url: str) -> AsyncIterator[Ledger]:
         yield await open_ledger(link)
 
 
-def shelf_on(ledger: Ledger, max_segments: int = 8) -> Shelf:
-    shelf = Shelf(ledger, "s", max_segments)
-    shelf.serve({"id": toys.Number}, ("demand",))
-    return shelf
+def cache_on(ledger: Ledger, max_segments: int = 8) -> SegmentCache:
+    cache = SegmentCache(ledger, "s", max_segments)
+    cache.serve({"id": toys.Number})
+    return cache
 
 
 def segment(index: int, value: int = 0) -> bytes:
@@ -40,41 +40,36 @@ def result(index: int, value: int) -> bytes:
     return encode(Result(stage="id", stream="s", first=index, last=index, output=output))
 
 
+def stored(seq: int, data: bytes) -> Stored:
+    return Stored("", seq, data, PARENT)
+
+
 async def forget(ledger: Ledger, stream: str) -> None:
     await ledger.link.api(f"STREAM.PURGE.PENSTOCK_{stream}")
 
 
 async def test_what_is_stored_is_found_and_then_at_hand(ledger: Ledger) -> None:
-    shelf = shelf_on(ledger)
+    cache = cache_on(ledger)
     for index in (0, 1, 3):
         await ledger.put(subjects.media("s", index), segment(index, 10 + index), PARENT)
     for index in (0, 2):
         await ledger.put(subjects.result("id", "s", Key.of(index)), result(index, index), PARENT)
     for _ in range(2):  # the second time, the ledger is empty
-        media, results = await shelf.get("media", range(5)), await shelf.get("id", range(5))
+        media, results = await cache.get("media", range(5)), await cache.get("id", range(5))
         assert {index: toys.number(known.value) for index, known in media.items()} == {0: 10, 1: 11, 3: 13}
         assert {index: known.value for index, known in results.items()} == {n: toys.Number(value=n) for n in (0, 2)}
         assert [media[index].seq for index in (0, 1, 3)] == [1, 2, 3]
         assert {known.traceparent for known in (*media.values(), *results.values())} == {PARENT}
-        assert all(isinstance(known.value, Media) and known.value.demands == ("demand",) for known in media.values())
+        assert all(isinstance(known.value, Media) for known in media.values())
         await forget(ledger, "MEDIA")
         await forget(ledger, "RESULTS")
 
 
-async def test_a_segment_keeps_what_was_decoded_of_it(ledger: Ledger) -> None:
-    shelf = shelf_on(ledger)
-    first = shelf.keep_media(0, 1, segment(0), PARENT)
-    assert first is not None
-    first.value.memo["pictures"] = [1]
-    again = shelf.keep_media(0, 1, segment(0), PARENT)
-    assert again is first
-
-
 async def test_only_so_many_segments_are_at_hand(ledger: Ledger) -> None:
-    shelf = shelf_on(ledger, max_segments=2)
+    cache = cache_on(ledger, max_segments=2)
     for index in range(4):
-        shelf.keep_media(index, index + 1, segment(index), PARENT)
-    assert set(await shelf.get("media", range(4))) == {2, 3}  # the ledger is empty
+        cache.keep_media(index, stored(index + 1, segment(index)))
+    assert set(await cache.get("media", range(4))) == {2, 3}  # the ledger is empty
 
 
 async def test_results_that_nobody_asks_for_any_more_are_let_go(
@@ -82,45 +77,45 @@ async def test_results_that_nobody_asks_for_any_more_are_let_go(
 ) -> None:
     now_s = 0.0
     monkeypatch.setattr("engine.run.segment_cache.time.monotonic", lambda: now_s)
-    shelf = shelf_on(ledger)
+    cache = cache_on(ledger)
     for index in range(10):
         now_s = index * KEEP_RESULTS_S / 4
-        shelf.keep_result("id", Key.of(index), index + 1, result(index, index), PARENT)
-        assert 0 in await shelf.get("id", [0])  # the ledger is empty
-    assert set(await shelf.get("id", range(10))) == {0, 5, 6, 7, 8, 9}
+        cache.keep_result("id", Key.of(index), stored(index + 1, result(index, index)))
+        assert 0 in await cache.get("id", [0])  # the ledger is empty
+    assert set(await cache.get("id", range(10))) == {0, 5, 6, 7, 8, 9}
 
 
 async def test_only_so_many_results_are_at_hand(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.run.segment_cache.MAX_RESULTS", 3)
-    shelf = shelf_on(ledger)
+    cache = cache_on(ledger)
     for index in range(5):
-        shelf.keep_result("id", Key.of(index), index + 1, result(index, index), PARENT)
-    assert set(await shelf.get("id", range(5))) == {2, 3, 4}
+        cache.keep_result("id", Key.of(index), stored(index + 1, result(index, index)))
+    assert set(await cache.get("id", range(5))) == {2, 3, 4}
 
 
 async def test_the_end_is_known_once_it_is_stored(ledger: Ledger) -> None:
-    shelf = shelf_on(ledger)
-    assert await shelf.end() is None
-    assert shelf.num_segments is None
+    cache = cache_on(ledger)
+    assert await cache.end() is None
+    assert cache.num_segments is None
     await ledger.put(subjects.media("s", 0), segment(0))
     await ledger.put(subjects.media_end("s"), encode(EndOfStream(stream="s", num_segments=1)))
-    assert shelf.num_segments is None  # nobody has asked
-    assert await shelf.end() == (2, EndOfStream(stream="s", num_segments=1))
-    assert shelf.num_segments == 1
+    assert cache.num_segments is None  # nobody has asked
+    assert await cache.end() == (2, EndOfStream(stream="s", num_segments=1))
+    assert cache.num_segments == 1
     await forget(ledger, "MEDIA")
-    assert await shelf.end() is not None
+    assert await cache.end() is not None
 
 
 async def test_gaps_are_read_again_for_they_may_be_replaced(ledger: Ledger) -> None:
-    shelf = shelf_on(ledger)
+    cache = cache_on(ledger)
     subject = subjects.result("id", "s", Key.of(0))
     gap = Gap(stage="id", stream="s", first=0, last=0, cause="late")
     placed = await ledger.put(subject, encode(gap))
-    known = (await shelf.get("id", [0]))[0]
+    known = (await cache.get("id", [0]))[0]
     assert (known.gap, known.value) == (gap, None)
     instead = {"Nats-Expected-Last-Subject-Sequence": str(placed.seq)}
     await ledger.link.jetstream.publish(subject, result(0, 5), headers=instead)
-    known = (await shelf.get("id", [0]))[0]
+    known = (await cache.get("id", [0]))[0]
     assert (known.gap, known.value) == (None, toys.Number(value=5))
 
 
@@ -138,21 +133,20 @@ DAMAGED = [
     "data", [*DAMAGED, encode(EndOfStream(stream="s", num_segments=3))], ids=lambda data: str(data[:12])
 )
 async def test_media_that_cannot_be_read_are_a_gap(data: bytes, ledger: Ledger) -> None:
-    shelf = shelf_on(ledger)
+    cache = cache_on(ledger)
     await ledger.put(subjects.media("s", 4), data, PARENT)
-    known = (await shelf.get("media", [4]))[4]
+    known = (await cache.get("media", [4]))[4]
     assert known.gap is not None
     assert (known.gap.stage, known.gap.first, known.gap.last) == ("media", 4, 4)
     assert known.gap.detail.startswith("the stored record cannot be read: ")
     assert (known.seq, known.traceparent, known.value) == (1, PARENT, None)
-    assert shelf.num_segments is None
+    assert cache.num_segments is None
 
 
 @pytest.mark.parametrize("data", [*DAMAGED, segment(0)], ids=lambda data: str(data[:12]))
-async def test_an_end_that_cannot_be_read_is_an_error(data: bytes, ledger: Ledger) -> None:
+async def test_an_end_that_cannot_be_read_is_none(data: bytes, ledger: Ledger) -> None:
     await ledger.put(subjects.media_end("s"), data)
-    with pytest.raises(Permanent, match="the end of stream s cannot be read"):
-        await shelf_on(ledger).end()
+    assert await cache_on(ledger).end() is None
 
 
 async def test_a_result_of_another_type_is_a_gap(ledger: Ledger) -> None:
@@ -160,19 +154,19 @@ async def test_a_result_of_another_type_is_a_gap(ledger: Ledger) -> None:
     mistyped = encode(Result(stage="id", stream="s", first=0, last=0, output=output))
     latin = encode(Result(stage="id", stream="s", first=0, last=0, output=msgspec.Raw(b"\x81\xa5value\xa1\xff")))
     for data in (mistyped, latin, *DAMAGED):
-        known = shelf_on(ledger).keep_result("id", Key.of(0), 7, data, PARENT)
+        known = cache_on(ledger).keep_result("id", Key.of(0), stored(7, data))
         assert known.gap is not None
         assert known.gap.stage == "id"
 
 
-async def test_whatever_bits_are_flipped_the_shelf_takes_it(ledger: Ledger) -> None:
-    shelf = shelf_on(ledger)
+async def test_whatever_bits_are_flipped_the_cache_takes_it(ledger: Ledger) -> None:
+    cache = cache_on(ledger)
     for data in flips(segment(0)):
-        known = shelf_on(ledger).keep_media(0, 1, data, "")
+        known = cache_on(ledger).keep_media(0, stored(1, data))
         assert known is not None
         assert (known.value is None) == (known.gap is not None)
     for data in flips(result(0, 3)):
-        known = shelf.keep_result("id", Key.of(0), 1, data, "")
+        known = cache.keep_result("id", Key.of(0), stored(1, data))
         assert (known.value is None) == (known.gap is not None)
 
 
@@ -182,9 +176,9 @@ def flips(data: bytes) -> list[bytes]:
 
 
 async def test_what_was_computed_here_need_not_be_read(ledger: Ledger) -> None:
-    shelf = shelf_on(ledger)
-    shelf.keep_value("id", Key.of(2), Known(9, PARENT, toys.Number(value=4)))
+    cache = cache_on(ledger)
+    cache.keep_value("id", Key.of(2), Known(9, PARENT, toys.Number(value=4)))
     gap = Gap(stage="id", stream="s", first=3, last=3, cause="late")
-    shelf.keep_value("id", Key.of(3), Known(10, PARENT, gap=gap))
-    found = await shelf.get("id", [2, 3])
+    cache.keep_value("id", Key.of(3), Known(10, PARENT, gap=gap))
+    found = await cache.get("id", [2, 3])
     assert {index: known.value for index, known in found.items()} == {2: toys.Number(value=4)}
