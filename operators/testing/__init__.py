@@ -9,9 +9,9 @@ contract. It needs no server.
     check_contract(Loudness, {"media": film(sound=samples)})        raises ContractError
 """
 
-from operators.testing.calling import ContractError, loaded, run
+from operators.testing.calling import ContractError, inputs_of, loaded, run
 from operators.testing.contract import check_contract
 from operators.testing.film import film, segments_of
 from operators.testing.toy_stream import gap
 
-__all__ = ["ContractError", "check_contract", "film", "gap", "loaded", "run", "segments_of"]
+__all__ = ["ContractError", "check_contract", "film", "gap", "inputs_of", "loaded", "run", "segments_of"]

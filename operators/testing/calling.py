@@ -41,6 +41,19 @@ def run(
     return [output for _, output in outputs_over(instance, stream, params_of(instance, params))]
 
 
+def inputs_of(
+    operator: type[Operator] | Operator,
+    inputs: Mapping[str, Any],
+    *,
+    params: Mapping[str, Any] | Settings | None = None,
+) -> list[Inputs | Gap]:
+    """What the operator would be given for each output, in order, or the gap in its place: for tests of the functions
+    that an operator is made of. A fold's `previous` is None throughout."""
+    instance = _ready(operator, None) if isinstance(operator, Operator) else operator(knobs_of(operator, None))
+    stream, asked = toy_stream(instance, inputs), params_of(instance, params)
+    return [stream.inputs(key, asked) for key in stream.outputs()]
+
+
 def loaded(
     operator: type[Operator],
     knobs: Mapping[str, Any] | Settings | None = None,
