@@ -144,6 +144,21 @@ def test_an_operator_that_batches_by_itself_is_asked_one_by_one() -> None:
     check_contract(Streaming, {"numbers": numbers(1, 2)})
 
 
+class Mean(Record, frozen=True):
+    mean: float
+
+
+def test_a_whole_number_where_a_float_is_declared_is_read_as_one() -> None:
+    class Averages(toys.Add):
+        capability = Capability("toy_mean", {"numbers": Port(Number)}, Mean)
+
+        def one(self, item: Inputs) -> Any:
+            return Mean(mean=2)
+
+    (mean,) = run(Averages, {"numbers": numbers(1)})
+    assert isinstance(mean.mean, float)
+
+
 # --- media -----------------------------------------------------------------------------------------------
 
 
@@ -276,6 +291,17 @@ class ReturnsMore(Good):
         return MoreThanNumber(value=1, more=2)
 
 
+class Held(Record, frozen=True):
+    one: Number
+
+
+class ReturnsMoreInside(Good):
+    capability = Capability("toy_held", {"numbers": Port(Number)}, Held)
+
+    def one(self, item: Inputs) -> Any:
+        return Held(one=MoreThanNumber(value=1, more=2))
+
+
 class NeedsNeighbours(Good):
     scope: ClassVar[Scope] = Map(1, 0)
 
@@ -399,6 +425,7 @@ BREACHES: dict[str, tuple[type[Operator], str]] = {
     "numpy": (ReturnsNumPy, r"cannot be encoded .*; use Python's own types, such as float\(x\)"),
     "field": (ReturnsText, "cannot be read back as Number .*Expected `int`, got `str`"),
     "subclass": (ReturnsMore, "the output is MoreThanNumber; return Number itself"),
+    "subclass inside": (ReturnsMoreInside, "the output is read back as Held.* not Held.*; give its fields the types"),
     "neighbours": (NeedsNeighbours, "segment 1, where what may be missing is missing: process raised AttributeError"),
     "previous": (NeedsThePrevious, "segment 1, where what may be missing is missing: process raised AttributeError"),
     "raises": (Raises, "process raised Transient on the given inputs .not in the mood.; give inputs that it can"),
