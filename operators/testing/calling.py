@@ -171,8 +171,13 @@ def place(operator: type[Operator]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in an error: one line, not a long one."""
-    text = " ".join(repr(value).split())
+    """A value in an error."""
+    return one_line(repr(value))
+
+
+def one_line(text: str) -> str:
+    """In an error: one line, not a long one."""
+    text = " ".join(text.split())
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 

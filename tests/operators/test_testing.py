@@ -321,6 +321,22 @@ class Raises(Good):
         raise Transient("not in the mood")
 
 
+class Breaks(Good):
+    def one(self, item: Inputs) -> Number:
+        return {}["what is missing"]  # type: ignore[no-any-return]
+
+
+class CannotLoad(Good):
+    def load(self, device: Any) -> None:
+        raise FileNotFoundError("no weights")
+
+
+class BreaksAtRungs(Good):
+    @classmethod
+    def rungs(cls) -> Sequence[Rung]:
+        raise RuntimeError("never\nagain")
+
+
 class NoName(Good):
     name = ""
 
@@ -428,7 +444,10 @@ BREACHES: dict[str, tuple[type[Operator], str]] = {
     "subclass inside": (ReturnsMoreInside, "the output is read back as Held.* not Held.*; give its fields the types"),
     "neighbours": (NeedsNeighbours, "segment 1, where what may be missing is missing: process raised AttributeError"),
     "previous": (NeedsThePrevious, "segment 1, where what may be missing is missing: process raised AttributeError"),
-    "raises": (Raises, "process raised Transient on the given inputs .not in the mood.; give inputs that it can"),
+    "raises": (Raises, "process raised Transient .not in the mood.; check it where it can work, on inputs"),
+    "breaks": (Breaks, "Breaks: process raised KeyError .'what is missing'.; compute what there is, or raise"),
+    "load": (CannotLoad, "CannotLoad: load raised FileNotFoundError .no weights.; compute what there is, or raise"),
+    "rungs raises": (BreaksAtRungs, r"rungs\(\) raised RuntimeError .never again.;"),
     "no name": (NoName, "name is ''; give it a name"),
     "version": (BadVersion, "version is 0; give a whole number from 1"),
     "scope": (BadScope, r"scope is Map\(before=-1, after=0\); give Map\(\)"),
@@ -443,7 +462,7 @@ BREACHES: dict[str, tuple[type[Operator], str]] = {
     "lossy knobs": (Lossy, "'lossy': knobs cannot be written to a plan and read back .*Expected `int`, got `str`"),
     "two lines": (asked(lambda: "no\nway"), r"missing\(\): returned 'no\\nway'; return one line"),
     "yes": (asked(lambda: True), r"missing\(\): returned True"),
-    "missing raises": (asked(lambda: {}["no"]), r"missing\(\): raised KeyError: 'no'; return one line"),
+    "missing raises": (asked(lambda: {}["no"]), r"missing\(\): raised KeyError .'no'.; return one line"),
     "demands": (Unhashable, r"demands\(\): unhashable type: 'list'; return a tuple of specs"),
     "hidden": (in_a_process(), 'Hidden: it runs in a "process", which cannot import it; define it in a module'),
     "pickle": (ReturnsUnpicklable, r"segment 0: the output cannot be pickled \(no way\)"),
@@ -459,11 +478,33 @@ def test_a_breach_of_the_contract_is_one_line(breach: str) -> None:
 
 
 def test_missing_that_never_answers_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("operators.testing.contract.MAX_MISSING_S", 0.05)
+    monkeypatch.setattr("operators.testing.declared.MAX_MISSING_S", 0.05)
     never = threading.Event()
     with pytest.raises(ContractError, match=r"missing\(\): has not answered after .*; answer within 0.05 s"):
         check_contract(asked(never.wait), {"numbers": numbers(1)})
     never.set()
+
+
+def test_who_writes_to_what_all_share_is_caught() -> None:
+    class Level(Record, frozen=True):
+        peak: int
+
+    class Rectifies(Operator):
+        capability = Capability("toy_peak", {"media": Port(Media)}, Level)
+        name = "rectifies"
+
+        @classmethod
+        def rungs(cls) -> Sequence[Rung]:
+            return [Rung("rectifies", 0.5, Settings())]
+
+        def process(self, batch: Sequence[Inputs]) -> Sequence[Level]:
+            samples = audio(batch[0].here("media"), AudioSpec()).samples
+            samples //= 2
+            return [Level(peak=int(samples.max()))]
+
+    sound = np.arange(16_000, dtype=np.int16)
+    with pytest.raises(ContractError, match=r"asked again in another order .* leave what is given as it is"):
+        check_contract(Rectifies, {"media": film(sound=sound)})
 
 
 def test_damage_that_is_not_said_as_such_is_a_breach() -> None:
