@@ -30,6 +30,7 @@ Ports = Mapping[str, tuple[tuple[Entry, ...], ...]]
 class ToyStream:
     """Every entry of every source of every port. The sources are all as long as the stream."""
 
+    name: str
     scope: Scope
     num_segments: int
     ports: Ports
@@ -49,7 +50,7 @@ class ToyStream:
                     if (lost := source[key.last].gap) is not None:
                         return Gap(
                             stage="",
-                            stream=STREAM,
+                            stream=self.name,
                             first=key.first,
                             last=key.last,
                             cause="upstream",
@@ -59,12 +60,12 @@ class ToyStream:
             port: tuple(tuple(source[index] for index in wanted) for source in sources)
             for port, sources in self.ports.items()
         }
-        return Inputs(STREAM, key.first, key.last, params, ports, previous)
+        return Inputs(self.name, key.first, key.last, params, ports, previous)
 
     def segments(self) -> list[Segment]:
         """All media of it."""
         entries = (entry for sources in self.ports.values() for source in sources for entry in source)
-        return [entry.value.segment for entry in entries if isinstance(entry.value, Media)]
+        return [entry.value.segment for entry in entries if _is_media(entry)]
 
 
 def toy_stream(operator: Operator, values: Mapping[str, Any]) -> ToyStream:
@@ -84,7 +85,12 @@ def toy_stream(operator: Operator, values: Mapping[str, Any]) -> ToyStream:
     ports = {
         name: tuple(_entries(capability, name, each, demands) for each in found) for name, found in sources.items()
     }
-    return ToyStream(operator.scope, next(iter(lengths.values())), ports)
+    found = (entry.value.segment.stream for each in ports.values() for one in each for entry in one if _is_media(entry))
+    return ToyStream(next(found, STREAM), operator.scope, next(iter(lengths.values())), ports)
+
+
+def _is_media(entry: Entry) -> bool:
+    return isinstance(entry.value, Media)
 
 
 def _sources(name: str, port: Port, given: Any) -> list[Sequence[Any]]:

@@ -5,10 +5,12 @@ The files are in penstock.cli.templates. Nothing is overwritten, and nothing is 
 
 import argparse
 import importlib.util
+import io
 import keyword
 import re
 import shutil
 import sys
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +42,8 @@ def _new_operator(parsed: argparse.Namespace) -> int:
 def new_operator(name: str, parent: Path) -> Path:
     """Write the package into a new folder of `parent`; the folder. Raises UserError where the name or the place will
     not do."""
-    _check_name(name)
+    values = _checked(name)
     folder = parent / name
-    words = re.split("[-_]", name)
-    values = {
-        "NAME": name,
-        "MODULE": "_".join(words),
-        "CLASS": "".join(word.capitalize() for word in words),
-        "CAPABILITY": "_".join(words).upper(),
-    }
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -70,17 +65,33 @@ def _filled(template: str, values: dict[str, str]) -> str:
     return re.sub(r"@(\w+?)@", lambda found: values[found[1]], template)
 
 
-def _check_name(name: str) -> None:
-    """Raises UserError for a name that cannot be a package's, a module's, a class's and a capability's."""
+def _checked(name: str) -> dict[str, str]:
+    """What the name is in the templates. Raises UserError for one that cannot be a package's, a module's, a class's and
+    a capability's."""
     if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
         right = f"use up to {MAX_NAME} of a-z and 0-9, words joined by - or _, such as loudness or count-people"
         raise UserError(f"{name!r} cannot be the name of an operator: {right}")
-    module = name.replace("-", "_")
+    words = re.split("[-_]", name)
+    module, named = "_".join(words), "".join(word.capitalize() for word in words)
     if keyword.iskeyword(module) or keyword.issoftkeyword(module):
         raise UserError(f"{name!r} is a word of Python; choose another name")
-    shipped = {each.name for each in vars(capabilities).values() if isinstance(each, Capability)}
-    if module in shipped:
+    if module in {each.name for each in vars(capabilities).values() if isinstance(each, Capability)}:
         right = "choose another name (docs/operators.md says how to add an implementation of it)"
         raise UserError(f"the capability {module!r} comes with Penstock; {right}")
     if module == "tests" or importlib.util.find_spec(module) is not None:
         raise UserError(f"there is a Python module {module!r} already, which this would hide; choose another name")
+    if taken := {named, module.upper()} & _names_in_the_code():
+        raise UserError(
+            f"{name!r} would be {taken.pop()} in the code, which has another of that name; choose another name"
+        )
+    return {"NAME": name, "MODULE": module, "CLASS": named, "CAPABILITY": module.upper()}
+
+
+def _names_in_the_code() -> set[str]:
+    sources = [re.sub(r"@\w+?@", "it", text) for path, text in OPERATOR.items() if path.endswith(".py")]
+    return {
+        token.string
+        for source in sources
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.NAME
+    }

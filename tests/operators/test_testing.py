@@ -36,7 +36,7 @@ from penstock.operators import (
     audio,
     frames,
 )
-from penstock.testing import ContractError, check_contract, film, gap, loaded, run, segments_of
+from penstock.testing import ContractError, check_contract, film, gap, inputs_of, loaded, run, segments_of
 from streams.errors import UserError
 
 STATION = Path(__file__).parents[2] / "examples" / "station.mp4"
@@ -199,6 +199,9 @@ def test_a_film_of_nothing_is_refused() -> None:
 def test_segments_are_numbered_as_they_stand() -> None:
     (only,) = run(toys.Read, {"media": [toy_segment("toy", 7, 3)]})
     assert only == Number(value=3, seen=(0,))
+    (inputs,) = inputs_of(toys.Read, {"media": [toy_segment("toy", 7, 3)]})
+    assert isinstance(inputs, Inputs)
+    assert (inputs.stream, inputs.last, inputs.here("media").segment.index) == ("toy", 0, 0)
 
 
 def test_the_import_for_authors_loads_no_decoder() -> None:

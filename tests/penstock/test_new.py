@@ -72,6 +72,8 @@ def test_it_is_found_where_it_is_installed(tmp_path: Path) -> None:
         ("read-text", "the capability 'read_text' comes with Penstock"),
         ("numpy", "there is a Python module 'numpy' already"),
         ("operators", "there is a Python module 'operators' already"),
+        ("level", "'level' would be Level in the code, which has another of that name"),
+        ("sound", "'sound' would be SOUND in the code"),
         ("tests", "there is a Python module 'tests' already"),
     ],
 )
