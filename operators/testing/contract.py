@@ -65,9 +65,9 @@ def check_contract(
     if not items:
         raise UserError("every output is a gap; give at least one segment with values on all ports")
     outputs = [output for item, output in pairs if isinstance(item, Inputs)]
-    _check_same(operator, instance, items, outputs)
+    foreseen(operator, "process, asked again,", lambda: _check_same(operator, instance, items, outputs))
     if operator.runs_in == "process":
-        _check_crosses(operator, chosen, items, outputs)
+        foreseen(operator, "process, asked again,", lambda: _check_crosses(operator, chosen, items, outputs))
     _check_damage(operator, instance, items)
 
 

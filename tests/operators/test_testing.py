@@ -329,6 +329,13 @@ class Breaks(Good):
         return {}["what is missing"]  # type: ignore[no-any-return]
 
 
+class OnlyOnce(Good):
+    def process(self, batch: Sequence[Inputs]) -> Sequence[msgspec.Struct]:
+        if len(batch) == 1:
+            raise RuntimeError("once is enough")
+        return super().process(batch)
+
+
 class CannotLoad(Good):
     def load(self, device: Any) -> None:
         raise FileNotFoundError("no weights")
@@ -449,6 +456,7 @@ BREACHES: dict[str, tuple[type[Operator], str]] = {
     "previous": (NeedsThePrevious, "segment 1, where what may be missing is missing: process raised AttributeError"),
     "raises": (Raises, "process raised Transient .not in the mood.; check it where it can work, on inputs"),
     "breaks": (Breaks, "Breaks: process raised KeyError .'what is missing'.; compute what there is, or raise"),
+    "once": (OnlyOnce, "OnlyOnce: process, asked again, raised RuntimeError .once is enough.; compute what there is"),
     "load": (CannotLoad, "CannotLoad: load raised FileNotFoundError .no weights.; compute what there is, or raise"),
     "rungs raises": (BreaksAtRungs, r"rungs\(\) raised RuntimeError .never again.;"),
     "no name": (NoName, "name is ''; give it a name"),
