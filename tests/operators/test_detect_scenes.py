@@ -10,12 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.spec.operator import Entry, Inputs, Media, Settings
+from engine.spec.operator import Media, Settings
 from operators.capabilities import Glimpse, Scenes
 from operators.media.decode import FrameSpec, frames
 from operators.vision.detect_scenes import DetectScenes, cut_between, signatures, take_openings
-from streams.media.segmenter import segments
-from streams.records import Segment
+from penstock.testing import film, run, segments_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FPS = 25
@@ -117,24 +116,13 @@ def test_one_picture_is_one_take() -> None:
 # --- segments --------------------------------------------------------------------------------------------
 
 
-def scenes_of(media: Sequence[Media]) -> list[Scenes]:
-    batch = [Inputs("station", at, at, Settings(), {"media": ((Entry(at, each),),)}) for at, each in enumerate(media)]
-    operator = DetectScenes(Settings())
-    assert [operator.process([each])[0] for each in batch[:2]] == operator.process(batch[:2])
-    found = operator.process(batch)
-    assert all(isinstance(scenes, Scenes) for scenes in found)
-    return list(found)  # type: ignore[arg-type]
-
-
 def test_every_cut_of_the_station_is_found_inside_a_segment_or_between_two() -> None:
-    media = [
-        Media(each) for each in segments(str(EXAMPLES / "station.mp4"), stream="station") if isinstance(each, Segment)
-    ]
-    found = scenes_of(media)
-    for each, scenes in zip(media, found, strict=True):
+    station = segments_of(EXAMPLES / "station.mp4")
+    found = run(DetectScenes, {"media": station})
+    for segment, scenes in zip(station, found, strict=True):
         shots = scenes.observations
-        assert shots[0].start_ns == each.segment.start_ns
-        assert shots[-1].end_ns == each.segment.start_ns + each.segment.duration_ns
+        assert shots[0].start_ns == segment.start_ns
+        assert shots[-1].end_ns == segment.start_ns + segment.duration_ns
         assert all(left.end_ns == right.start_ns for left, right in itertools.pairwise(shots))
     inside = [shot.start_ns for scenes in found for shot in scenes.observations if shot.cut]
     between = [right.observations[0].start_ns for left, right in itertools.pairwise(found) if cut_between(left, right)]
@@ -157,18 +145,13 @@ def test_a_boundary_is_judged_by_the_pictures_on_both_sides() -> None:
 
 
 def test_a_segment_without_pictures_has_no_shots() -> None:
-    media = Media(Segment(stream="radio", index=0, start_ns=0, duration_ns=10**9))
-    assert scenes_of([media]) == [Scenes()]
+    assert run(DetectScenes, {"media": film(sound=np.zeros(16_000, np.int16))}) == [Scenes()]
 
 
 def test_it_asks_the_decoder_for_what_it_demands() -> None:
     (demand,) = DetectScenes(Settings()).demands()
     assert isinstance(demand, FrameSpec)
-    media = next(
-        Media(each) for each in segments(str(EXAMPLES / "station.mp4"), stream="s") if isinstance(each, Segment)
-    )
-    operator = DetectScenes(Settings())
-    ahead = Media.decoded(media.segment, operator.demands())
-    given = [Inputs("s", 0, 0, Settings(), {"media": ((Entry(0, each),),)}) for each in (media, ahead)]
-    assert operator.process(given[:1]) == operator.process(given[1:])
+    (segment,) = segments_of(EXAMPLES / "station.mp4", max_segments=1)
+    media, ahead = Media(segment), Media.decoded(segment, (demand,))
+    assert run(DetectScenes, {"media": [media]}) == run(DetectScenes, {"media": [ahead]})
     assert frames(media, demand).images.shape[1:] == (90, 160, 3)

@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.spec.operator import Entry, Inputs
 from operators.capabilities import (
     NOT_IN_THE_VIDEO,
-    AnswerParams,
     Reply,
     Scenes,
     ScreenText,
@@ -28,6 +26,7 @@ from operators.language.extractive import ExtractiveAnswer
 from operators.language.passages import screen_rows, spoken_sentences
 from operators.language.questions import parse_question
 from operators.language.words import stem, tokenise
+from penstock.testing import gap, run
 
 SEGMENT_S = 5.0
 SCENARIOS = json.loads((Path(__file__).parent.parent / "data" / "questions.json").read_text())
@@ -44,12 +43,8 @@ def spoken(start_s: float, text: str) -> Speech:
 
 
 def ask(question: str, *sources: Sequence[Any]) -> Reply:
-    """Ask over sources given as one output (or None) per segment."""
-    entries = tuple(tuple(Entry(i, value) for i, value in enumerate(source)) for source in sources)
-    last = max((len(source) for source in sources), default=1) - 1
-    item = Inputs("video", 0, last, AnswerParams(question=question), {"evidence": entries})
-    operator = ExtractiveAnswer(ExtractiveAnswer.rungs()[0].knobs)
-    (reply,) = operator.process([item])
+    """Ask over sources given as one output (or gap) per segment."""
+    (reply,) = run(ExtractiveAnswer, {"evidence": sources}, params={"question": question})
     assert isinstance(reply, Reply)
     return reply
 
@@ -218,7 +213,7 @@ def test_a_question_that_asks_nothing_has_no_answer(question: str) -> None:
 
 
 def test_no_evidence_and_gaps_only() -> None:
-    for sources in ([], [[]], [[None, None]], [[Transcript()], [ScreenText()], [Scenes()]]):
+    for sources in ([[gap("lost")] * 2], [[Transcript()], [ScreenText()], [Scenes()]]):
         assert ask("Who drew the map?", *sources) == Reply(
             question="Who drew the map?", answer=NOT_IN_THE_VIDEO, confidence=1.0
         )

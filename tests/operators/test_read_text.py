@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.spec.operator import Device, Entry, Inputs, Media, Settings
+from engine.spec.operator import Media, Settings
 from operators.capabilities import Scenes, ScreenText, Shot
 from operators.media.decode import Frames
 from operators.vision.detect_scenes import DetectScenes
@@ -18,14 +18,12 @@ from operators.vision.read_text import (
     TEXT_FRAMES,
     LineReader,
     ReadText,
-    ReadTextKnobs,
     frames_to_read,
     read_lines,
     visible_intervals,
     where_visible,
 )
-from streams.media.segmenter import segments
-from streams.records import Segment
+from penstock.testing import film, run, segments_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEP_NS = TEXT_FRAMES.interval_ns
@@ -203,30 +201,18 @@ def test_one_frame_for_each_scene_is_the_most_at_the_lowest_rung(counting: Count
 # --- the operator ----------------------------------------------------------------------------------------
 
 
-def inputs(at: int, media: Media, scenes: Scenes) -> Inputs:
-    ports = {"media": ((Entry(at, media),),), "scenes": ((Entry(at, scenes),),)}
-    return Inputs("station", at, at, Settings(), ports)
-
-
 @pytest.fixture(scope="module")
-def station() -> list[Inputs]:
+def station() -> dict[str, list[Any]]:
     """The first segments of the station clip with their scenes."""
-    found = []
-    for segment in segments(str(EXAMPLES / "station.mp4"), stream="station"):
-        if isinstance(segment, Segment) and segment.start_ns < 16 * 10**9:
-            media = Media.decoded(segment, (*DetectScenes(Settings()).demands(), TEXT_FRAMES))
-            asked = inputs(segment.index, media, Scenes())
-            (scenes,) = DetectScenes(Settings()).process([asked])
-            assert isinstance(scenes, Scenes)
-            found.append(inputs(segment.index, media, scenes))
-    return found
+    demands = (*DetectScenes(Settings()).demands(), TEXT_FRAMES)
+    media = [Media.decoded(segment, demands) for segment in segments_of(EXAMPLES / "station.mp4")]
+    media = [each for each in media if each.segment.start_ns < 16 * 10**9]
+    return {"media": media, "scenes": run(DetectScenes, {"media": media})}
 
 
 @pytest.mark.parametrize("frames_per_scene", [1, 4])
-def test_the_station_is_read_exactly(station: list[Inputs], frames_per_scene: int) -> None:
-    operator = ReadText(ReadTextKnobs(frames_per_scene=frames_per_scene))
-    operator.load(Device())
-    found = operator.process(station)
+def test_the_station_is_read_exactly(station: dict[str, list[Any]], frames_per_scene: int) -> None:
+    found = run(ReadText, station, knobs={"frames_per_scene": frames_per_scene})
     lines = [line for each in found if isinstance(each, ScreenText) for line in each.observations]
     until_s = max(line.end_ns for line in lines) / 1e9
     truth = json.loads((EXAMPLES / "station.json").read_text())["texts"]
@@ -239,16 +225,6 @@ def test_the_station_is_read_exactly(station: list[Inputs], frames_per_scene: in
         assert all(0 <= part <= 1 for line in same for part in line.box)
 
 
-def test_what_is_read_does_not_depend_on_the_batch(station: list[Inputs]) -> None:
-    operator = ReadText(ReadTextKnobs())
-    operator.load(Device())
-    first, second, *_ = station
-    together = operator.process([second, first])
-    assert together == [operator.process([each])[0] for each in (second, first)]
-
-
 def test_a_segment_without_pictures_has_no_text() -> None:
-    media = Media(Segment(stream="radio", index=0, start_ns=0, duration_ns=10**9))
-    operator = ReadText(ReadTextKnobs())
-    operator.load(Device())
-    assert operator.process([inputs(0, media, Scenes())]) == [ScreenText()]
+    radio = film(sound=np.zeros(16_000, np.int16))
+    assert run(ReadText, {"media": radio, "scenes": [Scenes()]}) == [ScreenText()]

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from media_zoo import make
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from engine.spec.operator import Device, Entry, Inputs, Machine, Media, Operator, Settings
-from operators.capabilities import TranscribeParams, Transcript
+from engine.spec.operator import Device, Inputs, Machine, Settings
+from operators.capabilities import Transcript
 from operators.speech import captions, pocketsphinx_words, whisper
 from operators.speech.captions import Captions
 from operators.speech.pocketsphinx_words import PocketSphinxWords
@@ -34,31 +34,30 @@ from operators.speech.regions import (
     utterances,
 )
 from operators.speech.whisper import NEEDS_GPU, QUALITY, Whisper, WhisperKnobs
+from penstock.testing import check_contract, gap, inputs_of, run, segments_of
 from streams.errors import Permanent
-from streams.media.segmenter import segments
 from streams.records import MediaInfo, Packet, Segment, Track
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ENGLISH = TranscribeParams()
 
 
-def station(max_segments: int) -> list[Media]:
-    found: list[Media] = []
-    for segment in segments(str(EXAMPLES / "station.mp4"), stream="station"):
-        if isinstance(segment, Segment) and len(found) < max_segments:
-            found.append(Media(segment))
-    return found
+def station(max_segments: int) -> list[Segment]:
+    return segments_of(EXAMPLES / "station.mp4", max_segments=max_segments)
 
 
-def around(media: Sequence[Media | None], index: int, params: Settings = ENGLISH) -> Inputs:
-    entries = tuple(Entry(at, media[at]) for at in range(max(0, index - 1), min(len(media), index + 2)))
-    return Inputs("station", index, index, params, {"media": (entries,)})
+def mute() -> list[Segment]:
+    """Two seconds without a track."""
+    return [Segment(stream="mute", index=0, start_ns=0, duration_ns=2 * 10**9)]
 
 
-def transcribed(operator: Operator, media: Sequence[Media | None], index: int) -> Transcript:
-    (transcript,) = operator.process([around(media, index)])
-    assert isinstance(transcript, Transcript)
-    return transcript
+def regions_of(media: Sequence[Any]) -> list[Clip]:
+    """The region of each segment that is there."""
+    asked = inputs_of(PocketSphinxWords, {"media": media})
+    return [region_of(each) for each in asked if isinstance(each, Inputs)]
+
+
+def captions_of(*segments: Segment) -> list[Any]:
+    return [speech for each in run(Captions, {"media": segments}) for speech in each.observations]
 
 
 # --- regions ---------------------------------------------------------------------------------------------
@@ -162,19 +161,16 @@ def test_utterances_are_in_order_and_inside_the_region(parts: list[tuple[bool, f
 
 
 def test_regions_of_real_segments_tile_the_soundtrack() -> None:
-    media: list[Media | None] = [*station(4)]
-    regions = [region_of(around(media, at)) for at in range(3)]
+    media: list[Any] = [*station(4)]
+    regions = regions_of(media)[:3]
     assert regions[0].first == 0
     assert all(left.end == right.first for left, right in itertools.pairwise(regions))
-    media[1] = None
-    first = media[0]
-    assert first is not None
-    assert region_of(around(media, 0)).end == -(-first.segment.duration_ns * RATE // 10**9)
+    media[1] = gap("lost")
+    assert regions_of(media)[0].end == -(-media[0].duration_ns * RATE // 10**9)
 
 
 def test_a_segment_without_sound_has_a_silent_region() -> None:
-    media = Media(Segment(stream="mute", index=0, start_ns=0, duration_ns=2 * 10**9))
-    heard = region_of(around([media], 0))
+    (heard,) = regions_of(mute())
     assert len(heard.samples) == 2 * RATE
     assert not heard.samples.any()
 
@@ -190,10 +186,8 @@ def pocketsphinx() -> PocketSphinxWords:
 
 
 def test_pocketsphinx_hears_the_station(pocketsphinx: PocketSphinxWords) -> None:
-    media = station(3)
-    heard = [
-        word for at in range(2) for speech in transcribed(pocketsphinx, media, at).observations for word in speech.words
-    ]
+    transcripts = run(pocketsphinx, {"media": station(3)})[:2]
+    heard = [word for each in transcripts for speech in each.observations for word in speech.words]
     until_s = heard[-1].end_ns / 1e9
     truth = json.loads((EXAMPLES / "station.json").read_text())["transcript"]
     expected = [
@@ -208,8 +202,7 @@ def test_pocketsphinx_hears_the_station(pocketsphinx: PocketSphinxWords) -> None
 
 
 def test_pocketsphinx_does_not_remember_what_it_heard_before(pocketsphinx: PocketSphinxWords) -> None:
-    media = station(3)
-    spoken = [clip for at in range(2) for clip in utterances(region_of(around(media, at)))]
+    spoken = [clip for region in regions_of(station(3))[:2] for clip in utterances(region)]
     spoken.append(Clip(0, (spoken[0].samples // 5).astype(np.int16)))
     decoder = pocketsphinx._decoder
     forwards = [pocketsphinx_words.hear(decoder, clip) for clip in spoken]
@@ -221,7 +214,7 @@ def test_pocketsphinx_does_not_remember_what_it_heard_before(pocketsphinx: Pocke
 
 def test_pocketsphinx_refuses_other_languages(pocketsphinx: PocketSphinxWords) -> None:
     with pytest.raises(Permanent, match="English only, not 'de'"):
-        pocketsphinx.process([around(station(1), 0, TranscribeParams(language="de"))])
+        run(pocketsphinx, {"media": station(1)}, params={"language": "de"})
 
 
 # --- Whisper ---------------------------------------------------------------------------------------------
@@ -294,27 +287,28 @@ def random_whisper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whisper
         yield operator
 
 
-def test_whisper_is_deterministic_and_stays_in_its_region(random_whisper: Whisper) -> None:
+def test_whisper_stays_in_its_region(random_whisper: Whisper) -> None:
     media = station(3)
-    once = [transcribed(random_whisper, media, at) for at in (0, 1)]
-    again = [transcribed(random_whisper, media, at) for at in (1, 0)]
-    assert once == again[::-1]
-    assert any(each.observations for each in once)
-    for at, transcript in enumerate(once):
-        heard = region_of(around(media, at))
+    transcripts = run(random_whisper, {"media": media})
+    assert any(each.observations for each in transcripts)
+    for heard, transcript in zip(regions_of(media), transcripts, strict=True):
         for speech in transcript.observations:
             assert heard.first / RATE * 1e9 - 1 <= speech.start_ns <= speech.end_ns <= heard.end / RATE * 1e9 + 1
             assert 0 <= speech.confidence <= 1
 
 
+@pytest.mark.usefixtures("random_whisper")
+def test_whisper_holds_to_the_contract() -> None:
+    check_contract(Whisper, {"media": station(2)}, knobs={"size": "tiny", "beam_size": 1})
+
+
 def test_whisper_is_never_shown_silence(random_whisper: Whisper) -> None:
-    media = Media(Segment(stream="mute", index=0, start_ns=0, duration_ns=2 * 10**9))
-    assert transcribed(random_whisper, [media], 0) == Transcript()
+    assert run(random_whisper, {"media": mute()}) == [Transcript()]
 
 
 def test_whisper_refuses_a_language_it_does_not_know(random_whisper: Whisper) -> None:
     with pytest.raises(Permanent, match="language 'xx'"):
-        random_whisper.process([around(station(1), 0, TranscribeParams(language="xx"))])
+        run(random_whisper, {"media": station(1)}, params={"language": "xx"})
 
 
 def test_broken_weights_are_permanent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,23 +385,21 @@ def test_answers_does_not_wait_for_a_server_that_says_nothing(monkeypatch: pytes
 # --- captions --------------------------------------------------------------------------------------------
 
 
-def captioned(codec: str, payloads: Sequence[tuple[int, int, bytes]], language: str = "eng") -> Media:
+def captioned(codec: str, payloads: Sequence[tuple[int, int, bytes]], language: str = "eng") -> Segment:
     """A segment of 10 s .. 15 s with captions (start_ms, duration_ms, data), on a clock that starts at 2 s."""
     tracks = (
         Track(kind="video", codec="h264", time_base=(1, 90_000)),
         Track(kind="subtitle", codec=codec, time_base=(1, 1000), language=language),
     )
     packets = tuple(Packet(1, start + 2000, start + 2000, size, True, data) for start, size, data in payloads)
-    return Media(
-        Segment(
-            stream="station",
-            index=0,
-            start_ns=10 * 10**9,
-            duration_ns=5 * 10**9,
-            origin_ns=2 * 10**9,
-            tracks=tracks,
-            packets=(Packet(0, 0, 0, 1, True, b"picture"), *packets),
-        )
+    return Segment(
+        stream="station",
+        index=0,
+        start_ns=10 * 10**9,
+        duration_ns=5 * 10**9,
+        origin_ns=2 * 10**9,
+        tracks=tracks,
+        packets=(Packet(0, 0, 0, 1, True, b"picture"), *packets),
     )
 
 
@@ -430,13 +422,13 @@ def timed_text(text: bytes, boxes: bytes = b"") -> bytes:
     ],
 )
 def test_captions_are_read_in_every_format(codec: str, data: bytes, text: str) -> None:
-    (speech,) = transcribed(Captions(Settings()), [captioned(codec, [(11_000, 1500, data)])], 0).observations
+    (speech,) = captions_of(captioned(codec, [(11_000, 1500, data)]))
     assert (speech.text, speech.start_ns, speech.end_ns) == (text, 11 * 10**9, 12_500_000_000)
 
 
 def test_a_caption_belongs_to_the_segment_in_which_it_appears() -> None:
     payloads = [(at, 4000, str(at).encode()) for at in (9999, 10_000, 14_999, 15_000)]
-    found = transcribed(Captions(Settings()), [captioned("text", payloads)], 0).observations
+    found = captions_of(captioned("text", payloads))
     assert [speech.text for speech in found] == ["10000", "14999"]
     assert found[1].end_ns == 18_999_000_000
 
@@ -445,26 +437,24 @@ def test_a_caption_belongs_to_the_segment_in_which_it_appears() -> None:
 def test_captions_of_a_file_are_read_once_each(tmp_path: Path, name: str) -> None:
     shown = ((0.5, 1.5, "one"), (2.2, 3.9, "two"), (4.0, 5.5, "three"))
     path = make(tmp_path / name, video="libx264", captions=shown, seconds=6, options={"g": "25", "bf": "0"})
-    media = [Media(each) for each in segments(str(path), stream="film", target_s=2.0) if isinstance(each, Segment)]
+    media = segments_of(path, segment_s=2.0)
     assert len(media) > 1
-    found = [speech for at in range(len(media)) for speech in transcribed(Captions(Settings()), media, at).observations]
+    found = captions_of(*media)
     assert [(each.start_ns / 1e9, each.end_ns / 1e9, each.text) for each in found] == list(shown)
 
 
 def test_an_empty_caption_only_clears_the_screen() -> None:
-    assert (
-        transcribed(Captions(Settings()), [captioned("mov_text", [(11_000, 10, timed_text(b""))])], 0) == Transcript()
-    )
+    assert captions_of(captioned("mov_text", [(11_000, 10, timed_text(b""))])) == []
 
 
 @pytest.mark.parametrize(("language", "asked"), [("ger", "de"), ("deu", "de"), ("", "de"), ("und", "fr"), ("en", "en")])
 def test_captions_of_the_language_asked_for_are_taken(language: str, asked: str) -> None:
-    assert captions.captions_track(captioned("text", [], language).segment, asked) == 1
+    assert captions.captions_track(captioned("text", [], language), asked) == 1
 
 
 def test_captions_in_another_language_are_refused() -> None:
     with pytest.raises(Permanent, match=r"no captions in 'en' .*found: text fra"):
-        captions.captions_track(captioned("text", [], "fra").segment, "en")
+        captions.captions_track(captioned("text", [], "fra"), "en")
 
 
 @pytest.mark.parametrize(

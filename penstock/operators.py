@@ -1,0 +1,111 @@
+"""What the author of an operator needs, from one place: the contract, the records, the errors, the decoder.
+
+Importing it costs little: what decodes (NumPy, FFmpeg) is loaded when it is asked for. Tests are written with
+penstock.testing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from engine.spec.operator import (
+    Capability,
+    Demand,
+    Device,
+    Entry,
+    Fold,
+    Inputs,
+    Machine,
+    Map,
+    Media,
+    Operator,
+    Port,
+    Reduce,
+    Rung,
+    Scope,
+    Settings,
+    Window,
+)
+from operators.capabilities import (
+    ANSWER_QUESTION,
+    DETECT_SCENES,
+    NOT_IN_THE_VIDEO,
+    READ_TEXT,
+    TRANSCRIBE,
+    AnswerParams,
+    Glimpse,
+    Reply,
+    Scenes,
+    ScreenText,
+    Shot,
+    Speech,
+    Support,
+    TextLine,
+    TranscribeParams,
+    Transcript,
+    Word,
+)
+from streams.errors import Permanent, Transient
+from streams.records import Evidence, Gap, MediaInfo, Observation, Packet, Record, Segment, Track
+
+__all__ = [
+    "ANSWER_QUESTION",
+    "DETECT_SCENES",
+    "NOT_IN_THE_VIDEO",
+    "READ_TEXT",
+    "TRANSCRIBE",
+    "AnswerParams",
+    "Audio",
+    "AudioSpec",
+    "Capability",
+    "Demand",
+    "Device",
+    "Entry",
+    "Evidence",
+    "Fold",
+    "FrameSpec",
+    "Frames",
+    "Gap",
+    "Glimpse",
+    "Inputs",
+    "Machine",
+    "Map",
+    "Media",
+    "MediaInfo",
+    "Observation",
+    "Operator",
+    "Packet",
+    "Permanent",
+    "Port",
+    "Record",
+    "Reduce",
+    "Reply",
+    "Rung",
+    "Scenes",
+    "Scope",
+    "ScreenText",
+    "Segment",
+    "Settings",
+    "Shot",
+    "Speech",
+    "Support",
+    "TextLine",
+    "Track",
+    "TranscribeParams",
+    "Transcript",
+    "Transient",
+    "Window",
+    "Word",
+    "audio",
+    "frames",
+]
+
+if TYPE_CHECKING:
+    from operators.media.decode import Audio, AudioSpec, Frames, FrameSpec, audio, frames
+
+_DECODE = frozenset({"Audio", "AudioSpec", "FrameSpec", "Frames", "audio", "frames"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _DECODE:
+        return getattr(import_module("operators.media.decode"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,84 @@
+"""Every operator that ships holds to the contract, on seconds of the demo's clip or on what others found in it."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from media_zoo import make
+
+from engine.spec.catalogue import installed
+from engine.spec.operator import Operator
+from operators.speech.whisper import QUALITY, local_weights
+from penstock.testing import check_contract, gap, loaded, run, segments_of
+from streams.records import Segment
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@cache
+def station(max_segments: int) -> list[Segment]:
+    return segments_of(EXAMPLES / "station.mp4", segment_s=2.0, max_segments=max_segments)
+
+
+def shipped(capability: str, name: str) -> type[Operator]:
+    return installed().implementation(capability, name)
+
+
+def captioned(tmp_path: Path) -> dict[str, Any]:
+    shown = ((0.5, 1.5, "one"), (2.2, 3.9, "two"), (4.0, 5.5, "three"))
+    path = make(tmp_path / "film.mp4", video="libx264", captions=shown, seconds=6, options={"g": "25", "bf": "0"})
+    return {"inputs": {"media": segments_of(path, segment_s=2.0)}}
+
+
+def pictures(tmp_path: Path) -> dict[str, Any]:
+    return {"inputs": {"media": station(2)}}
+
+
+def pictures_and_scenes(tmp_path: Path) -> dict[str, Any]:
+    scenes = run(shipped("detect_scenes", "content"), {"media": station(2)})
+    return {"inputs": {"media": station(2), "scenes": scenes}}
+
+
+def speech(tmp_path: Path) -> dict[str, Any]:
+    return {"inputs": {"media": [*station(2), gap("lost")]}}
+
+
+def speech_for_whisper(tmp_path: Path) -> dict[str, Any]:
+    size = next((size for size in reversed(QUALITY) if local_weights(size) is not None), None)
+    if size is None:
+        pytest.skip("there are no weights of Whisper on this machine")
+    return {**speech(tmp_path), "knobs": {"size": size}}
+
+
+def evidence(tmp_path: Path) -> dict[str, Any]:
+    scenes = run(shipped("detect_scenes", "content"), {"media": station(2)})
+    heard = run(loaded(shipped("transcribe", "pocketsphinx")), {"media": station(2)})
+    sources = [scenes, [*heard[:1], gap("lost")]]
+    return {"inputs": {"evidence": sources}, "params": {"question": "When does the train to the lake leave?"}}
+
+
+GIVEN: Mapping[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
+    ("answer_question", "extractive"): evidence,
+    ("detect_scenes", "content"): pictures,
+    ("read_text", "rapidocr"): pictures_and_scenes,
+    ("transcribe", "captions"): captioned,
+    ("transcribe", "faster-whisper"): speech_for_whisper,
+    ("transcribe", "pocketsphinx"): speech,
+}
+
+
+@pytest.mark.parametrize(("capability", "name"), GIVEN)
+def test_every_operator_that_ships_holds_to_the_contract(capability: str, name: str, tmp_path: Path) -> None:
+    check_contract(shipped(capability, name), **GIVEN[capability, name](tmp_path))
+
+
+def test_none_is_left_out() -> None:
+    ours = {
+        (capability, name)
+        for capability in installed().capabilities
+        for name, operator in installed().implementations(capability).items()
+        if operator.__module__.startswith("operators.")
+    }
+    assert ours == set(GIVEN)
