@@ -37,7 +37,7 @@ from engine.spec.plan import Plan, make_plan
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.records import Packet, Record, Segment, Track, encode
-from streams.wire.ledger import Entry, Ledger, open_ledger
+from streams.wire.ledger import Ledger, NewRecord, open_ledger
 from streams.wire.link import connect
 from streams.wire.server import embedded
 
@@ -121,7 +121,9 @@ async def ours(ledger: Ledger, run: str, data: bytes, num: int) -> float:
     """Items a second through three stages of Penstock, one worker in this process."""
     plan = chain()
     for start in range(0, num, BATCH):
-        entries = [Entry(subjects.media(run, i), segment(run, i, data)) for i in range(start, min(num, start + BATCH))]
+        entries = [
+            NewRecord(subjects.media(run, i), segment(run, i, data)) for i in range(start, min(num, start + BATCH))
+        ]
         await ledger.put_many(entries)
     last = plan.stage(plan.answers[0])
     wait = await seen(ledger.link.client, subjects.results_of(last.id, run), num)

@@ -325,7 +325,7 @@ class Group:
                 subject = subjects.dead(outcome.dead.stage, self.stream, outcome.work.key)
                 await self.ledger.put(subject, encode(outcome.dead), outcome.span.traceparent)
         entries = [
-            ledger.Entry(
+            ledger.NewRecord(
                 subjects.result(outcome.work.stage.id, self.stream, outcome.work.key),
                 encode(outcome.record),
                 outcome.span.traceparent,

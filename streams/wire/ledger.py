@@ -70,7 +70,7 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
     fresh: bool
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class NewRecord(msgspec.Struct, frozen=True, gc=False):
     """A record to put."""
 
     subject: str
@@ -95,18 +95,18 @@ class Ledger:
         seq = await self._publish(message, f"store {subject}")
         return Placed(abs(seq), seq > 0)
 
-    async def put_many(self, entries: Sequence[Entry]) -> list[Placed]:
+    async def put_many(self, records: Sequence[NewRecord]) -> list[Placed]:
         """Store several records, all under way at once; in their order. Not atomic: each is stored or not."""
-        messages = [await self._message(e.subject, e.data, EXPECT_EMPTY, e.traceparent) for e in entries]
+        messages = [await self._message(r.subject, r.data, EXPECT_EMPTY, r.traceparent) for r in records]
         acks = await self._publisher.send(messages, REQUEST_TIMEOUT_S)
         placed = []
-        for entry, ack in zip(entries, acks, strict=True):
+        for record, ack in zip(records, acks, strict=True):
             if ack is not None and ack.error is None:
                 placed.append(Placed(ack.seq, True))
             elif ack is not None and ack.error is not None and ack.error.err_code == WRONG_LAST_SEQUENCE:
                 placed.append(Placed(_standing_seq(ack.error.description), False))
             else:  # no word, or no: ask again, patiently
-                placed.append(await self.put(entry.subject, entry.data, entry.traceparent))
+                placed.append(await self.put(record.subject, record.data, record.traceparent))
         return placed
 
     async def append(

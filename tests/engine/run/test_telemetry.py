@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 from engine.run.telemetry import OTLP_ENDPOINTS, Telemetry, new_traceparent, trace_id
 from streams.errors import UserError
-from streams.wire.ledger import Entry, open_ledger
+from streams.wire.ledger import NewRecord, open_ledger
 from streams.wire.link import connect
 
 TRACEPARENT = r"00-[0-9a-f]{32}-[0-9a-f]{16}-01"
@@ -157,7 +157,7 @@ async def test_a_trace_goes_on_through_the_ledger(nats_url: str, tmp_path: Path)
         large = b"x" * 1_500_000
         await ledger.put("penstock.media.s.0", b"small", written.traceparent)
         await ledger.put("penstock.media.s.1", large, written.traceparent)
-        await ledger.put_many([Entry(f"penstock.media.s.{index}", b"", written.traceparent) for index in (2, 3)])
+        await ledger.put_many([NewRecord(f"penstock.media.s.{index}", b"", written.traceparent) for index in (2, 3)])
         await ledger.append("penstock.answers.job.s", b"{}", 0, written.traceparent)
         names = [f"penstock.media.s.{index}" for index in range(4)]
         stored = [

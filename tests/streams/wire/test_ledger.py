@@ -16,7 +16,17 @@ from conftest import Eventually
 from streams.errors import LinkError, Permanent
 from streams.wire.jetstream import MAX_SUBJECTS_A_READ
 from streams.wire.keeper import status
-from streams.wire.ledger import HEADROOM_BYTES, Entry, Ledger, Placed, Retention, Stored, open_ledger, retain, stream_of
+from streams.wire.ledger import (
+    HEADROOM_BYTES,
+    Ledger,
+    NewRecord,
+    Placed,
+    Retention,
+    Stored,
+    open_ledger,
+    retain,
+    stream_of,
+)
 from streams.wire.link import Link, connect
 from streams.wire.server import embedded
 
@@ -52,7 +62,7 @@ async def test_what_is_written_stays_as_it_is(ledger: Ledger) -> None:
 async def test_many_at_once_new_and_old(ledger: Ledger) -> None:
     old = [await ledger.put(media(index), b"old") for index in (3, 5, 600)]
     with structlog.testing.capture_logs() as logs:
-        placed = await ledger.put_many([Entry(media(index), b"new", PARENT) for index in range(700)])
+        placed = await ledger.put_many([NewRecord(media(index), b"new", PARENT) for index in range(700)])
     assert [index for index in range(700) if not placed[index].fresh] == [3, 5, 600]
     assert [placed[index].seq for index in (3, 5, 600)] == [each.seq for each in old]
     fresh = [each.seq for each in placed if each.fresh]
@@ -62,11 +72,11 @@ async def test_many_at_once_new_and_old(ledger: Ledger) -> None:
     assert {subject: record.seq for subject, record in stored.items()} == {media(n): placed[n].seq for n in range(700)}
     assert {subject for subject, record in stored.items() if record.data == b"old"} == {media(3), media(5), media(600)}
     assert stored[media(0)].traceparent == PARENT
-    assert await ledger.put_many([Entry(media(0), b"x")]) == [Placed(placed[0].seq, False)]
+    assert await ledger.put_many([NewRecord(media(0), b"x")]) == [Placed(placed[0].seq, False)]
 
 
 async def test_the_same_subject_twice_in_one_batch_is_stored_once(ledger: Ledger) -> None:
-    first, second = await ledger.put_many([Entry(media(0), b"a"), Entry(media(0), b"b")])
+    first, second = await ledger.put_many([NewRecord(media(0), b"a"), NewRecord(media(0), b"b")])
     assert (first, second) == (Placed(1, True), Placed(1, False))
     stored = await ledger.get(media(0))
     assert stored is not None
@@ -78,7 +88,7 @@ async def test_of_writers_at_once_exactly_one_is_first(ledger: Ledger, nats_url:
 
     async def write(number: int, its_ledger: Ledger) -> None:
         order = Random(number).sample(range(40), 40)
-        entries = [Entry(media(index), str(number).encode()) for index in order]
+        entries = [NewRecord(media(index), str(number).encode()) for index in order]
         if number % 2:
             found = await its_ledger.put_many(entries)
         else:
@@ -100,7 +110,7 @@ async def test_of_writers_at_once_exactly_one_is_first(ledger: Ledger, nats_url:
 
 @pytest.mark.parametrize("num", [0, 1, 2, MAX_SUBJECTS_A_READ, MAX_SUBJECTS_A_READ + 1, 3 * MAX_SUBJECTS_A_READ + 1])
 async def test_many_are_read_at_once(num: int, ledger: Ledger) -> None:
-    await ledger.put_many([Entry(media(index), str(index).encode()) for index in range(0, 400, 2)])
+    await ledger.put_many([NewRecord(media(index), str(index).encode()) for index in range(0, 400, 2)])
     wanted = [media(index) for index in range(num)]
     found = await ledger.get_many(wanted + wanted)
     assert {subject: int(record.data) for subject, record in found.items()} == {
@@ -120,7 +130,7 @@ async def test_what_another_link_stored_is_seen_at_once(ledger: Ledger, nats_url
 async def test_subjects_are_listed_by_pattern(ledger: Ledger) -> None:
     names = {f"penstock.results.{stage}.{stream}.{index}" for stage in "ab" for stream in "xy" for index in range(3)}
     assert await ledger.subjects("penstock.results.a.x.*") == set()
-    await ledger.put_many([Entry(name, b"") for name in sorted(names)])
+    await ledger.put_many([NewRecord(name, b"") for name in sorted(names)])
     assert await ledger.subjects("penstock.results.>") == names
     for stage in "ab":
         wanted = {name for name in names if name.startswith(f"penstock.results.{stage}.y.")}
@@ -129,7 +139,7 @@ async def test_subjects_are_listed_by_pattern(ledger: Ledger) -> None:
 
 
 async def test_subjects_are_listed_page_by_page(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    await ledger.put_many([Entry(media(index), b"") for index in range(7)])
+    await ledger.put_many([NewRecord(media(index), b"") for index in range(7)])
     asked: list[int] = []
     api = ledger.link.api
 
@@ -164,7 +174,7 @@ async def test_records_of_any_size_come_back_whole(num_bytes: int, ledger: Ledge
     placed = await ledger.put(media(0), data, PARENT)
     assert placed.fresh
     assert not (await ledger.put(media(0), data + b"x")).fresh
-    (many,) = await ledger.put_many([Entry(media(1), data, PARENT)])
+    (many,) = await ledger.put_many([NewRecord(media(1), data, PARENT)])
     assert many.fresh
     expected = Stored(media(0), placed.seq, data, PARENT)
     assert await ledger.get(media(0)) == expected
@@ -175,7 +185,7 @@ async def test_large_records_share_equal_chunks(ledger: Ledger) -> None:
     data = Random(2).randbytes(3 * 1024**2)
     await ledger.put(media(0), data)
     before = await ledger.subjects("penstock.bulk.>")
-    await ledger.put_many([Entry(media(1), data), Entry(media(2), data)])
+    await ledger.put_many([NewRecord(media(1), data), NewRecord(media(2), data)])
     assert await ledger.subjects("penstock.bulk.>") == before
     assert len(before) == 4
 
@@ -290,7 +300,7 @@ async def test_all_that_was_acknowledged_survives_the_server(
         while not stop.is_set():
             names = [f"penstock.media.w{writer}.{number + each}" for each in range(20 if many else 1)]
             number += len(names)
-            entries = [Entry(name, name.encode()) for name in names]
+            entries = [NewRecord(name, name.encode()) for name in names]
             placed = await ledger.put_many(entries) if many else [await ledger.put(names[0], names[0].encode())]
             acknowledged.update({name: each.seq for name, each in zip(names, placed, strict=True)})
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import Eventually
 
 from streams.wire.keeper import status
-from streams.wire.ledger import Entry, Ledger, open_ledger
+from streams.wire.ledger import Ledger, NewRecord, open_ledger
 from streams.wire.link import connect
 from streams.wire.pull import Acks, Arrival, Pull
 from streams.wire.server import embedded
@@ -41,7 +41,7 @@ async def pulling(ledger: Ledger, ack_wait_s: float = 30, filters: Sequence[str]
 
 
 async def publish(ledger: Ledger, indices: Sequence[int]) -> None:
-    await ledger.put_many([Entry(f"penstock.media.s.{index}", str(index).encode(), PARENT) for index in indices])
+    await ledger.put_many([NewRecord(f"penstock.media.s.{index}", str(index).encode(), PARENT) for index in indices])
 
 
 async def take(pull: Pull, room: int) -> list[Arrival]:
