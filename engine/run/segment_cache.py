@@ -14,7 +14,7 @@ import msgspec
 from engine.spec.operator import Media
 from engine.spec.workflow import MEDIA
 from streams import subjects
-from streams.errors import Permanent
+from streams.errors import Malformed, Permanent
 from streams.records import EndOfStream, Gap, Result, Segment, decode_media, decode_output, decode_result
 from streams.subjects import Key
 from streams.wire.ledger import Ledger, Stored
@@ -106,8 +106,8 @@ class Shelf:
         try:
             record = decode_media(data)
             if isinstance(record, EndOfStream) != (index is None):
-                raise msgspec.ValidationError(f"it is a {type(record).__name__}, which has no place there")
-        except msgspec.DecodeError as error:
+                raise Malformed(f"it is a {type(record).__name__}, which has no place there")
+        except Malformed as error:
             if index is None:
                 raise Permanent(f"the end of stream {self.stream} cannot be read: {error}") from error
             record = self._unreadable(MEDIA, Key.of(index), error)
@@ -129,7 +129,7 @@ class Shelf:
         try:
             record = decode_result(data)
             value = decode_output(self._decoders[stage], record) if isinstance(record, Result) else None
-        except msgspec.DecodeError as error:
+        except Malformed as error:
             record, value = self._unreadable(stage, key, error), None
         if isinstance(record, Gap):
             return Known(seq, traceparent, gap=record)

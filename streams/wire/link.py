@@ -4,7 +4,7 @@ Delivery guarantee: a request is tried again until it is answered or `patience_s
 must be safe to ask twice; then LinkError. Nothing that NATS reports is swallowed: it is logged and counted.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -18,7 +18,8 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
-from streams.errors import LinkError, UserError
+from streams.decoding import converted, from_json
+from streams.errors import LinkError, Malformed, UserError
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -48,6 +49,14 @@ class Refused(LinkError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+class _ApiError(msgspec.Struct):
+    """What JetStream says when it says no."""
+
+    code: int = 500
+    err_code: int = 0
+    description: str = ""
 
 
 class Link:
@@ -95,20 +104,25 @@ class Link:
             for subscription in subscriptions:
                 await subscription.unsubscribe()
 
-    async def api(self, name: str, request: Any = None) -> Any:
-        """Ask the JetStream API (`STREAM.INFO.x`); the decoded answer. Raises Refused or LinkError."""
+    async def api(self, name: str, request: Any = None, final: Collection[int] = ()) -> dict[str, Any]:
+        """Ask the JetStream API (`STREAM.INFO.x`); the decoded answer. Raises Refused or LinkError; Refused at once for
+        the `final` codes, which are else waited out: there is no room."""
         payload = b"" if request is None else msgspec.json.encode(request)
 
         async def ask() -> Any:
             reply = await self.client.request(f"$JS.API.{name}", payload, timeout=REQUEST_TIMEOUT_S)
-            answer = msgspec.json.decode(reply.data)
-            if error := answer.get("error"):
-                raise nats.js.errors.APIError.from_error(error)
+            answer = from_json(reply.data, dict[str, Any])
+            if (error := answer.get("error")) is not None:
+                said = converted(error, _ApiError)
+                raise nats.js.errors.APIError.from_error(msgspec.structs.asdict(said))
             return answer
 
-        return await self.patiently(ask, name)
+        try:
+            return await self.patiently(ask, name, final)
+        except Malformed as error:
+            raise LinkError(f"{name}: the server's answer cannot be read: {error}") from error
 
-    async def patiently(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
+    async def patiently(self, attempt: Callable[[], Awaitable[T]], what: str, final: Collection[int] = ()) -> T:
         """The result of `attempt`, tried again with backoff while the failure may pass. Raises Refused where the
         server said no, LinkError where it did not answer within `patience_s`."""
         pause_s = FIRST_RETRY_S
@@ -124,7 +138,7 @@ class Link:
                 continue
             except nats.js.errors.APIError as error:
                 code = error.err_code or 0
-                if code not in NO_ROOM and not isinstance(error, RETRIED):
+                if code in final or (code not in NO_ROOM and not isinstance(error, RETRIED)):
                     raise Refused(f"{what}: {error.description}", code) from error
                 reason = error.description or "unavailable"
                 failure: Exception = error

@@ -537,7 +537,7 @@ async def test_whoever_watches_hears_of_changes_until_it_ends(
 async def test_whoever_watches_hears_that_it_may_have_missed_something(
     tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("streams.link", "streams.kv", "streams.jetstream"):
+    for module in ("streams.wire.link", "streams.wire.kv", "streams.wire.jetstream"):
         monkeypatch.setattr(f"{module}.REQUEST_TIMEOUT_S", 0.5)
     heard: list[str] = []
     async with embedded(tmp_path) as url:

@@ -254,7 +254,7 @@ async def test_work_ends_before_another_can_begin_though_nothing_is_heard_of_the
 async def test_the_lease_is_kept_though_the_server_dies(
     tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("streams.link", "streams.kv"):
+    for module in ("streams.wire.link", "streams.wire.kv"):
         monkeypatch.setattr(f"{module}.REQUEST_TIMEOUT_S", 0.5)
     work = Work()
     renewed: list[int | None] = []
@@ -282,7 +282,7 @@ async def test_the_lease_is_kept_though_the_server_dies(
 async def test_work_goes_on_after_the_server_was_away_for_too_long(
     tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("streams.link", "streams.kv"):
+    for module in ("streams.wire.link", "streams.wire.kv"):
         monkeypatch.setattr(f"{module}.REQUEST_TIMEOUT_S", 0.2)
     work = Work()
     async with embedded(tmp_path) as url, connect(url, patience_s=0.4) as link:

@@ -290,7 +290,7 @@ async def test_all_that_was_acknowledged_survives_the_server(
     many: bool, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Records are written while nats-server is killed and restarted by its keeper: writers wait, nothing is lost."""
-    for module in ("streams.link", "streams.ledger"):
+    for module in ("streams.wire.link", "streams.wire.ledger"):
         monkeypatch.setattr(f"{module}.REQUEST_TIMEOUT_S", 0.5)
     acknowledged: dict[str, int] = {}
     stop = anyio.Event()

@@ -237,7 +237,7 @@ async def test_what_one_takes_and_drops_the_other_gets(ledger: Ledger, nats_url:
 async def test_it_goes_on_when_the_server_comes_back(
     tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("streams.link", "streams.ledger"):
+    for module in ("streams.wire.link", "streams.wire.ledger"):
         monkeypatch.setattr(f"{module}.REQUEST_TIMEOUT_S", 0.5)
     async with embedded(tmp_path) as url, connect(url) as link:
         ledger = await open_ledger(link)
