@@ -4,6 +4,7 @@ Delivery guarantee: a request is tried again until it is answered or `patience_s
 must be safe to ask twice; then LinkError. Nothing that NATS reports is swallowed: it is logged and counted.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -15,11 +16,11 @@ import nats
 import nats.errors
 import nats.js.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
 from streams.decoding import converted, from_json
 from streams.errors import LinkError, Malformed, UserError
+from streams.wire.client import WatchedClient
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class _ApiError(msgspec.Struct):
 class Link:
     """One NATS connection. Made by `connect`."""
 
-    def __init__(self, client: Client, url: str, patience_s: float) -> None:
+    def __init__(self, client: WatchedClient, url: str, patience_s: float) -> None:
         self.client = client
         self.jetstream = client.jetstream(timeout=REQUEST_TIMEOUT_S)
         self.url = url
@@ -177,7 +178,7 @@ async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0)
         if link is not None:
             link.note_reconnect()
 
-    client = Client()
+    client = WatchedClient()
     try:
         with anyio.fail_after(REQUEST_TIMEOUT_S):
             await client.connect(
@@ -200,10 +201,12 @@ async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0)
         reason = refusal or _one_line(error)
         raise LinkError(f"no NATS server answers at {place}: {reason}; start one or give --nats URL") from error
     link = Link(client, url, patience_s)
+    watching = asyncio.create_task(client.watch(), name="watch the NATS client's reading")
     try:
         yield link
     finally:
         closing = True
+        watching.cancel()
         with anyio.move_on_after(2, shield=True):
             await client.close()
 
