@@ -25,6 +25,7 @@ from streams.wire import jetstream
 from streams.wire.jetstream import MAX_SUBJECTS_A_READ
 from streams.wire.link import REQUEST_TIMEOUT_S, Link
 from streams.wire.publisher import Message, Publisher
+from streams.wire.room import fitted, made_to_fit
 
 log = structlog.get_logger(__name__)
 
@@ -278,26 +279,26 @@ class Ledger:
 
 
 async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
-    """The ledger of the server that `link` is connected to; its JetStream streams are made where they are missing. An
-    existing stream keeps its own settings."""
+    """The ledger of the server that `link` is connected to; its JetStream streams are made where they are missing, with
+    the limits that there is room for. An existing stream keeps its own settings. Raises UserError where there is too
+    little room for any."""
     wanted = retention or Retention()
-    replicated = set()
-    for kind, max_bytes in _limits(wanted).items():
-        config = await jetstream.made(link, _config(kind, max_bytes, wanted))
-        if config.get("num_replicas", 1) > 1:
-            replicated.add(config["name"])
-    return Ledger(link, frozenset(replicated))
+    configs = await made_to_fit(link, [_config(kind, most, wanted) for kind, most in _limits(wanted).items()])
+    return Ledger(link, frozenset(config["name"] for config in configs if config.get("num_replicas", 1) > 1))
 
 
 async def retain(link: Link, retention: Retention) -> None:
-    """Have the streams that are there keep what they hold for as long as this says, from now on."""
+    """Have the streams that are there keep what they hold for as long as this says, from now on, as far as there is
+    room."""
+    standing: dict[str, dict[str, Any]] = {}
+    wanted: list[dict[str, Any]] = []
     for kind, max_bytes in _limits(retention).items():
         name = f"{PREFIX.upper()}_{kind.upper()}"
-        config = (await link.api(f"STREAM.INFO.{name}"))["config"]
-        wanted = {"max_age": int(retention.max_age_s * 1e9), "max_bytes": max_bytes}
-        if any(config.get(key) != value for key, value in wanted.items()):
-            window = min(config["duplicate_window"], wanted["max_age"])
-            await link.api(f"STREAM.UPDATE.{name}", {**config, **wanted, "duplicate_window": window})
+        config = standing[name] = await jetstream.config_of(link, name)
+        max_age_ns = int(retention.max_age_s * 1e9)
+        window = min(config.get("duplicate_window", 0), max_age_ns)
+        wanted.append({**config, "max_age": max_age_ns, "max_bytes": max_bytes, "duplicate_window": window})
+    await fitted(link, wanted, standing)
 
 
 def _limits(retention: Retention) -> dict[str, int]:
