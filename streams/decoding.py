@@ -72,6 +72,11 @@ def shown(text: str, max_length: int = 40) -> str:
     return repr(text if len(text) <= max_length else f"{text[:max_length]}...")
 
 
+def printable(text: str, max_length: int = 128) -> str:
+    """What somebody wrote, as it can stand in a table: on one line, short."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:max_length])
+
+
 def reason(error: BaseException) -> str:
     """Why it could not be decoded, on one line."""
     return " ".join(str(error).split())[:MAX_REASON] or type(error).__name__

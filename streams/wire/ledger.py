@@ -301,6 +301,11 @@ async def retain(link: Link, retention: Retention) -> None:
     await fitted(link, wanted, standing)
 
 
+def wanted_bytes(retention: Retention) -> int:
+    """What all streams together may take where there is room for it."""
+    return sum(_limits(retention).values())
+
+
 def _limits(retention: Retention) -> dict[str, int]:
     """The most bytes that each kind of record may take."""
     return {
