@@ -230,7 +230,9 @@ class Answering:
         except Malformed:
             return None
         known = {id: reached for id, reached in said.items() if id in self._upstream}
-        return known if known == said and all(0 <= each.next <= MAX_INDEX for each in known.values()) else None
+        return (
+            known if known and known == said and all(0 <= each.next <= MAX_INDEX for each in known.values()) else None
+        )
 
     async def _follow(self, stage_id: str) -> None:
         reduces = isinstance(self._plan.stage(stage_id).scope, Reduce)

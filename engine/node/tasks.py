@@ -209,9 +209,8 @@ def _follow(
                     line = f"{type(cause).__name__}: {cause}"
                     if anyio.current_time() - began_s > 2 * MAX_PAUSE_S:
                         pause_s = FIRST_PAUSE_S
-                    log.error(
-                        "work_failed", what=str(key), error=line, pause_s=pause_s, exc_info=line != said and cause
-                    )
+                    name = key if isinstance(key, str) else key.name  # a stream's URL may hold credentials
+                    log.error("work_failed", what=name, error=line, pause_s=pause_s, exc_info=line != said and cause)
                     said = line
                 await anyio.sleep(pause_s)
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)

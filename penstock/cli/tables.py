@@ -81,11 +81,8 @@ def jobs(found: Sequence[JobView], as_json: bool) -> None:
     table = Table("job", "stream", "state", "segments", "asks", "submitted", box=None, pad_edge=False)
     for item in found:
         last = "" if item.last is None else item.last
-        asks = (
-            item.asks[0] + (f" and {len(item.asks) - 1} more" if len(item.asks) > 1 else "")
-            if item.asks
-            else item.detail
-        )
+        more = f" and {len(item.asks) - 1} more" if len(item.asks) > 1 else ""
+        asks = item.asks[0] + more if item.asks else item.detail
         kind = f"{item.state}, standing" if item.standing else item.state
         table.add_row(item.job, item.stream, kind, f"{item.first}-{last}", escape(asks), item.submitted_at)
     _console.print(table if found else "no jobs")
