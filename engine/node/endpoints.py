@@ -13,12 +13,13 @@
 | `penstock.operators.<capability>` | `{"stream", "params"?, "start"?, "end"?, "timeout_s"?}` | `{"outputs": [...]}` |
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import anyio
 import msgspec
+import structlog
 
 from engine.decide.answer import Answer
 from engine.node.submission import JobRequest, Submitted, submit
@@ -34,9 +35,10 @@ from streams.decoding import from_json
 from streams.errors import Malformed, PenstockError, Transient, UserError
 from streams.subjects import PREFIX
 from streams.wire.follow import follow
-from streams.wire.ledger import Ledger
+from streams.wire.ledger import Ledger, Stored
 from streams.wire.service import Endpoint, Request
 
+log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MAX_WAIT_S = 600.0
@@ -195,8 +197,9 @@ class Services:
         request = JobRequest(stream=stream, asks=(ask.question,), start=ask.start, end=ask.end)
         job = await self.submit(request)
         with _within(ask.timeout_s, f"no answer within {ask.timeout_s:g} s; job {job.job} goes on: follow its answers"):
-            answers = follow(self._ledger, subjects.answers(job.job, stream))
-            return from_json((await anext(answers)).data, Answer)
+            async for answer in _answers(follow(self._ledger, subjects.answers(job.job, stream))):
+                return answer
+        raise PenstockError(f"job {job.job} has no answer")
 
     async def _call(self, call: Call, capability: str) -> Mapping[str, list[Output]]:
         return {"outputs": await self.call(capability, call)}
@@ -208,10 +211,8 @@ class Services:
         job = await self.submit(JobRequest(stream=call.stream, workflow=workflow, start=call.start, end=call.end))
         with _within(call.timeout_s, f"not finished within {call.timeout_s:g} s; job {job.job} goes on"):
             await self._finished(job.job)
-            answers = [
-                from_json(stored.data, Answer)
-                async for stored in self._ledger.every(subjects.answers(job.job, call.stream))
-            ]
+            every = self._ledger.every(subjects.answers(job.job, call.stream))
+            answers = [answer async for answer in _answers(every)]
         return [_output(answer, capability) for answer in answers]
 
     async def _finished(self, id: str) -> None:
@@ -221,6 +222,17 @@ class Services:
                 await wait()
         if spec.state != "done":
             raise PenstockError(f"job {id} was {spec.state}: {spec.detail or 'somebody ended it'}")
+
+
+async def _answers(records: AsyncIterator[Stored]) -> AsyncIterator[Answer]:
+    """Those records that are answers; anyone can publish there."""
+    async for stored in records:
+        try:
+            answer = from_json(stored.data, Answer)
+        except Malformed as error:
+            log.warning("foreign_answer", subject=stored.subject, seq=stored.seq, error=str(error))
+            continue
+        yield answer
 
 
 def _output(answer: Answer, capability: str) -> Output:
