@@ -36,7 +36,8 @@ from engine.spec.jobs import BUCKET, State
 from engine.spec.workflow import Workflow
 from penstock.running import default_store
 from streams import subjects
-from streams.errors import LinkError, UserError
+from streams.decoding import from_json
+from streams.errors import LinkError, Malformed, UserError
 from streams.media.segmenter import stream_id
 from streams.records import EndOfStream, Gap, Segment
 from streams.subjects import PREFIX
@@ -166,7 +167,11 @@ class Client:
         every = subjects.answers(subjects.token(job) if job else "*", subjects.token(stream) if stream else "*")
         is_over = partial(self._is_over, job) if until_done else None
         async for stored in follow(self._ledger, every, after, is_over, f"$KV.{BUCKET}.{job}" if until_done else ""):
-            yield msgspec.json.decode(stored.data, type=Answer)
+            try:
+                answer = from_json(stored.data, Answer)
+            except Malformed:  # anyone can publish there
+                continue
+            yield answer
 
     async def drafts(self, job: str, stream: str) -> AsyncIterator[Answer]:
         """Partial answers of a job, over core NATS: some may be missed. Does not end by itself."""
@@ -174,10 +179,14 @@ class Client:
 
         async def on_message(message: Any) -> None:
             try:
-                send.send_nowait(msgspec.json.decode(message.data, type=Answer))
+                draft = from_json(message.data, Answer)
+            except Malformed:  # anyone can publish there
+                return
+            try:
+                send.send_nowait(draft)
             except anyio.WouldBlock:
                 receive.receive_nowait()  # a draft that nobody read makes room for a newer one
-                send.send_nowait(msgspec.json.decode(message.data, type=Answer))
+                send.send_nowait(draft)
 
         watch = await self._link.subscribe(subjects.partials(subjects.token(job), subjects.token(stream)), on_message)
         try:
@@ -248,7 +257,7 @@ class Client:
 
     async def _ask(self, subject: str, request: Any, kind: type[T], timeout_s: float = REQUEST_TIMEOUT_S) -> T:
         reply = await ask(self._link, f"{PREFIX}.{subject}", msgspec.json.encode(request), timeout_s=timeout_s)
-        return msgspec.json.decode(reply, type=kind)
+        return from_json(reply, kind)
 
 
 @asynccontextmanager

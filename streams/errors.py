@@ -1,7 +1,8 @@
 """Whose fault it is: every error Penstock raises says so by its type.
 
-`UserError` is yours (exit 2), `Transient` may pass if tried again, `Permanent` never will, `LinkError` is the
-connection. Errors of other libraries are translated where they enter, with `from`.
+`UserError` is yours (exit 2), `Transient` may pass if tried again, `Permanent` never will, `Malformed` is whoever
+wrote those bytes, `LinkError` is the connection. Errors of other libraries are translated where they enter, with
+`from`.
 """
 
 
@@ -19,6 +20,11 @@ class Transient(PenstockError):
 
 class Permanent(PenstockError):
     """It will fail every time. The worker dead-letters the segment and publishes a gap."""
+
+
+class Malformed(PenstockError):
+    """Bytes that came from a wire, a bucket or a file are not what belongs there. Whoever reads them sets them aside,
+    says so once, and goes on with the rest."""
 
 
 class LinkError(PenstockError):

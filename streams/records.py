@@ -1,4 +1,4 @@
-"""The records that cross NATS, and the one codec for them.
+"""The records that cross NATS, and the one codec for them. Decoding is total: see `streams.decoding`.
 
 Wire structs tolerate unknown fields and give every later field a default, so a record written by a newer
 version is read by an older one. Media time is integer nanoseconds from the stream's start.
@@ -7,6 +7,8 @@ version is read by an older one. Media time is integer nanoseconds from the stre
 from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
+
+from streams.decoding import decoded
 
 VERSION = 1
 
@@ -197,22 +199,15 @@ def encode(record: Any) -> bytes:
 
 
 def decode_media(data: bytes) -> MediaMessage:
-    """Read what a media subject holds. Raises msgspec.DecodeError on anything else."""
-    return _decoded(_media_decoder, data)
+    """Read what a media subject holds. Raises Malformed on anything else."""
+    return decoded(_media_decoder, data)
 
 
 def decode_result(data: bytes) -> ResultMessage:
-    """Read what a result subject holds. Raises msgspec.DecodeError on anything else."""
-    return _decoded(_result_decoder, data)
+    """Read what a result subject holds. Raises Malformed on anything else."""
+    return decoded(_result_decoder, data)
 
 
 def decode_output(decoder: msgspec.msgpack.Decoder[T], result: Result) -> T:
-    """Read a result's output, whose type the plan knows. Raises msgspec.DecodeError on anything else."""
-    return _decoded(decoder, result.output)
-
-
-def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes | msgspec.Raw) -> T:
-    try:
-        return decoder.decode(data)
-    except (UnicodeDecodeError, RecursionError) as error:  # what msgspec lets through for some bytes
-        raise msgspec.DecodeError(str(error)) from error
+    """Read a result's output, whose type the plan knows. Raises Malformed on anything else."""
+    return decoded(decoder, result.output)

@@ -9,7 +9,7 @@ at once one is refused. What is heard by core NATS is a hint only: the ledger is
 import hashlib
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import anyio
@@ -18,13 +18,14 @@ import structlog
 
 from engine.decide import joins
 from engine.decide.answer import Answer, make_answer, upstream_of, wall_clock
-from engine.run.gaps import put_gaps
+from engine.run.gaps import note_gaps, put_gaps
 from engine.run.telemetry import trace_id
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Reduce, Window
 from streams import subjects
-from streams.errors import LinkError, PenstockError
+from streams.decoding import decoded, shown
+from streams.errors import LinkError, Malformed
 from streams.records import (
     NOT_IN_THE_VIDEO,
     EndOfStream,
@@ -34,6 +35,7 @@ from streams.records import (
     Result,
     Segment,
     decode_media,
+    decode_output,
     decode_result,
     encode,
 )
@@ -46,6 +48,8 @@ STORING_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # pauses while a 
 RECOUNT_S = 2.0  # how often the ledger is asked for what no hint told
 PROGRESS = "Penstock-Progress"
 NOTHING = ""
+UNREADABLE = "the stored record cannot be read"
+MAX_INDEX = 10**18  # a segment's number has at most 18 digits
 MAX_MOMENTS = 512
 
 Clock = Callable[[int], str]
@@ -75,8 +79,12 @@ class Moments:
                 noted = await self._ledger.look(subjects.media(stream, index))
                 if noted is None:
                     return time.time_ns(), None
-                record = decode_media(noted.record.data)
-                clock = wall_clock(record) if isinstance(record, Segment) else None
+                try:
+                    record = decode_media(noted.record.data)
+                    clock = wall_clock(record) if isinstance(record, Segment) else None
+                except Malformed as error:  # it was captured when nobody can tell
+                    log.warning("cannot_read_segment", stream=stream, segment=index, error=str(error))
+                    clock = None
                 self._known[stream, index] = noted.stored_ns, clock
                 if len(self._known) > MAX_MOMENTS:
                     self._known.popitem(last=False)
@@ -109,6 +117,7 @@ class Answering:
         self._heard: dict[str, set[Key]] = {id: set() for id in spec.plan.answers}
         self._changed = anyio.Event()
         self._end: EndOfStream | None = None
+        self._said_end = False
         self._reached: dict[str, Reached] = {}
         self._last_seq = 0
         self._appending = anyio.Lock()
@@ -189,17 +198,41 @@ class Answering:
 
     async def _known_end(self) -> EndOfStream | None:
         if self._end is None:
-            self._end = await stored_end(self._ledger, self._stream)
+            try:
+                self._end = await stored_end(self._ledger, self._stream)
+            except Malformed as error:
+                if not self._said_end:
+                    log.warning("cannot_read_end", job=self.spec.id, stream=self._stream, error=str(error))
+                self._said_end = True
         return self._end
 
     # --- one last stage ----------------------------------------------------------------------------------------
 
     async def _go_on(self) -> None:
-        """Learn from the last answer how far the job is."""
+        """Learn from the last answer how far the job is; where that one does not say so, from the last that does, for
+        anyone can publish there."""
         last = await self._ledger.look(self._subject)
         self._last_seq = 0 if last is None else last.record.seq
-        if last is not None and (said := last.headers.get(PROGRESS)):
-            self._reached = _progress.decode(said)
+        reached = None if last is None else self._progress_of(last.headers)
+        if last is not None and reached is None:
+            log.warning("foreign_answer", job=self.spec.id, stream=self._stream, seq=self._last_seq)
+            reached, seq = {}, 0
+            while seq < self._last_seq and (noted := await self._ledger.next(self._subject, seq + 1)) is not None:
+                seq = noted.record.seq
+                reached = self._progress_of(noted.headers) or reached
+        for id, far in (reached or {}).items():
+            self._reached[id] = max(self._reached.get(id, far), far, key=lambda each: each.next)
+
+    def _progress_of(self, headers: Mapping[str, str]) -> dict[str, Reached] | None:
+        """None where that is no progress of this job's."""
+        try:
+            said = decoded(_progress, headers.get(PROGRESS, ""))
+        except Malformed:
+            return None
+        known = {id: reached for id, reached in said.items() if id in self._upstream}
+        return (
+            known if known and known == said and all(0 <= each.next <= MAX_INDEX for each in known.values()) else None
+        )
 
     async def _follow(self, stage_id: str) -> None:
         reduces = isinstance(self._plan.stage(stage_id).scope, Reduce)
@@ -244,7 +277,7 @@ class Answering:
             stored = await self._stored(stage_id, key)
             if stored is None:
                 return
-            record, output = self._decoded(stage_id, stored)
+            record, output = self._decoded(stage_id, key, stored)
             if digest(output) != NOTHING:
                 answer = await self._made(stage_id, key, stored, record, output)
                 data = msgspec.json.encode(msgspec.structs.replace(answer, partial=True))
@@ -263,7 +296,9 @@ class Answering:
         """Append the answer, if this output gives one; False where another got there first."""
         if key.last < self._next(stage_id, key.first):
             return True
-        record, output = self._decoded(stage_id, stored)
+        record, output = self._decoded(stage_id, key, stored)
+        if isinstance(record, Gap) and record.detail.startswith(UNREADABLE):
+            await note_gaps(self._ledger, [record])
         said = self._reached.get(stage_id, Reached(0)).said
         if self.spec.standing:
             says = digest(output)
@@ -283,12 +318,26 @@ class Answering:
         self._on_answer(answer)
         return True
 
-    def _decoded(self, stage_id: str, stored: Stored) -> tuple[Result | Gap, msgspec.Struct | None]:
-        record = decode_result(stored.data)
+    def _decoded(self, stage_id: str, key: Key, stored: Stored) -> tuple[Result | Gap, msgspec.Struct | None]:
+        """The record at a key; what cannot be read counts as a gap that says so."""
+        capability = self._catalogue.capability(self._plan.stage(stage_id).capability)
+        record = self._record(stage_id, key, stored.data)
         if isinstance(record, Gap):
             return record, None
-        capability = self._catalogue.capability(self._plan.stage(stage_id).capability)
-        return record, msgspec.msgpack.decode(record.output, type=capability.output)
+        try:
+            return record, decode_output(msgspec.msgpack.Decoder(capability.output), record)
+        except Malformed as error:
+            return unreadable(stage_id, self._stream, key, error), None
+
+    def _record(self, stage_id: str, key: Key, data: bytes) -> Result | Gap:
+        try:
+            record = decode_result(data)
+            if (record.stage, record.stream, record.first, record.last) != (stage_id, self._stream, *key):
+                raise Malformed(f"it is of {shown(record.stage)}, {shown(record.stream)}, {record.first}-{record.last}")
+        except Malformed as error:
+            log.warning("cannot_read_result", job=self.spec.id, stage=stage_id, key=str(key), error=str(error))
+            return unreadable(stage_id, self._stream, key, error)
+        return record
 
     async def _made(
         self, stage_id: str, key: Key, stored: Stored, record: Result | Gap, output: msgspec.Struct | None
@@ -318,7 +367,12 @@ class Answering:
         if self._last_read.get(source, (None, []))[0] != indices:
             names = [subjects.result(source, self._stream, Key.of(index)) for index in indices]
             found = await self._ledger.get_many(names)
-            self._last_read[source] = (indices, [decode_result(found[name].data) for name in names if name in found])
+            records = [
+                self._record(source, Key.of(index), found[name].data)
+                for index, name in zip(indices, names, strict=True)
+                if name in found
+            ]
+            self._last_read[source] = (indices, records)
         return self._last_read[source][1]
 
 
@@ -337,6 +391,12 @@ def digest(output: msgspec.Struct | None) -> str:
     return hashlib.sha256(encode(content)).hexdigest()[:16]
 
 
+def unreadable(stage_id: str, stream: str, key: Key, error: Exception) -> Gap:
+    """What stands in for a record that nobody can read."""
+    detail = f"{UNREADABLE}: {error}"
+    return Gap(stage=stage_id, stream=stream, first=key.first, last=key.last, cause="dead_lettered", detail=detail)
+
+
 def lost(stage_id: str, stream: str, key: Key) -> Gap:
     """The record of an output whose media fell out of retention before it was computed."""
     detail = "its media fell out of retention before it was computed"
@@ -344,10 +404,10 @@ def lost(stage_id: str, stream: str, key: Key) -> Gap:
 
 
 async def stored_end(ledger: Ledger, stream: str) -> EndOfStream | None:
-    """The end of a stream, if it is stored. Raises PenstockError where it cannot be read."""
+    """The end of a stream, if it is stored. Raises Malformed where it cannot be read."""
     stored = await ledger.get(subjects.media_end(stream))
     try:
         end = decode_media(stored.data) if stored is not None else None
-    except msgspec.DecodeError as error:
-        raise PenstockError(f"the end of stream {stream} cannot be read from the ledger: {error}") from error
+    except Malformed as error:
+        raise Malformed(f"the end of stream {stream} cannot be read from the ledger: {error}") from error
     return end if isinstance(end, EndOfStream) else None

@@ -4,12 +4,11 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-import msgspec
 import structlog
 
 from engine.spec.jobs import JobSpec, Span, merged
 from streams import subjects
-from streams.errors import Permanent
+from streams.errors import Malformed, Permanent
 from streams.records import Record, Result, Segment, decode_media, decode_result
 from streams.wire.ledger import Ledger
 
@@ -54,7 +53,7 @@ async def _newest(ledger: Ledger, id: str, stream: str, max_results: int) -> lis
     try:
         found = await ledger.get_many(subjects.result(id, stream, key) for key in newest)
         records = [decode_result(stored.data) for stored in found.values()]
-    except (Permanent, msgspec.DecodeError) as error:
+    except (Permanent, Malformed) as error:
         log.warning("cannot_measure", stage=id, stream=stream, error=str(error))
         return []
     return [record for record in records if isinstance(record, Result) and record.measured is not None]
@@ -74,7 +73,7 @@ async def _segment_s(ledger: Ledger, stream: str) -> float:
         try:
             stored = await ledger.get(subjects.media(stream, key.first))
             record = None if stored is None else decode_media(stored.data)
-        except (Permanent, msgspec.DecodeError) as error:
+        except (Permanent, Malformed) as error:
             log.warning("cannot_measure", stream=stream, error=str(error))
             continue
         if isinstance(record, Segment):

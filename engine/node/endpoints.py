@@ -13,16 +13,17 @@
 | `penstock.operators.<capability>` | `{"stream", "params"?, "start"?, "end"?, "timeout_s"?}` | `{"outputs": [...]}` |
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import anyio
 import msgspec
+import structlog
 
 from engine.decide.answer import Answer
 from engine.node.submission import JobRequest, Submitted, submit
-from engine.node.views import JobView, StreamView, job_view, stream_views
+from engine.node.views import JobView, StreamView, faulty_job, job_view, stream_views
 from engine.run.registry import NodeStatus, Registry, StreamSettings
 from engine.spec.catalogue import Catalogue
 from engine.spec.compose import compose
@@ -30,12 +31,14 @@ from engine.spec.jobs import JobSpec, State
 from engine.spec.operator import Machine
 from engine.spec.workflow import Workflow
 from streams import subjects
-from streams.errors import PenstockError, Transient, UserError
+from streams.decoding import from_json
+from streams.errors import Malformed, PenstockError, Transient, UserError
 from streams.subjects import PREFIX
 from streams.wire.follow import follow
-from streams.wire.ledger import Ledger
+from streams.wire.ledger import Ledger, Stored
 from streams.wire.service import Endpoint, Request
 
+log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MAX_WAIT_S = 600.0
@@ -129,17 +132,28 @@ class Services:
         return await submit(*parts, request, self._question_workflow)
 
     async def cancel(self, job: str) -> JobView:
-        """A job that has ended stays as it is. Raises UserError where there is none."""
+        """A job that has ended stays as it is; an entry that cannot be used is taken away. Raises UserError where there
+        is none."""
 
         def canceled(spec: JobSpec) -> JobSpec:
             return spec if spec.state != "running" else msgspec.structs.replace(spec, state="canceled")
 
-        return job_view(await self._registry.change_job(job, canceled))
+        try:
+            return job_view(await self._registry.change_job(job, canceled))
+        except Malformed:
+            found = (await self._faulty_jobs(job))[0]
+            await self._registry.forget_faulty_job(job)
+            return found
 
     async def jobs(self, stream: str = "", state: State | Literal[""] = "") -> list[JobView]:
         """Those on a stream and in a state, where these are given; the oldest first."""
         jobs = await self._registry.jobs()
-        return [job_view(job) for job in jobs if stream in ("", job.stream) and state in ("", job.state)]
+        views = [job_view(job) for job in jobs if stream in ("", job.stream) and state in ("", job.state)]
+        return views if stream or state else views + await self._faulty_jobs()
+
+    async def _faulty_jobs(self, id: str = "") -> list[JobView]:
+        faulty = await self._registry.faulty()
+        return [faulty_job(entry) for entry in faulty if entry.kind == "job" and id in ("", entry.key)]
 
     async def _submit(self, request: JobRequest, _: str) -> Submitted:
         return await self.submit(request)
@@ -148,7 +162,10 @@ class Services:
         return {"jobs": await self.jobs(wanted.stream, wanted.state)}
 
     async def _show(self, which: Which, _: str) -> JobView:
-        return job_view(await self._registry.job(which.job))
+        try:
+            return job_view(await self._registry.job(which.job))
+        except Malformed:
+            return (await self._faulty_jobs(which.job))[0]
 
     async def _cancel(self, which: Which, _: str) -> JobView:
         return await self.cancel(which.job)
@@ -156,7 +173,8 @@ class Services:
     async def forget(self, stream: str) -> None:
         """Nodes stop reading a stream, and it is no longer listed; what is stored of it stays until it falls out.
         Raises UserError where there is none."""
-        if await self._registry.stream(stream) is None:
+        faulty = {entry.key for entry in await self._registry.faulty() if entry.kind == "stream"}
+        if stream not in faulty and await self._registry.stream(stream) is None:
             raise UserError(f"no stream {stream!r}: `penstock streams` shows those there are")
         await self._registry.forget_stream(stream)
 
@@ -179,8 +197,9 @@ class Services:
         request = JobRequest(stream=stream, asks=(ask.question,), start=ask.start, end=ask.end)
         job = await self.submit(request)
         with _within(ask.timeout_s, f"no answer within {ask.timeout_s:g} s; job {job.job} goes on: follow its answers"):
-            answers = follow(self._ledger, subjects.answers(job.job, stream))
-            return msgspec.json.decode((await anext(answers)).data, type=Answer)
+            async for answer in _answers(follow(self._ledger, subjects.answers(job.job, stream))):
+                return answer
+        raise PenstockError(f"job {job.job} has no answer")
 
     async def _call(self, call: Call, capability: str) -> Mapping[str, list[Output]]:
         return {"outputs": await self.call(capability, call)}
@@ -192,10 +211,8 @@ class Services:
         job = await self.submit(JobRequest(stream=call.stream, workflow=workflow, start=call.start, end=call.end))
         with _within(call.timeout_s, f"not finished within {call.timeout_s:g} s; job {job.job} goes on"):
             await self._finished(job.job)
-            answers = [
-                msgspec.json.decode(stored.data, type=Answer)
-                async for stored in self._ledger.every(subjects.answers(job.job, call.stream))
-            ]
+            every = self._ledger.every(subjects.answers(job.job, call.stream))
+            answers = [answer async for answer in _answers(every)]
         return [_output(answer, capability) for answer in answers]
 
     async def _finished(self, id: str) -> None:
@@ -205,6 +222,17 @@ class Services:
                 await wait()
         if spec.state != "done":
             raise PenstockError(f"job {id} was {spec.state}: {spec.detail or 'somebody ended it'}")
+
+
+async def _answers(records: AsyncIterator[Stored]) -> AsyncIterator[Answer]:
+    """Those records that are answers; anyone can publish there."""
+    async for stored in records:
+        try:
+            answer = from_json(stored.data, Answer)
+        except Malformed as error:
+            log.warning("foreign_answer", subject=stored.subject, seq=stored.seq, error=str(error))
+            continue
+        yield answer
 
 
 def _output(answer: Answer, capability: str) -> Output:
@@ -232,7 +260,7 @@ def _within(timeout_s: float, otherwise: str) -> Iterator[None]:
 def _read(data: bytes, kind: type[T]) -> T:
     """A request's JSON. Raises UserError with the keys that would be right."""
     try:
-        return msgspec.json.decode(data or b"{}", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return from_json(data or b"{}", kind)
+    except Malformed as error:
         allowed = ", ".join(kind.__struct_fields__) or "none"  # type: ignore[attr-defined]
         raise UserError(f"request: {error}; its keys are {allowed}") from error

@@ -27,7 +27,8 @@ from engine.node.feeding import Media, Resume, Source, feed, lease_of
 from engine.run.registry import Policy, Registry, StreamSpec, checked
 from engine.run.telemetry import Telemetry
 from streams import subjects
-from streams.errors import LinkError, PenstockError, UserError, first_error
+from streams.decoding import converted, seconds, shown, whole_number
+from streams.errors import LinkError, Malformed, PenstockError, UserError, first_error
 from streams.media.pipe import Pipe, PipeClosed
 from streams.media.sources import read_bytes
 from streams.records import EndOfStream
@@ -76,7 +77,10 @@ class _Sender:
         """What of a piece was not taken yet. Raises UserError where pieces before it are missing."""
         data: bytes = message.data
         said = (message.headers or {}).get(OFFSET)
-        offset = int(said) if said and said.isascii() and said.isdigit() else self.next_offset
+        try:
+            offset = whole_number(said) if said else self.next_offset
+        except Malformed as error:
+            raise UserError(f"{OFFSET}: {error}: give the bytes sent before this piece") from error
         if self.next_offset is None or offset is None:
             self.next_offset = offset or 0
             offset = self.next_offset
@@ -144,12 +148,12 @@ class Intake:
             end = await self._feed(sender)
             if end is not None:
                 last = Taken(offset=sender.next_offset, num_segments=end.num_segments)
-        except (PenstockError, ExceptionGroup) as error:
+        except Exception as error:  # of this sender; the others go on
             cause = first_error(error)
-            if not isinstance(cause, PenstockError):
-                raise
-            log.warning("intake_failed", stream=stream, error=str(cause))
-            outcome = last = Taken(error=str(cause))
+            is_ours = isinstance(cause, PenstockError)
+            log.warning("intake_failed", stream=stream, error=str(cause), exc_info=not is_ours and cause)
+            line = str(cause) if is_ours else "internal error: the log of the node that took it has it"
+            outcome = last = Taken(error=line)
             has_failed = True
         finally:
             del self._senders[stream]
@@ -232,7 +236,7 @@ class Intake:
     async def _answer(self, message: Any, said: Taken) -> None:
         if not message.reply:
             return
-        headers = {ERROR: said.error} if said.error else None
+        headers = {ERROR: " ".join(said.error.split())} if said.error else None
         try:
             await self._ledger.link.publish(message.reply, msgspec.json.encode(said), headers=headers)
         except LinkError as failure:
@@ -243,10 +247,11 @@ def _spec_of(stream: str, headers: dict[str, str]) -> StreamSpec:
     """How a stream that comes by itself wants to be treated. Raises UserError with what would be right."""
     policy, segment, max_lag = headers.get(POLICY, "durable"), headers.get(SEGMENT, "5"), headers.get(MAX_LAG, "10")
     try:
-        wanted: Policy = msgspec.convert(policy, Policy)
-        segment_s, max_lag_s = float(segment.removesuffix("s")), float(max_lag.removesuffix("s"))
-    except (msgspec.ValidationError, ValueError):
+        wanted: Policy = converted(policy, Policy)
+        segment_s, max_lag_s = seconds(segment), seconds(max_lag)
+    except Malformed:
         raise UserError(
-            f"{POLICY}: {policy!r}, {SEGMENT}: {segment!r}, {MAX_LAG}: {max_lag!r}: give live or durable, and seconds"
+            f"{POLICY}: {shown(policy)}, {SEGMENT}: {shown(segment)}, {MAX_LAG}: {shown(max_lag)}: "
+            "give live or durable, and seconds"
         ) from None
     return checked(StreamSpec(name=subjects.token(stream), policy=wanted, segment_s=segment_s, max_lag_s=max_lag_s))

@@ -22,7 +22,7 @@ from engine.run.registry import NODE_TTL_S, NodeStatus, Registry, StreamSpec
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, State
-from streams.errors import LinkError, PenstockError, UserError, first_error
+from streams.errors import Malformed, PenstockError, UserError, first_error
 from streams.media.addresses import public_url
 from streams.wire.ledger import Ledger
 
@@ -71,8 +71,10 @@ class Duties:
                 while True:
                     try:
                         await self._reconcile(tasks)
-                    except LinkError as error:
+                    except PenstockError as error:
                         log.warning("cannot_reconcile", error=str(error))
+                    except Exception as error:  # the jobs and streams there are go on
+                        log.error("cannot_reconcile", exc_info=error)
                     await wait()
         finally:
             with anyio.move_on_after(1, shield=True):
@@ -82,7 +84,7 @@ class Duties:
         while True:
             try:
                 await self._registry.say_alive(self._status)
-            except LinkError as error:
+            except PenstockError as error:
                 log.warning("cannot_say_alive", error=str(error))
             await anyio.sleep(NODE_TTL_S / 4)
 
@@ -108,7 +110,7 @@ class Duties:
         async def is_over() -> bool:
             try:
                 return (await self._registry.job(spec.id)).state != "running"
-            except UserError:  # it was forgotten
+            except (UserError, Malformed):  # it was forgotten, or written over
                 return True
 
         try:
@@ -121,13 +123,13 @@ class Duties:
         await self._note(spec, _sent)
 
     async def _note(self, spec: JobSpec, change: Callable[[JobSpec], JobSpec]) -> None:
-        """Change a job, once NATS is there; one that was forgotten stays so."""
+        """Change a job, once NATS is there; one that was forgotten, or written over by somebody, stays so."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
                 await self._registry.change_job(spec.id, change)
                 return
-            except UserError:
+            except (UserError, Malformed):
                 return
             except PenstockError as error:
                 log.warning("cannot_note", job=spec.id, error=str(error), pause_s=pause_s)
@@ -135,25 +137,30 @@ class Duties:
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     async def _answered(self, spec: JobSpec) -> tuple[State, str]:
-        pause_s = FIRST_PAUSE_S
+        pause_s, said = FIRST_PAUSE_S, ""
         while True:
             try:
                 await Answering(self._ledger, spec, self._catalogue, self._moments).run()
                 return "done", ""
-            except (PenstockError, ExceptionGroup) as error:
+            except Exception as error:
                 cause = first_error(error)
             if not isinstance(cause, PenstockError):
                 log.error("answering_failed", job=spec.id, exc_info=cause)
                 return "failed", f"{type(cause).__name__} while answering; the node's log says more"
             log.warning("cannot_answer", job=spec.id, error=str(cause), pause_s=pause_s)
+            if str(cause) != said:
+                said = str(cause)
+                await self._note(spec, partial(_detailed, said))
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     async def _feed(self, spec: StreamSpec) -> None:
         """Feed a stream until it ends. A source that cannot be read now may be there later."""
         pause_s = FIRST_PAUSE_S
-        while await stored_end(self._ledger, spec.name) is None:
+        while True:
             try:
+                if await stored_end(self._ledger, spec.name) is not None:
+                    return
                 source = source_of(spec, spec.url)
                 await feed(self._registry, self._ledger, spec, source, self._status.id, self._traces)
             except (PenstockError, ExceptionGroup) as error:
@@ -163,6 +170,10 @@ class Duties:
                 log.warning("cannot_feed", stream=spec.name, source=public_url(spec.url), error=str(cause))
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+
+def _detailed(detail: str, spec: JobSpec) -> JobSpec:
+    return spec if spec.state != "running" else msgspec.structs.replace(spec, detail=detail)
 
 
 def _ended(state: State, detail: str, spec: JobSpec) -> JobSpec:
@@ -179,14 +190,30 @@ def _follow(
     tasks: anyio.abc.TaskGroup,
     work: Callable[[T], Awaitable[None]],
 ) -> None:
-    """Have exactly the wanted things being worked at."""
+    """Have exactly the wanted things being worked at. Work that raises is begun again, later each time: neither the
+    rest of the work nor the node ends with it."""
     for key in list(running):
         if key not in wanted:
             running.pop(key).cancel()
 
     async def worked_at(key: Any, item: T) -> None:
+        pause_s, said = FIRST_PAUSE_S, ""
         with running[key]:
-            await work(item)
+            while True:
+                began_s = anyio.current_time()
+                try:
+                    await work(item)
+                    return
+                except Exception as error:
+                    cause = first_error(error)
+                    line = f"{type(cause).__name__}: {cause}"
+                    if anyio.current_time() - began_s > 2 * MAX_PAUSE_S:
+                        pause_s = FIRST_PAUSE_S
+                    name = key if isinstance(key, str) else key.name  # a stream's URL may hold credentials
+                    log.error("work_failed", what=name, error=line, pause_s=pause_s, exc_info=line != said and cause)
+                    said = line
+                await anyio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     for key, item in wanted.items():
         if key not in running:

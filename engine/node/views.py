@@ -4,16 +4,19 @@ import time
 
 from engine.decide.answer import time_of_day
 from engine.node.feeding import lease_of
+from engine.run.entries import Faulty
 from engine.run.gaps import count_gaps
 from engine.run.registry import Registry
 from engine.spec.jobs import JobSpec
 from streams import subjects
+from streams.errors import Malformed, Permanent
 from streams.media.addresses import public_url
 from streams.records import EndOfStream, Record, Segment, decode_media
 from streams.wire.lease import holder_of
 from streams.wire.ledger import Ledger
 
 SECOND_NS = 1_000_000_000
+UNREADABLE = "unreadable"  # of a job or a stream whose entry cannot be used
 
 
 class StageView(Record, frozen=True, omit_defaults=False):
@@ -44,7 +47,7 @@ class StreamView(Record, frozen=True, omit_defaults=False):
 
     stream: str
     policy: str
-    state: str  # "fed", "idle" or "ended"
+    state: str  # "fed", "idle", "ended" or UNREADABLE
     num_segments: int  # kept
     first: int | None
     last: int | None
@@ -56,6 +59,7 @@ class StreamView(Record, frozen=True, omit_defaults=False):
     max_lag_s: float | None
     source: str = ""
     fed_by: str | None = None
+    detail: str = ""  # what is wrong with it
 
 
 def job_view(spec: JobSpec) -> JobView:
@@ -77,6 +81,23 @@ def job_view(spec: JobSpec) -> JobView:
     )
 
 
+def faulty_job(entry: Faulty) -> JobView:
+    """An entry of a job that is passed over."""
+    return JobView(
+        job=entry.key,
+        stream="",
+        state=UNREADABLE,
+        standing=False,
+        workflow="",
+        asks=(),
+        first=0,
+        last=None,
+        stages=(),
+        submitted_at="",
+        detail=f"its entry cannot be used: {entry.cause}",
+    )
+
+
 async def stream_views(registry: Registry, ledger: Ledger, only: str = "") -> list[StreamView]:
     """Every stream that was declared, by name; or only one."""
     jobs = [job for job in await registry.jobs() if job.state == "running"]
@@ -84,9 +105,17 @@ async def stream_views(registry: Registry, ledger: Ledger, only: str = "") -> li
     for name, spec in sorted((await registry.streams()).items()):
         if only not in ("", name):
             continue
+        detail = ""
         keys = sorted(subjects.keys_of(await ledger.subjects(subjects.media_of(name))))
-        noted = await ledger.look(subjects.media_of(name))
-        record = decode_media(noted.record.data) if noted is not None else None
+        try:
+            noted = await ledger.look(subjects.media_of(name))
+        except Permanent as error:  # its chunks are gone, or were never there
+            noted, detail = None, f"its newest record cannot be read: {error}"
+        record = None
+        try:
+            record = decode_media(noted.record.data) if noted is not None else None
+        except Malformed as error:
+            detail = f"its newest record cannot be read: {error}"
         fed_by = await holder_of(registry.leases, lease_of(name))
         end_ns = 0
         match record:
@@ -110,6 +139,28 @@ async def stream_views(registry: Registry, ledger: Ledger, only: str = "") -> li
                 max_lag_s=spec.max_lag_s if spec.policy == "live" else None,
                 source=public_url(spec.url) if spec.url else "",
                 fed_by=fed_by,
+                detail=detail,
             )
         )
+    for entry in await registry.faulty():
+        if entry.kind == "stream" and only in ("", entry.key):
+            views.append(_faulty_stream(entry))
     return views
+
+
+def _faulty_stream(entry: Faulty) -> StreamView:
+    return StreamView(
+        stream=entry.key,
+        policy="",
+        state=UNREADABLE,
+        num_segments=0,
+        first=None,
+        last=None,
+        end_s=0.0,
+        idle_s=None,
+        gaps={},
+        num_jobs=0,
+        segment_s=0.0,
+        max_lag_s=None,
+        detail=f"its entry cannot be used: {entry.cause}",
+    )

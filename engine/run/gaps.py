@@ -17,18 +17,18 @@ from streams.wire.ledger import Ledger, NewRecord
 
 async def note_gaps(ledger: Ledger, gaps: Iterable[Gap]) -> None:
     """Note gaps that were stored just now."""
-    entries = [
+    records = [
         NewRecord(subjects.gap(gap.cause, gap.stage, gap.stream, Key(gap.first, gap.last)), msgspec.json.encode(gap))
         for gap in gaps
     ]
-    if entries:
-        await ledger.put_many(entries)
+    if records:
+        await ledger.put_many(records)
 
 
 async def put_gaps(ledger: Ledger, gaps: Sequence[Gap]) -> None:
     """Store gaps in the places of results that nobody will compute, where there are none, and note them."""
-    entries = [NewRecord(subjects.result(gap.stage, gap.stream, Key(gap.first, gap.last)), encode(gap)) for gap in gaps]
-    placed = await ledger.put_many(entries)
+    records = [NewRecord(subjects.result(gap.stage, gap.stream, Key(gap.first, gap.last)), encode(gap)) for gap in gaps]
+    placed = await ledger.put_many(records)
     await note_gaps(ledger, [gap for gap, place in zip(gaps, placed, strict=True) if place.fresh])
 
 

@@ -13,19 +13,21 @@ Values are JSON. The registry is read whole and often, for it is small; watching
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, TypeVar
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import anyio
 import msgspec
 import structlog
 
+from engine.run.entries import Faulty, named, sound_job
 from engine.spec.jobs import BUCKET, JobSpec
-from streams.errors import LinkError, PenstockError, UserError
+from streams.decoding import from_json, printable
+from streams.errors import LinkError, Malformed, PenstockError, UserError
 from streams.media.addresses import kind_of
 from streams.records import Record
 from streams.subjects import token
-from streams.wire.kv import Bucket, open_bucket
+from streams.wire.kv import Bucket, Held, open_bucket
 from streams.wire.link import Link
 
 log = structlog.get_logger(__name__)
@@ -36,6 +38,8 @@ LEASE_TTL_S = 10.0
 LOOK_S = 5.0  # how often the registry is read though nothing hints that it has changed
 KEEP_JOBS = 500  # of those that have ended, the newest
 MAX_TRIES = 20  # of changing an entry that others change, too
+
+MAX_URL = 4096  # characters
 
 Policy = Literal["durable", "live"]
 
@@ -77,13 +81,32 @@ class StreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 def checked(spec: StreamSpec) -> StreamSpec:
     """Raises UserError where a stream cannot be treated so."""
+    _within_bounds(spec)
+    if spec.url:
+        kind_of(spec.url)
+    token(spec.name)
+    return spec
+
+
+def _within_bounds(spec: StreamSpec) -> None:
     for name, (least, most) in BOUNDS.items():
         value = getattr(spec, name)
         if value is not None and not least <= value <= most:
             raise UserError(f"{name}: {value:g}: give between {least:g} and {most:g} seconds")
-    if spec.url:
-        kind_of(spec.url)
-    token(spec.name)
+    if len(spec.url) > MAX_URL or not spec.url.isprintable():
+        raise UserError(f"url: give at most {MAX_URL} printable characters")
+
+
+def _sound_stream(key: str, value: bytes) -> StreamSpec:
+    """The entry of a stream. Its file or device need not be on this machine. Raises Malformed."""
+    spec = from_json(value, StreamSpec)
+    named(key, spec.name)
+    try:
+        _within_bounds(spec)
+        if "://" in spec.url and not spec.url.lower().startswith("file:"):
+            kind_of(spec.url)
+    except UserError as error:
+        raise Malformed(str(error)) from error
     return spec
 
 
@@ -100,44 +123,97 @@ class NodeStatus(Record, frozen=True, omit_defaults=False):
     started_at: str = ""  # RFC 3339
 
 
+def _sound_node(key: str, value: bytes) -> NodeStatus:
+    status = from_json(value, NodeStatus)
+    named(key, status.id)
+    return status
+
+
+class _Entries(Generic[T]):
+    """One bucket, read whole: what can be relied on, and what is set aside, each said once in the log."""
+
+    def __init__(self, bucket: Bucket, kind: str, sound: Callable[[str, bytes], T]) -> None:
+        self.bucket = bucket
+        self.faulty: dict[str, Faulty] = {}
+        self._kind = kind
+        self._sound = sound
+        self._said: dict[str, int] = {}  # revisions
+
+    async def all(self) -> dict[str, T]:
+        """By key."""
+        found: dict[str, T] = {}
+        faulty: dict[str, Faulty] = {}
+        for held in (await self.bucket.all()).values():
+            try:
+                found[held.key] = self._sound(held.key, held.value)
+            except Malformed as error:
+                faulty[held.key] = Faulty(kind=self._kind, key=printable(held.key), cause=str(error))
+                if self._said.get(held.key) != held.revision:
+                    self._said[held.key] = held.revision
+                    log.warning("set_aside", kind=self._kind, key=held.key, cause=str(error))
+        self.faulty = faulty
+        self._said = {key: revision for key, revision in self._said.items() if key in faulty}
+        return found
+
+    def read(self, held: Held) -> T:
+        """Raises Malformed."""
+        if (cause := self.cause(held)) is not None:
+            raise Malformed(f"{self._kind} {held.key}: its entry cannot be used: {cause}")
+        return self._sound(held.key, held.value)
+
+    def cause(self, held: Held) -> str | None:
+        """What is wrong with an entry; None where nothing is."""
+        try:
+            self._sound(held.key, held.value)
+        except Malformed as error:
+            return str(error)
+        return None
+
+
 class Registry:
     """Made by `open_registry`."""
 
     def __init__(self, link: Link, jobs: Bucket, streams: Bucket, nodes: Bucket, leases: Bucket) -> None:
         self.link = link
         self.leases = leases
-        self._jobs = jobs
-        self._streams = streams
-        self._nodes = nodes
+        self._jobs = _Entries(jobs, "job", sound_job)
+        self._streams = _Entries(streams, "stream", _sound_stream)
+        self._nodes = _Entries(nodes, "node", _sound_node)
 
     # --- jobs --------------------------------------------------------------------------------------------------
 
     async def jobs(self) -> list[JobSpec]:
-        """Every job, the oldest first; what cannot be read is passed over with a word in the log."""
-        return sorted(await _read_all(self._jobs, JobSpec), key=lambda job: (job.submitted_ns, job.id))
+        """Every job that can be relied on, the oldest first; of the others `faulty` tells."""
+        return sorted((await self._jobs.all()).values(), key=lambda job: (job.submitted_ns, job.id))
+
+    async def faulty(self) -> list[Faulty]:
+        """The entries that are passed over, of jobs and of streams, and what is wrong with each."""
+        for entries in (self._jobs, self._streams):
+            await entries.all()
+        return [*self._jobs.faulty.values(), *self._streams.faulty.values()]
 
     async def job(self, id: str) -> JobSpec:
-        """Raises UserError where there is no such job."""
-        held = await self._jobs.get(token(id))
+        """Raises UserError where there is no such job, Malformed where its entry cannot be relied on."""
+        return (await self._held_job(id))[0]
+
+    async def _held_job(self, id: str) -> tuple[JobSpec, int]:
+        held = await self._jobs.bucket.get(token(id))
         if held is None:
             raise UserError(f"no job {id!r}: `penstock jobs list` shows those there are")
-        return msgspec.json.decode(held.value, type=JobSpec)
+        return self._jobs.read(held), held.revision
 
     async def add_job(self, spec: JobSpec) -> None:
-        if await self._jobs.create(spec.id, msgspec.json.encode(spec)) is None:
+        if await self._jobs.bucket.create(spec.id, msgspec.json.encode(spec)) is None:
             raise UserError(f"there is a job {spec.id!r} already: give another id")
 
     async def change_job(self, id: str, change: Callable[[JobSpec], JobSpec]) -> JobSpec:
         """Apply a change, again if another was made meanwhile; what the job is now."""
         for _ in range(MAX_TRIES):
-            held = await self._jobs.get(token(id))
-            if held is None:
-                raise UserError(f"no job {id!r}: `penstock jobs list` shows those there are")
-            before = msgspec.json.decode(held.value, type=JobSpec)
+            before, revision = await self._held_job(id)
             after = change(before)
             if after == before:
                 return before
-            if await self._jobs.update(id, msgspec.json.encode(after), held.revision) is not None:
+            if await self._jobs.bucket.update(id, msgspec.json.encode(after), revision) is not None:
                 return after
         raise PenstockError(f"job {id} is being changed by others all the time: try again")
 
@@ -146,18 +222,27 @@ class Registry:
         send."""
         ended = [job for job in jobs if job.state != "running" and not job.webhook]
         for job in ended[:-KEEP_JOBS]:
-            held = await self._jobs.get(job.id)  # another may have forgotten it, and its id be in use again
-            if held is not None and msgspec.json.decode(held.value, type=JobSpec) == job:
-                await self._jobs.delete(job.id, held.revision)
+            with suppress(UserError, Malformed):  # another may have forgotten it, and its id be in use again
+                now, revision = await self._held_job(job.id)
+                if now == job:
+                    await self._jobs.bucket.delete(job.id, revision)
+
+    async def forget_faulty_job(self, id: str) -> None:
+        """Take an entry away that cannot be relied on; one that can stays."""
+        held = await self._jobs.bucket.get(token(id))
+        if held is not None and self._jobs.cause(held) is not None:
+            await self._jobs.bucket.delete(id, held.revision)
 
     # --- streams, nodes ----------------------------------------------------------------------------------------
 
     async def streams(self) -> dict[str, StreamSpec]:
-        return {spec.name: spec for spec in await _read_all(self._streams, StreamSpec)}
+        """Those that can be relied on; of the others `faulty` tells."""
+        return await self._streams.all()
 
     async def stream(self, name: str) -> StreamSpec | None:
-        held = await self._streams.get(token(name))
-        return None if held is None else msgspec.json.decode(held.value, type=StreamSpec)
+        """None where there is none, or what stands there cannot be relied on: it may be declared anew."""
+        held = await self._streams.bucket.get(token(name))
+        return None if held is None or self._streams.cause(held) is not None else self._streams.read(held)
 
     async def declare(self, spec: StreamSpec) -> None:
         """Say how a stream is to be treated from now on; what is said again changes nothing, and nobody who feeds it
@@ -165,19 +250,19 @@ class Registry:
         standing = await self.stream(checked(spec).name)
         if standing is None or msgspec.structs.replace(standing, declared_ns=spec.declared_ns) != spec:
             stamped = msgspec.structs.replace(spec, declared_ns=time.time_ns())
-            await self._streams.put(spec.name, msgspec.json.encode(stamped))
+            await self._streams.bucket.put(spec.name, msgspec.json.encode(stamped))
 
     async def forget_stream(self, name: str) -> None:
-        await self._streams.delete(token(name))
+        await self._streams.bucket.delete(token(name))
 
     async def nodes(self) -> list[NodeStatus]:
-        return sorted(await _read_all(self._nodes, NodeStatus), key=lambda node: node.id)
+        return sorted((await self._nodes.all()).values(), key=lambda node: node.id)
 
     async def say_alive(self, status: NodeStatus) -> None:
-        await self._nodes.put(status.id, msgspec.json.encode(status))
+        await self._nodes.bucket.put(status.id, msgspec.json.encode(status))
 
     async def say_gone(self, id: str) -> None:
-        await self._nodes.delete(id)
+        await self._nodes.bucket.delete(id)
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[Callable[[], Any]]:
@@ -193,7 +278,7 @@ class Registry:
                 await changed.wait()
             changed = anyio.Event()
 
-        ends = [await bucket.watch(note) for bucket in (self._jobs, self._streams, self._nodes)]
+        ends = [await entries.bucket.watch(note) for entries in (self._jobs, self._streams, self._nodes)]
         try:
             yield wait
         finally:
@@ -235,13 +320,3 @@ async def following(link: Link) -> AsyncIterator[AsyncIterator[list[JobSpec]]]:
 def new_id(kind: str) -> str:
     """An id that nothing else has: a letter for the kind of thing, and 48 random bits."""
     return f"{kind}{secrets.token_hex(6)}"
-
-
-async def _read_all(bucket: Bucket, kind: type[T]) -> list[T]:
-    found = []
-    for held in (await bucket.all()).values():
-        try:
-            found.append(msgspec.json.decode(held.value, type=kind))
-        except msgspec.DecodeError as error:
-            log.warning("cannot_read_entry", key=held.key, error=str(error))
-    return found

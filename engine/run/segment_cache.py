@@ -15,6 +15,7 @@ from engine.decide.readiness import Found, Known, Read
 from engine.spec.operator import Media
 from engine.spec.workflow import MEDIA
 from streams import subjects
+from streams.errors import Malformed
 from streams.records import EndOfStream, Gap, Result, Segment, decode_media, decode_output, decode_result
 from streams.subjects import Key
 from streams.wire.ledger import Ledger, Stored
@@ -142,8 +143,8 @@ class SegmentCache:
         try:
             record = decode_media(stored.data)
             if isinstance(record, EndOfStream) != (index is None):
-                raise msgspec.ValidationError(f"it is a {type(record).__name__}, which has no place there")
-        except msgspec.DecodeError as error:
+                raise Malformed(f"it is a {type(record).__name__}, which has no place there")
+        except Malformed as error:
             if index is None:
                 return None
             record = self._unreadable(MEDIA, Key.of(index), error)
@@ -166,7 +167,7 @@ class SegmentCache:
             record = decode_result(stored.data)
             decoder = self._decoders.get(stage)
             value = decode_output(decoder, record) if isinstance(record, Result) and decoder is not None else None
-        except msgspec.DecodeError as error:
+        except Malformed as error:
             record, value = self._unreadable(stage, key, error), None
         if isinstance(record, Gap):
             return Known(stored.seq, stored.traceparent, gap=record, due_ns=stored.due_ns)

@@ -129,6 +129,7 @@ class Worker:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._outbox.run)
+                tasks.start_soon(self._ledger.clock.run)
                 tasks.start_soon(self._show_progress)
                 if self._assignment.jobs is None:
                     await self._follow(tasks)
@@ -191,7 +192,7 @@ class Worker:
             policy=self._assignment.retry,
             random=Random(),
             tasks=tasks,
-            now_ns=self._ledger.link.clock.now_ns,
+            now_ns=self._ledger.clock.now_ns,
             on_done=self._on_freed,
         )
 
@@ -261,7 +262,7 @@ class Worker:
             self._capacity,
             tasks,
             name=f"{planned.capability}/{planned.rung.implementation}/{planned.rung.rung}",
-            now_ns=self._ledger.link.clock.now_ns,
+            now_ns=self._ledger.clock.now_ns,
             on_change=self._on_freed,
         )
 
@@ -379,7 +380,7 @@ class Worker:
         return WorkerSignals(
             worker=self._assignment.name,
             node=self._assignment.node,
-            at_ns=self._ledger.link.clock.now_ns(),
+            at_ns=self._ledger.clock.now_ns(),
             pools=tuple(pool.signals() for pool, _ in self._pools.values()),
             streams=tuple(self._stream_signals(stream, some) for stream, some in sorted(by_stream.items())),
             frame_bytes=self._frames.num_bytes,

@@ -11,11 +11,13 @@ import msgspec
 
 from engine.spec.catalogue import installed
 from penstock.demo import clip
-from penstock.running import this_machine
+from penstock.running import default_store, this_machine
 from streams.errors import PenstockError
 from streams.media.probe import inspect
-from streams.wire.ledger import open_ledger
+from streams.wire import keeper
+from streams.wire.ledger import Retention, open_ledger, wanted_bytes
 from streams.wire.link import connect, without_credentials
+from streams.wire.room import MIN_ROOM_BYTES, mebibytes, room_left
 from streams.wire.server import embedded, nats_server_version
 
 
@@ -62,7 +64,8 @@ def operators() -> list[OperatorRow]:
 
 async def examine(nats_url: str | None) -> list[Finding]:
     """Look at everything, one after the other."""
-    findings = [await _nats(nats_url), await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy(), _weights()]
+    nats = [await _nats(nats_url), await _room(nats_url)]
+    findings = [*nats, await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy(), _weights()]
     rows = await anyio.to_thread.run_sync(operators)
     return findings + _capabilities(rows)
 
@@ -86,6 +89,31 @@ async def _jetstream(url: str) -> str:
         link.patience_s = 2.0
         await open_ledger(link)
         return f"{without_credentials(url)} answers, version {link.client.connected_server_version}, JetStream is on"
+
+
+async def _room(url: str | None, store: Path | None = None) -> Finding:
+    """How much what Penstock keeps may take."""
+    wanted = wanted_bytes(Retention())
+    if url is None:
+        store = store or default_store()
+        room: int | None = await anyio.to_thread.run_sync(keeper.max_store_bytes, store)
+        found, advice = f"{store} may take {mebibytes(room or 0)} of its disk", "free some, or use --store"
+    else:
+        try:
+            async with connect(url) as link:
+                room = await room_left(link)
+        except PenstockError as error:
+            return Finding(what="room", ok=False, found=str(error), advice="start nats-server with -js")
+        left = "has no limit of its own" if room is None else f"may take {mebibytes(room)} more"
+        found, advice = f"the account at {without_credentials(url)} {left}", "raise the account's max_storage"
+    if room is None or room >= wanted:
+        return Finding(what="room", ok=True, found=found)
+    if room >= MIN_ROOM_BYTES:
+        less = f"{found}: new streams share it out, {mebibytes(wanted)} are wanted"
+        return Finding(what="room", ok=True, found=less, advice=f"to keep media longer: {advice}")
+    return Finding(
+        what="room", ok=url is not None, found=found, advice=f"at least {mebibytes(MIN_ROOM_BYTES)}: {advice}"
+    )
 
 
 def _decoding() -> Finding:

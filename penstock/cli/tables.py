@@ -81,7 +81,8 @@ def jobs(found: Sequence[JobView], as_json: bool) -> None:
     table = Table("job", "stream", "state", "segments", "asks", "submitted", box=None, pad_edge=False)
     for item in found:
         last = "" if item.last is None else item.last
-        asks = item.asks[0] + (f" and {len(item.asks) - 1} more" if len(item.asks) > 1 else "") if item.asks else ""
+        more = f" and {len(item.asks) - 1} more" if len(item.asks) > 1 else ""
+        asks = item.asks[0] + more if item.asks else item.detail
         kind = f"{item.state}, standing" if item.standing else item.state
         table.add_row(item.job, item.stream, kind, f"{item.first}-{last}", escape(asks), item.submitted_at)
     _console.print(table if found else "no jobs")
@@ -113,7 +114,7 @@ def streams(found: Sequence[StreamView], as_json: bool) -> None:
         segments = "none" if item.first is None else f"{item.first}-{item.last}"
         gaps = ", ".join(f"{num} {cause}" for cause, num in sorted(item.gaps.items())) or "none"
         row = (item.stream, item.policy, item.state, segments, clock(item.end_s), gaps, str(item.num_jobs))
-        table.add_row(*row, escape(item.source))
+        table.add_row(*row, escape("; ".join(filter(None, (item.source, item.detail)))))
     _console.print(table if found else "no streams")
 
 

@@ -4,7 +4,7 @@ A direct get is answered by any server that has the stream, of which a replica m
 was stored. Where a stream has one replica the two are the same, and direct gets are cheaper.
 """
 
-import base64
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -15,12 +15,16 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
-from streams.errors import LinkError
-from streams.wire.link import REQUEST_TIMEOUT_S, Link, Refused
+from streams.decoding import converted, from_json, shown, whole_number
+from streams.errors import LinkError, Malformed
+from streams.wire.link import NO_ROOM, REQUEST_TIMEOUT_S, RETRIED, Link, Refused
 
 NO_MESSAGE, NAME_IN_USE, NO_STREAM = 10037, 10058, 10059
 SUBJECTS_A_PAGE = 100_000
 MAX_SUBJECTS_A_READ = 128  # of a page of direct gets: more, and the server refuses it for what they might match
+
+
+_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 
 
 class Raw(NamedTuple):
@@ -33,6 +37,23 @@ class Raw(NamedTuple):
     stored_ns: int
 
 
+class _Message(msgspec.Struct):
+    """As the leader's API gives it; bytes are base64 there."""
+
+    subject: str
+    seq: int
+    time: str
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
+class _State(msgspec.Struct):
+    """Of a stream."""
+
+    last_seq: int
+    subjects: dict[str, int] | None = None
+
+
 class Page(NamedTuple):
     """Some of the last messages of several subjects."""
 
@@ -41,20 +62,33 @@ class Page(NamedTuple):
     up_to: int  # the last sequence that whoever answered knew of
 
 
-async def made(link: Link, config: Mapping[str, Any]) -> Any:
-    """The configuration of the stream of that name, which is made so where it is missing."""
+async def made(link: Link, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the stream of that name, which is made so where it is missing. Raises Refused where there is
+    no room for it (NO_ROOM): room does not come by waiting."""
     name = config["name"]
     try:
-        return (await link.api(f"STREAM.INFO.{name}"))["config"]
+        return await config_of(link, name)
     except Refused as missing:
         if missing.code != NO_STREAM:
             raise
     try:
-        return (await link.api(f"STREAM.CREATE.{name}", config))["config"]
+        return _config(await link.api(f"STREAM.CREATE.{name}", config, final=NO_ROOM))
     except Refused as error:
         if error.code != NAME_IN_USE:  # made by someone else in the meantime
             raise
-        return (await link.api(f"STREAM.INFO.{name}"))["config"]
+        return await config_of(link, name)
+
+
+async def config_of(link: Link, stream: str) -> dict[str, Any]:
+    """Raises Refused where there is no such stream."""
+    return _config(await link.api(f"STREAM.INFO.{stream}"))
+
+
+def _config(answer: Mapping[str, Any]) -> dict[str, Any]:
+    config = answer.get("config")
+    if not isinstance(config, dict):
+        raise LinkError("the server's answer cannot be read: it has no stream's configuration")
+    return config
 
 
 async def subjects_of(link: Link, stream: str, pattern: str) -> set[str]:
@@ -62,7 +96,7 @@ async def subjects_of(link: Link, stream: str, pattern: str) -> set[str]:
     found: set[str] = set()
     while True:
         wanted = {"subjects_filter": pattern, "offset": len(found)}
-        page = (await link.api(f"STREAM.INFO.{stream}", wanted))["state"].get("subjects") or {}
+        page = _state(await link.api(f"STREAM.INFO.{stream}", wanted)).subjects or {}
         found |= set(page)
         if len(page) < SUBJECTS_A_PAGE:
             return found
@@ -70,24 +104,29 @@ async def subjects_of(link: Link, stream: str, pattern: str) -> set[str]:
 
 async def last_seq(link: Link, stream: str) -> int:
     """The sequence of the message stored last, by the leader."""
-    return int((await link.api(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+    return _state(await link.api(f"STREAM.INFO.{stream}")).last_seq
+
+
+def _state(answer: Mapping[str, Any]) -> _State:
+    try:
+        state: _State = converted(answer.get("state"), _State)
+    except Malformed as error:
+        raise LinkError(f"the server's answer cannot be read: state: {error}") from error
+    return state
 
 
 async def from_leader(link: Link, stream: str, wanted: Mapping[str, Any]) -> Raw | None:
     """The message that `wanted` names (`last_by_subj`, or `next_by_subj` with `seq`); None where there is none."""
     try:
-        message = (await link.api(f"STREAM.MSG.GET.{stream}", wanted))["message"]
+        message = (await link.api(f"STREAM.MSG.GET.{stream}", wanted)).get("message")
     except Refused as error:
         if error.code == NO_MESSAGE:
             return None
         raise
-    return Raw(
-        message["subject"],
-        message["seq"],
-        base64.b64decode(message.get("data", "")),
-        dict(headers_of(base64.b64decode(message.get("hdrs", "")))),
-        unix_ns(message["time"]),
-    )
+    try:
+        return _read_by_leader(message)
+    except Malformed as error:
+        raise LinkError(f"read from {stream}: the server's answer cannot be read: {error}") from error
 
 
 async def direct(link: Link, stream: str, wanted: str | Mapping[str, Any]) -> Raw | None:
@@ -98,28 +137,49 @@ async def direct(link: Link, stream: str, wanted: str | Mapping[str, Any]) -> Ra
     else:
         payload = msgspec.json.encode(wanted)
 
-    async def attempt() -> Msg:
-        return await link.client.request(name, payload, timeout=REQUEST_TIMEOUT_S)
+    query = {"last_by_subj": wanted} if isinstance(wanted, str) else wanted
+
+    async def attempt() -> Msg | Raw:
+        try:
+            return await link.client.request(name, payload, timeout=REQUEST_TIMEOUT_S)
+        except nats.errors.NoRespondersError:  # or an empty record that says so, in a header of its own
+            if (found := await _from_leader_once(link, stream, query)) is not None:
+                return found
+            raise
 
     what = f"read {wanted}" if isinstance(wanted, str) else f"read from {stream}"
     reply = await link.patiently(attempt, what)
+    if isinstance(reply, Raw):
+        return reply
     match _status(reply):
-        case "":
-            return _raw(reply)
         case "404":
             return None
+        case "" | "unreadable":  # the leader gives its headers as bytes
+            return _raw(reply) or await from_leader(link, stream, query)
     raise LinkError(f"{what}: {_description(reply)}")
+
+
+async def _from_leader_once(link: Link, stream: str, query: Mapping[str, Any]) -> Raw | None:
+    """None where there is no such record, or no word of one."""
+    try:
+        reply = await link.client.request(
+            f"$JS.API.STREAM.MSG.GET.{stream}", msgspec.json.encode(query), timeout=REQUEST_TIMEOUT_S
+        )
+        return _read_by_leader(from_json(reply.data, dict[str, Any])["message"])
+    except (*RETRIED, KeyError, Malformed):
+        return None
 
 
 async def page(link: Link, stream: str, subjects: Sequence[str], max_messages: int, first_seq: int = 1) -> Page | None:
     """The last messages on subjects or patterns, of those from a sequence on the first so many, by one direct get. None
-    where the server will not answer for so many. May raise what `Link.patiently` tries again."""
+    where the server will not answer for so many, or one of them has headers that cannot be read. May raise what
+    `Link.patiently` tries again."""
     replies: list[Msg] = []
     ended = anyio.Event()
 
     async def on_reply(message: Msg) -> None:
         replies.append(message)
-        if _status(message):
+        if _status(message) not in ("", "unreadable"):
             ended.set()
 
     inbox = link.client.new_inbox()
@@ -133,13 +193,16 @@ async def page(link: Link, stream: str, subjects: Sequence[str], max_messages: i
         with anyio.CancelScope(shield=True), suppress(nats.errors.Error):
             await subscription.unsubscribe()
     last = replies.pop()
-    messages = [_raw(reply) for reply in replies]
+    read = [_raw(reply) for reply in replies]
+    messages = [message for message in read if message is not None]
+    if len(messages) < len(read):
+        return None
     next_seq = messages[-1].seq + 1 if messages else first_seq
     headers = last.headers or {}
     match _status(last), _description(last):
         case "204", _:
-            is_all = headers["Nats-Num-Pending"] == "0"
-            return Page(messages, None if is_all else next_seq, int(headers["Nats-UpTo-Sequence"]))
+            is_all = headers.get("Nats-Num-Pending") == "0"
+            return Page(messages, None if is_all else next_seq, _up_to(headers))
         case "404", "No Results":
             return Page(messages, None, 0)
         case "404", _:  # one went after it was looked up
@@ -160,21 +223,42 @@ def headers_of(block: bytes) -> Iterator[tuple[str, str]]:
 
 
 def unix_ns(stamp: str) -> int:
-    """RFC 3339 in UTC with up to nine decimals, as the server writes it."""
-    seconds = datetime.fromisoformat(f"{stamp[:19]}+00:00").timestamp()
+    """RFC 3339 in UTC with up to nine decimals, as the server writes it. Raises Malformed."""
+    if not _STAMP.fullmatch(stamp):
+        raise Malformed(f"{shown(stamp)} is no time of the server's")
+    try:
+        seconds = datetime.fromisoformat(f"{stamp[:19]}+00:00").timestamp()
+    except ValueError as error:
+        raise Malformed(f"{shown(stamp)} is no time of the server's") from error
     return int(seconds) * 1_000_000_000 + int(stamp[19:].strip(".Z").ljust(9, "0"))
 
 
-def _raw(reply: Msg) -> Raw:
+def _read_by_leader(message: Any) -> Raw:
+    found: _Message = converted(message, _Message)
+    return Raw(found.subject, found.seq, found.data, dict(headers_of(found.hdrs)), unix_ns(found.time))
+
+
+def _raw(reply: Msg) -> Raw | None:
+    """The record that came by direct get; None where its headers, which anyone may have written, hide the server's."""
     headers = reply.headers or {}
-    seq, stored_ns = int(headers["Nats-Sequence"]), unix_ns(headers["Nats-Time-Stamp"])
-    return Raw(headers["Nats-Subject"], seq, reply.data, headers, stored_ns)
+    try:
+        seq, stored_ns = whole_number(headers["Nats-Sequence"]), unix_ns(headers["Nats-Time-Stamp"])
+        return Raw(headers["Nats-Subject"], seq, reply.data, headers, stored_ns)
+    except (KeyError, Malformed):
+        return None
+
+
+def _up_to(headers: Mapping[str, str]) -> int:
+    try:
+        return whole_number(headers.get("Nats-UpTo-Sequence", "0"))
+    except Malformed:
+        return 0
 
 
 def _status(message: Msg) -> str:
-    """Of an answer that holds no record; "" where it does."""
+    """Of an answer that holds no record; "" where it does, "unreadable" where that cannot be told."""
     headers = message.headers or {}
-    return "" if "Nats-Sequence" in headers else headers.get("Status", "500")
+    return "" if "Nats-Sequence" in headers else headers.get("Status", "unreadable")
 
 
 def _description(message: Msg) -> str:

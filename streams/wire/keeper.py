@@ -17,6 +17,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -41,6 +42,8 @@ MAX_RESTARTS = 6
 RESTART_WINDOW_S = 60.0
 MAX_STARTS = 3  # before it has answered once: a free port may be taken between choosing and using it
 PR_SET_PDEATHSIG = 1
+SPARE_BYTES = 16 * 1024**2
+_TOKEN = re.compile(r"[0-9a-f]{48}")
 
 # Below the range clients' own ports come from (32768 on Linux, 49152 elsewhere): while the server is restarting, nobody
 # is given its port by chance, not even a client that tries to reach it.
@@ -104,6 +107,45 @@ def last_words(store: Path) -> str:
         return "it left no log"
     failures = [line for line in lines if any(mark in line for mark in ("[FTL]", "[ERR]", "panic:", "nats-server: "))]
     return (failures or lines or ["its log is empty"])[-1].strip()
+
+
+def room_bytes(store: Path) -> int:
+    """What the store may take of its disk: three quarters of what is free there or taken by the store already."""
+    place = store
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    disk = os.statvfs(place)
+    return (disk.f_bavail * disk.f_frsize + _taken_bytes(store)) * 3 // 4
+
+
+def reserved_bytes(store: Path) -> int:
+    """What the store's streams have reserved of it, each its `max_bytes`."""
+    reserved = 0
+    for path in store.glob("jetstream/*/streams/*/meta.inf"):
+        try:
+            most = json.loads(path.read_text())["max_bytes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        reserved += most if isinstance(most, int) and most > 0 else 0
+    return reserved
+
+
+def max_store_bytes(store: Path) -> int:
+    """The server's limit, looked at anew at each start, for disks fill and stores move; never below what its streams
+    have reserved, for then it could not take them back, and a sixteenth for what reserves nothing."""
+    reserved = reserved_bytes(store)
+    return max(room_bytes(store), reserved * 17 // 16 + SPARE_BYTES if reserved else 0)
+
+
+def _taken_bytes(store: Path) -> int:
+    taken = 0
+    for folder, _, names in os.walk(store / "jetstream"):
+        for name in names:
+            try:
+                taken += (Path(folder) / name).stat().st_blocks * 512
+            except OSError:  # it went just now
+                continue
+    return taken
 
 
 def restart_delay_s(deaths_s: Sequence[float], now_s: float) -> float | None:
@@ -204,7 +246,13 @@ def _watch(here: Path, server: "subprocess.Popen[bytes]", port: int, users: int)
 
 
 def _start(here: Path, binary: str, port: int, lock: int) -> "subprocess.Popen[bytes]":
-    configuration = CONFIGURATION.format(name=server_name(here), port=port, log=LOG, **_identity(here))
+    configuration = CONFIGURATION.format(
+        name=server_name(here),
+        port=port,
+        log=LOG,
+        token=_identity(here)["token"],
+        max_file_store_bytes=max_store_bytes(here),
+    )
     (here / CONFIG).write_text(configuration)
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     keeper_pid = os.getpid()
@@ -254,12 +302,13 @@ def _random_port() -> int:
 
 
 def _identity(here: Path) -> dict[str, Any]:
-    """The store's token and its limit, decided once: a limit that shrank could not take back its own streams."""
+    """The store's token, decided once."""
     try:
-        identity: dict[str, Any] = json.loads((here / IDENTITY).read_text())
+        identity = json.loads((here / IDENTITY).read_text())
     except (OSError, ValueError):
-        disk = os.statvfs(here)
-        identity = {"token": os.urandom(24).hex(), "max_file_store_bytes": disk.f_bavail * disk.f_frsize * 3 // 4}
+        identity = None
+    if not (isinstance(identity, dict) and _TOKEN.fullmatch(str(identity.get("token")))):
+        identity = {"token": os.urandom(24).hex()}
         _write(here / IDENTITY, identity)
     return identity
 

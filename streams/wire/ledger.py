@@ -18,12 +18,15 @@ import nats.js.errors
 import structlog
 from nats.js.api import Header
 
-from streams.errors import LinkError, Permanent
+from streams.decoding import shown, whole_number
+from streams.errors import LinkError, Malformed, Permanent
 from streams.subjects import PREFIX
 from streams.wire import jetstream
+from streams.wire.clock import ServerClock
 from streams.wire.jetstream import MAX_SUBJECTS_A_READ
 from streams.wire.link import REQUEST_TIMEOUT_S, Link
 from streams.wire.publisher import Message, Publisher
+from streams.wire.room import fitted, made_to_fit
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +89,7 @@ class Ledger:
 
     def __init__(self, link: Link, replicated: frozenset[str]) -> None:
         self.link = link
+        self.clock = ServerClock(link, MEDIA)  # as good as `clock.run` keeps it
         self._replicated = replicated
         self._publisher = Publisher(link)
         self.max_bytes = link.max_payload_bytes - HEADROOM_BYTES  # of a record in one piece
@@ -98,20 +102,20 @@ class Ledger:
         seq = await self._publish(message, f"store {subject}")
         return Placed(abs(seq), seq > 0)
 
-    async def put_many(self, entries: Sequence[NewRecord]) -> list[Placed]:
+    async def put_many(self, records: Sequence[NewRecord]) -> list[Placed]:
         """Store several records, all under way at once; in their order. Not atomic: each is stored or not."""
         messages = [
-            await self._message(e.subject, e.data, EXPECT_EMPTY, e.traceparent, due_ns=e.due_ns) for e in entries
+            await self._message(r.subject, r.data, EXPECT_EMPTY, r.traceparent, due_ns=r.due_ns) for r in records
         ]
         acks = await self._publisher.send(messages, REQUEST_TIMEOUT_S)
         placed = []
-        for entry, ack in zip(entries, acks, strict=True):
+        for record, ack in zip(records, acks, strict=True):
             if ack is not None and ack.error is None:
                 placed.append(Placed(ack.seq, True))
             elif ack is not None and ack.error is not None and ack.error.err_code == WRONG_LAST_SEQUENCE:
                 placed.append(Placed(standing_seq(ack.error.description), False))
             else:  # no word, or no: ask again, patiently
-                placed.append(await self.put(entry.subject, entry.data, entry.traceparent, entry.due_ns))
+                placed.append(await self.put(record.subject, record.data, record.traceparent, record.due_ns))
         return placed
 
     async def append(
@@ -189,11 +193,15 @@ class Ledger:
         """The records at `subjects`, those that exist; all of one JetStream stream."""
         wanted = list(dict.fromkeys(subjects))
         found: dict[str, Stored] = {}
-        if len(wanted) > 1:
+        one_by_one = set(wanted) if len(wanted) == 1 else set[str]()
+        if not one_by_one:
             for start in range(0, len(wanted), MAX_SUBJECTS_A_READ):
-                found |= await self._read(wanted[start : start + MAX_SUBJECTS_A_READ])
+                some = wanted[start : start + MAX_SUBJECTS_A_READ]
+                page = await self._read(some)
+                found |= page or {}
+                one_by_one |= set(some) if page is None else set()
         for subject in wanted:  # single reads, and what a lagging replica did not have yet
-            if subject not in found and (len(wanted) == 1 or stream_of(subject) in self._replicated):
+            if subject not in found and (subject in one_by_one or stream_of(subject) in self._replicated):
                 stored = await self.get(subject)
                 if stored is not None:
                     found[subject] = stored
@@ -231,17 +239,33 @@ class Ledger:
         reference = headers.get(BULK) if headers else None
         if not reference:
             return data
-        digest, _, number = reference.partition(".")
-        names = [f"{PREFIX}.bulk.{digest}.{index}" for index in range(int(number))]
-        chunks = [await self.get(name) for name in names]
-        whole = b"".join(chunk.data for chunk in chunks if chunk is not None)
+        match = _BULK.fullmatch(reference)
+        if match is None:
+            raise Permanent(f"a record names its chunks {shown(reference)}: that is no digest and number")
+        digest, number = match[1], int(match[2])
+        whole = bytearray()
+        for index in range(number):
+            chunk = await self._chunk(f"{PREFIX}.bulk.{digest}.{index}")
+            if chunk is None:
+                break
+            whole += chunk
         if hashlib.sha256(whole).hexdigest()[:40] != digest:
             raise Permanent(
                 f"part of a record of {number} chunks is gone from the ledger ({digest}): it fell out of retention"
             )
-        return whole
+        return bytes(whole)
 
-    async def _read(self, subjects: Sequence[str]) -> dict[str, Stored]:
+    async def _chunk(self, subject: str) -> bytes | None:
+        """A chunk as it stands: one that says it is in chunks itself is none."""
+        stream = stream_of(subject)
+        if stream in self._replicated:
+            message = await jetstream.from_leader(self.link, stream, {"last_by_subj": subject})
+        else:
+            message = await jetstream.direct(self.link, stream, subject)
+        return None if message is None or BULK in message.headers else message.data
+
+    async def _read(self, subjects: Sequence[str]) -> dict[str, Stored] | None:
+        """None where they can only be read one by one."""
         stream = stream_of(subjects[0])
         found: dict[str, Stored] = {}
         seq = 1
@@ -249,7 +273,7 @@ class Ledger:
             read = partial(jetstream.page, self.link, stream, subjects, len(subjects), seq)
             page = await self.link.patiently(read, f"read from {stream}")
             if page is None:
-                raise LinkError(f"read from {stream}: the server answers for fewer than {len(subjects)} subjects")
+                return None
             found |= {message.subject: await self._stored(message) for message in page.messages}
             if page.next_seq is None:
                 return found
@@ -279,30 +303,38 @@ def headers_for(traceparent: str, due_ns: int, headers: dict[str, str]) -> dict[
 def due_of(headers: Mapping[str, str] | None) -> int:
     """When a record is due, as its headers say; 0 where they do not, or not in a way that can be read."""
     said = (headers or {}).get(DUE, "")
-    return int(said) if len(said) < 20 and said.isascii() and said.isdigit() else 0
+    try:
+        return whole_number(said) if said else 0
+    except Malformed:
+        return 0
 
 
 async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
-    """The ledger of the server that `link` is connected to; its JetStream streams are made where they are missing. An
-    existing stream keeps its own settings."""
+    """The ledger of the server that `link` is connected to; its JetStream streams are made where they are missing, with
+    the limits that there is room for. An existing stream keeps its own settings. Raises UserError where there is too
+    little room for any."""
     wanted = retention or Retention()
-    replicated = set()
-    for kind, max_bytes in _limits(wanted).items():
-        config = await jetstream.made(link, _config(kind, max_bytes, wanted))
-        if config.get("num_replicas", 1) > 1:
-            replicated.add(config["name"])
-    return Ledger(link, frozenset(replicated))
+    configs = await made_to_fit(link, [_config(kind, most, wanted) for kind, most in _limits(wanted).items()])
+    return Ledger(link, frozenset(config["name"] for config in configs if config.get("num_replicas", 1) > 1))
 
 
 async def retain(link: Link, retention: Retention) -> None:
-    """Have the streams that are there keep what they hold for as long as this says, from now on."""
+    """Have the streams that are there keep what they hold for as long as this says, from now on, as far as there is
+    room."""
+    standing: dict[str, dict[str, Any]] = {}
+    wanted: list[dict[str, Any]] = []
     for kind, max_bytes in _limits(retention).items():
         name = f"{PREFIX.upper()}_{kind.upper()}"
-        config = (await link.api(f"STREAM.INFO.{name}"))["config"]
-        wanted = {"max_age": int(retention.max_age_s * 1e9), "max_bytes": max_bytes}
-        if any(config.get(key) != value for key, value in wanted.items()):
-            window = min(config["duplicate_window"], wanted["max_age"])
-            await link.api(f"STREAM.UPDATE.{name}", {**config, **wanted, "duplicate_window": window})
+        config = standing[name] = await jetstream.config_of(link, name)
+        max_age_ns = int(retention.max_age_s * 1e9)
+        window = min(config.get("duplicate_window", 0), max_age_ns)
+        wanted.append({**config, "max_age": max_age_ns, "max_bytes": max_bytes, "duplicate_window": window})
+    await fitted(link, wanted, standing)
+
+
+def wanted_bytes(retention: Retention) -> int:
+    """What all streams together may take where there is room for it."""
+    return sum(_limits(retention).values())
 
 
 def _limits(retention: Retention) -> dict[str, int]:
@@ -338,6 +370,7 @@ def stream_of(subject: str) -> str:
     return f"{PREFIX.upper()}_{subject.split('.', 2)[1].upper()}"
 
 
+_BULK = re.compile(r"([0-9a-f]{40})\.([0-9]{1,9})")
 _WRONG_LAST = re.compile(r"wrong last sequence: (\d+)")
 
 

@@ -4,7 +4,8 @@ Delivery guarantee: a request is tried again until it is answered or `patience_s
 must be safe to ask twice; then LinkError. Nothing that NATS reports is swallowed: it is logged and counted.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -15,11 +16,11 @@ import nats
 import nats.errors
 import nats.js.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
-from streams.errors import LinkError, UserError
-from streams.wire.clock import ServerClock
+from streams.decoding import converted, from_json
+from streams.errors import LinkError, Malformed, UserError
+from streams.wire.client import WatchedClient
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -51,16 +52,23 @@ class Refused(LinkError):
         self.code = code
 
 
+class _ApiError(msgspec.Struct):
+    """What JetStream says when it says no."""
+
+    code: int = 500
+    err_code: int = 0
+    description: str = ""
+
+
 class Link:
     """One NATS connection. Made by `connect`."""
 
-    def __init__(self, client: Client, url: str, patience_s: float) -> None:
+    def __init__(self, client: WatchedClient, url: str, patience_s: float) -> None:
         self.client = client
         self.jetstream = client.jetstream(timeout=REQUEST_TIMEOUT_S)
         self.url = url
         self.patience_s = patience_s
         self.num_reconnects = 0
-        self.clock = ServerClock()
         self._reconnected: list[Callable[[], None]] = []
 
     @property
@@ -97,20 +105,25 @@ class Link:
             for subscription in subscriptions:
                 await subscription.unsubscribe()
 
-    async def api(self, name: str, request: Any = None) -> Any:
-        """Ask the JetStream API (`STREAM.INFO.x`); the decoded answer. Raises Refused or LinkError."""
+    async def api(self, name: str, request: Any = None, final: Collection[int] = ()) -> dict[str, Any]:
+        """Ask the JetStream API (`STREAM.INFO.x`); the decoded answer. Raises Refused or LinkError; Refused at once for
+        the `final` codes, which are else waited out: there is no room."""
         payload = b"" if request is None else msgspec.json.encode(request)
 
         async def ask() -> Any:
             reply = await self.client.request(f"$JS.API.{name}", payload, timeout=REQUEST_TIMEOUT_S)
-            answer = msgspec.json.decode(reply.data)
-            if error := answer.get("error"):
-                raise nats.js.errors.APIError.from_error(error)
+            answer = from_json(reply.data, dict[str, Any])
+            if (error := answer.get("error")) is not None:
+                said = converted(error, _ApiError)
+                raise nats.js.errors.APIError.from_error(msgspec.structs.asdict(said))
             return answer
 
-        return await self.patiently(ask, name)
+        try:
+            return await self.patiently(ask, name, final)
+        except Malformed as error:
+            raise LinkError(f"{name}: the server's answer cannot be read: {error}") from error
 
-    async def patiently(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
+    async def patiently(self, attempt: Callable[[], Awaitable[T]], what: str, final: Collection[int] = ()) -> T:
         """The result of `attempt`, tried again with backoff while the failure may pass. Raises Refused where the
         server said no, LinkError where it did not answer within `patience_s`."""
         pause_s = FIRST_RETRY_S
@@ -126,7 +139,7 @@ class Link:
                 continue
             except nats.js.errors.APIError as error:
                 code = error.err_code or 0
-                if code not in NO_ROOM and not isinstance(error, RETRIED):
+                if code in final or (code not in NO_ROOM and not isinstance(error, RETRIED)):
                     raise Refused(f"{what}: {error.description}", code) from error
                 reason = error.description or "unavailable"
                 failure: Exception = error
@@ -165,7 +178,7 @@ async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0)
         if link is not None:
             link.note_reconnect()
 
-    client = Client()
+    client = WatchedClient()
     try:
         with anyio.fail_after(REQUEST_TIMEOUT_S):
             await client.connect(
@@ -188,10 +201,12 @@ async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0)
         reason = refusal or _one_line(error)
         raise LinkError(f"no NATS server answers at {place}: {reason}; start one or give --nats URL") from error
     link = Link(client, url, patience_s)
+    watching = asyncio.create_task(client.watch(), name="watch the NATS client's reading")
     try:
         yield link
     finally:
         closing = True
+        watching.cancel()
         with anyio.move_on_after(2, shield=True):
             await client.close()
 

@@ -15,7 +15,8 @@ import nats.errors
 import structlog
 from nats.aio.msg import Msg
 
-from streams.errors import LinkError, PenstockError
+from streams.decoding import whole_number
+from streams.errors import LinkError, Malformed, PenstockError
 from streams.wire.ledger import (
     EXPECT_EMPTY,
     MAX_INLINE_BYTES,
@@ -123,7 +124,10 @@ class Outbox:
     # --- answers -----------------------------------------------------------------------------------------------
 
     async def _on_ack(self, message: Msg) -> None:
-        number = int(message.subject.rpartition(".")[2])
+        try:
+            number = whole_number(message.subject.rpartition(".")[2])
+        except Malformed:
+            return
         open = self._sent.get(number)
         if open is None:
             return
@@ -135,7 +139,7 @@ class Outbox:
         elif ack.error.err_code == WRONG_LAST_SEQUENCE:
             try:
                 self._done(number, Placed(standing_seq(ack.error.description), False))
-            except LinkError:
+            except PenstockError:
                 self._again(number)
         else:
             self._again(number)

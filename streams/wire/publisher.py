@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 import anyio
 import msgspec
 import nats.errors
+import structlog
 from nats.aio.msg import Msg
 
+from streams.decoding import decoded, reason, whole_number
+from streams.errors import Malformed
 from streams.wire.link import Link
+
+log = structlog.get_logger(__name__)
 
 
 class AckError(msgspec.Struct, frozen=True):
@@ -33,8 +38,9 @@ _decoder = msgspec.json.Decoder(Ack)
 def decode_ack(data: bytes) -> Ack | None:
     """What JetStream said of a message; None where it said nothing that can be read, so that nothing is known."""
     try:
-        return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decoded(_decoder, data) if data else None
+    except Malformed as error:
+        log.warning("unreadable_ack", error=reason(error))
         return None
 
 
@@ -89,12 +95,20 @@ class Publisher:
             batch.settled.set()
 
     async def _on_ack(self, message: Msg) -> None:
-        _, name, number = message.subject.rsplit(".", 2)
-        batch = self._batches.get(name)
-        if batch is None or not message.data:  # too late; or nobody is there to store it (503)
-            return
-        if batch.acks[int(number)] is None:
-            batch.acks[int(number)] = decode_ack(message.data)
+        batch, number, ack = self._said(message.subject, message.data)
+        if batch is not None and ack is not None and batch.acks[number] is None:
+            batch.acks[number] = ack
             batch.num_open -= 1
             if batch.num_open == 0:
                 batch.settled.set()
+
+    def _said(self, subject: str, data: bytes) -> tuple[_Batch | None, int, Ack | None]:
+        """Of which message of which batch it is said, and what; None where that is too late, where nobody is there to
+        store it (503), or where it is no such word: that counts as none."""
+        try:
+            name, number = subject.rsplit(".", 2)[-2:]
+            batch, at = self._batches.get(name), whole_number(number)
+        except (Malformed, ValueError) as error:
+            log.warning("unreadable_ack", error=reason(error))
+            return None, 0, None
+        return (batch if batch is not None and at < len(batch.acks) else None), at, decode_ack(data)

@@ -10,7 +10,7 @@ sign of progress comes again, here or elsewhere.
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import anyio
 import msgspec
@@ -18,7 +18,8 @@ import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from streams.errors import LinkError
+from streams.decoding import shown, whole_number
+from streams.errors import LinkError, Malformed
 from streams.wire.ledger import TRACEPARENT, Ledger, due_of
 from streams.wire.link import Link, Refused
 
@@ -115,12 +116,13 @@ class Pull:
 
     async def _on_message(self, message: Msg) -> None:
         headers = message.headers
-        status = headers.get("Status") if headers and not message.data else None
+        status = (headers or {}).get("Status", "") if not message.reply else None  # else a record, whatever it says
         if status is None:
-            tokens = message.reply.split(".")
-            where = 4 if len(tokens) == 9 else 6  # newer servers put domain and account before the stream
-            delivered, seq, stored_ns = int(tokens[where]), int(tokens[where + 1]), int(tokens[where + 3])
-            num_pending = int(tokens[where + 4])
+            try:
+                delivered, seq, stored_ns, num_pending = delivery(message.reply)
+            except Malformed as error:  # somebody else's message, on our own subject
+                log.warning("not_delivered_by_the_consumer", consumer=self._durable, error=str(error))
+                return
             trace = headers.get(TRACEPARENT, "") if headers else ""
             now_ns = time.time_ns()
             self._arrived.append(
@@ -140,7 +142,7 @@ class Pull:
             )
             self._credit = max(0, self._credit - 1)
         elif status == "408":
-            self._credit = max(0, self._credit - int((headers or {}).get("Nats-Pending-Messages", "1")))
+            self._credit = max(0, self._credit - _num_expired(headers or {}))
         elif status != "100":
             log.info("pull_status", consumer=self._durable, status=status, said=(headers or {}).get("Description", ""))
             self._doubtful = True
@@ -172,6 +174,26 @@ class Pull:
             except Refused as error:
                 if error.code not in STARTS_ELSEWHERE:
                     raise
+
+
+def delivery(reply: str) -> tuple[int, int, int, int]:
+    """Which delivery of which record it is, when that was stored (Unix time, ns) and how many are pending behind it, by
+    the subject to acknowledge on:
+    `$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<stored>.<pending>`, with domain and account before
+    the stream by newer servers. Raises Malformed for what is none."""
+    tokens = reply.split(".")
+    if tokens[:2] != ["$JS", "ACK"] or len(tokens) not in (9, 11, 12):
+        raise Malformed(f"{shown(reply)} is no subject to acknowledge on")
+    where = 4 if len(tokens) == 9 else 6
+    delivered, seq, _, stored_ns, num_pending = (whole_number(token) for token in tokens[where : where + 5])
+    return delivered, seq, stored_ns, num_pending
+
+
+def _num_expired(headers: Mapping[str, str]) -> int:
+    try:
+        return whole_number(headers.get("Nats-Pending-Messages", "1"))
+    except Malformed:
+        return 1
 
 
 class Acks:

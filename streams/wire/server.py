@@ -19,6 +19,7 @@ from anyio.to_thread import run_sync
 
 from streams.errors import LinkError, UserError
 from streams.wire import keeper
+from streams.wire.room import MIN_ROOM_BYTES, mebibytes
 
 OLDEST_VERSION = (2, 11)
 START_S = 60.0  # a large store is read before the server answers
@@ -118,6 +119,7 @@ async def _join(store: Path, users: int, port: int | None) -> str:
             return url
         if reason:
             break
+        await run_sync(_check_room, store)
         reason = await _start_keeper(store, port)
     raise LinkError(f"{reason or 'nats-server went away as it came'}: {_log_of(store)}")
 
@@ -128,6 +130,16 @@ def _running(store: Path) -> tuple[str, int] | None:
     if "url" in said and keeper.greeting(said["port"], keeper.server_name(store)):
         return said["url"], said["port"]
     return None
+
+
+def _check_room(store: Path) -> None:
+    """Raises UserError where a new store would have too little of its disk."""
+    room = keeper.room_bytes(store)
+    if room < MIN_ROOM_BYTES and not keeper.reserved_bytes(store):
+        raise UserError(
+            f"{store} may take {mebibytes(room)}, three quarters of what its disk has free, and needs at least "
+            f"{mebibytes(MIN_ROOM_BYTES)}: free some, or name a folder on another disk with --store"
+        )
 
 
 async def _start_keeper(store: Path, port: int | None) -> str:

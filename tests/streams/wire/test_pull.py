@@ -12,11 +12,14 @@ from pathlib import Path
 import anyio
 import pytest
 from conftest import Eventually
+from hypothesis import given
+from hypothesis import strategies as st
 
+from streams.errors import Malformed
 from streams.wire.keeper import status
 from streams.wire.ledger import Ledger, NewRecord, open_ledger
 from streams.wire.link import connect
-from streams.wire.pull import Acks, Arrival, Pull
+from streams.wire.pull import Acks, Arrival, Pull, delivery
 from streams.wire.server import embedded
 
 pytestmark = pytest.mark.anyio
@@ -263,3 +266,32 @@ async def test_it_goes_on_when_the_server_comes_back(
             await eventually(lambda: taken == set(range(150)))
             await settled(ledger)
             tasks.cancel_scope.cancel()
+
+
+@given(st.text(max_size=60) | st.from_regex(r"\$JS\.ACK(\.[a-z0-9]{0,25}){5,11}"))
+def test_a_subject_to_acknowledge_on_is_read_or_malformed(reply: str) -> None:
+    try:
+        numbers = delivery(reply)
+    except Malformed:
+        return
+    assert all(0 <= number < 2**63 for number in numbers)
+
+
+def test_both_kinds_of_subjects_to_acknowledge_on_are_read() -> None:
+    assert delivery("$JS.ACK.S.c.3.17.2.1700000000000000000.5") == (3, 17, 1700000000000000000)
+    assert delivery("$JS.ACK.domain.account.S.c.3.17.2.1700000000000000000.5.x") == (3, 17, 1700000000000000000)
+    with pytest.raises(Malformed):
+        delivery("$JS.ACK.S.c." + "9" * 5000 + ".17.2.1700000000000000000.5")
+
+
+async def test_what_others_send_to_a_consumers_inbox_is_passed_over(ledger: Ledger) -> None:
+    async with pulling(ledger) as pull:
+        await send_to_inbox(pull)
+        await publish(ledger, range(2))
+        assert await take_all(ledger, pull, 2) == [0, 1]
+
+
+async def send_to_inbox(pull: Pull) -> None:
+    for reply in ("", "somewhere", "$JS.ACK.S.c.x.y.z.0.0", "$JS.ACK." + "9." * 100 + "9"):
+        await pull._link.client.publish(pull._inbox, b"foreign", reply)
+        await pull._link.client.publish(pull._inbox, b"", reply, {"Status": "408", "Nats-Pending-Messages": "9" * 5000})
