@@ -19,6 +19,7 @@ Quality: 0.85 for one frame per scene, 0.95 for four, which also reads what repl
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from operators.media.decode import Frames, FrameSpec, frames
 from streams.records import MediaInfo
 
 TEXT_FRAMES = FrameSpec(interval_ns=500_000_000, max_width=1280)
+FINDS, READS = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"  # in RapidOCR's wheel
 DETECTION_WIDTH = 768
 DETAIL_WIDTH = 320
 MIN_GRADIENT = 40  # of 255: a stroke against what is behind it
@@ -53,6 +55,7 @@ class ReadText(Operator):
 
     capability = READ_TEXT
     name = "rapidocr"
+    version = 2
     Knobs = ReadTextKnobs
     knobs: ReadTextKnobs
     _reader: "LineReader"
@@ -66,8 +69,8 @@ class ReadText(Operator):
 
     @classmethod
     def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
-        if importlib.util.find_spec("rapidocr_onnxruntime") is None:
-            return "RapidOCR is not installed: it has releases for Python 3.11 and 3.12"
+        if importlib.util.find_spec("rapidocr") is None:
+            return "RapidOCR is not installed: pip install rapidocr onnxruntime"
         return None
 
     def demands(self) -> tuple[Any, ...]:
@@ -100,13 +103,23 @@ class LineReader:
     """Finds and reads lines of text in one picture. Deterministic."""
 
     def __init__(self, num_threads: int) -> None:
-        from rapidocr_onnxruntime import RapidOCR
+        import rapidocr
 
-        self._models = RapidOCR(
-            intra_op_num_threads=num_threads,
-            inter_op_num_threads=1,
-            det_limit_type="max",  # never enlarge
-            rec_batch_num=1,  # a batch is padded to its longest line: slower, and one line would affect another
+        models = Path(rapidocr.__file__).parent / "models"
+        self._models = rapidocr.RapidOCR(
+            params={
+                "Global.log_level": "critical",
+                "Global.use_preprocess_img": False,  # the size is ours to choose
+                "Global.use_vertical_padding": False,
+                "EngineConfig.onnxruntime.intra_op_num_threads": num_threads,
+                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+                # Named by path, since what is named otherwise is downloaded where it is missing.
+                "Det.model_path": str(models / FINDS),
+                "Det.limit_type": "max",  # never enlarge
+                "Det.limit_side_len": DETECTION_WIDTH,
+                "Rec.model_path": str(models / READS),
+                "Rec.rec_batch_num": 1,  # a batch is padded to its longest line: one line would affect another
+            }
         )
 
     def find(self, image: Image) -> list[Quad]:
@@ -115,10 +128,8 @@ class LineReader:
 
         scale = min(1.0, DETECTION_WIDTH / image.shape[1])
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        found, _ = self._models.text_det(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
-        if found is None or not len(found):
-            return []
-        return [_taller(quad) for quad in self._models.sorted_boxes(np.asarray(found, np.float32) / scale)]
+        found = self._models(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), use_det=True, use_cls=False, use_rec=False).boxes
+        return [] if found is None else [_taller(quad) for quad in np.asarray(found, np.float32) / scale]
 
     def read(self, image: Image, quads: Sequence[Quad]) -> list[tuple[str, float]]:
         """Text and confidence of each line."""
@@ -126,9 +137,9 @@ class LineReader:
 
         if not quads:
             return []
-        crops = self._models.get_crop_img_list(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quads)
-        read, _ = self._models.text_rec(crops, False)
-        return [(text.strip(), float(confidence)) for text, confidence in read]
+        crops = self._models.crop_text_regions(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quads)
+        read = self._models.recognize_txt(crops)
+        return [(text.strip(), float(score)) for text, score in zip(read.txts, read.scores, strict=True)]
 
 
 def _taller(quad: Quad) -> Quad:
