@@ -11,9 +11,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-# RapidOCR has no release for Python 3.13.
-SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
-PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+# A process for each core; one that has no tests left takes over half of what another still has. Tests share nothing but
+# the machine: each process has a nats-server of its own.
+PYTEST := $(BIN)/pytest -n auto --dist worksteal
+
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c '$(SUITS)' 2>/dev/null && echo $$python && break; done)
 
 help: ## say what there is
@@ -23,28 +26,26 @@ demo: $(VENV)/runtime.stamp ## answer questions about a short video, from file t
 	$(BIN)/penstock demo
 
 test: $(VENV)/dev.stamp ## run the tests; ARGS="-k name" for some of them
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: $(VENV)/dev.stamp ## lint, format, types, layers, then the tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 bench: $(VENV)/dev.stamp ## run every benchmark
 	for benchmark in hops job memory share live "live --long-run 2" "live --overload 1"; do \
 		echo "== $$benchmark"; set -- $$benchmark; $(BIN)/python "bench/$$1.py" "$${@:2}" $(ARGS); done
 
-# Beside what pyproject.toml asks for: what builds the project, and OpenCV without windows in place of the one that
-# RapidOCR names, which needs libGL from the system.
-LOCKED_TOO := hatchling>=1.26 editables>=0.5 opencv-python-headless>=4.10
-INSTEAD := opencv-python; python_version < "3"
+# Beside what pyproject.toml asks for: what builds the project.
+LOCKED_TOO := hatchling>=1.26 editables>=0.5
 
 lock: $(BIN)/uv ## write both locks anew from pyproject.toml; ARGS=--upgrade for the newest versions
 	for lock in requirements.lock "requirements-dev.lock --group dev -c requirements.lock"; do \
 		printf '%s\n' $(foreach one,$(LOCKED_TOO),'$(one)') | $(BIN)/uv pip compile -q pyproject.toml - -o $$lock $(ARGS) \
-			--override <(echo '$(INSTEAD)') --generate-hashes --universal --python-version 3.11 \
+			--generate-hashes --universal --python-version 3.11 \
 			--no-emit-index-url --no-header --no-annotate; \
 	done
 	if grep -n '://' requirements*.lock; then echo "a lock names a host" >&2; exit 1; fi
@@ -80,6 +81,6 @@ $(BIN)/uv: | $(BIN)/python
 
 $(BIN)/python:
 	@'$(PYTHON)' -c '$(SUITS)' 2>/dev/null || { \
-		echo "Penstock needs Python 3.11 or 3.12 ($(or $(PYTHON),python3) is not): make PYTHON=/path/to/python3.12" >&2; \
+		echo "Penstock needs Python 3.11 to 3.14 ($(or $(PYTHON),python3) is not): make PYTHON=/path/to/python3.13" >&2; \
 		exit 1; }
 	@'$(PYTHON)' -m venv $(VENV)

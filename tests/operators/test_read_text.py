@@ -178,6 +178,19 @@ def test_a_picture_without_text_has_no_lines(reader: LineReader) -> None:
     assert reader.read(backdrop(1), []) == []
 
 
+def test_nothing_is_downloaded_or_logged(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    models = LineReader(num_threads=1)
+    picture = written(backdrop(3), ("GATE 14", 300, 400))
+    assert [text for text, _ in models.read(picture, models.find(picture))] == ["GATE 14"]
+    assert models.find(backdrop(1)) == []
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_line_that_stays_is_read_once_and_the_new_one_beside_it_too(counting: CountingReader) -> None:
     first = written(backdrop(), ("CHANNEL 5", 900, 80))
     second = written(first, ("STORM WARNING", 100, 650))
