@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from streams.srt import library
+from streams.media.srt import library
 
 from streams.errors import UserError
 

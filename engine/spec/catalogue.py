@@ -69,7 +69,7 @@ def load_operator(place: str) -> type[Operator]:
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"cannot load operator {place!r}: {error}; it should be module:Class") from error
     if not (isinstance(operator, type) and issubclass(operator, Operator)):
-        raise UserError(f"{place!r} is not an operator: it should be a class derived from engine.operator.Operator")
+        raise UserError(f"{place!r} is not an operator: it should be a class derived from penstock.operators.Operator")
     return operator
 
 
