@@ -23,7 +23,7 @@ from streams import subjects
 from streams.errors import UserError
 from streams.media.addresses import Kind, kind_of
 from streams.media.sources import read
-from streams.records import EndOfStream, Gap, Segment, decode_media
+from streams.records import EndOfStream, Gap, MediaMessage, Segment, decode_media
 from streams.wire import ledger as ledgers
 from streams.wire.lease import while_held
 from streams.wire.ledger import Ledger
@@ -35,7 +35,6 @@ MAX_AHEAD = 64  # segments of a durable stream that wait to be looked at
 CHECK_EVERY = 8  # segments
 LOOK_S = 0.2  # how often a held-back source looks whether there is room again
 
-Media = Segment | Gap | EndOfStream
 LIVE: frozenset[Kind] = frozenset({"rtsp", "rtmp", "srt", "udp", "device"})
 LIVE_OR_NOT: frozenset[Kind] = frozenset({"http", "hls"})  # as the stream's policy has it
 
@@ -57,7 +56,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     back.
     """
 
-    read: Callable[[Resume, threading.Event], Iterator[Media]]
+    read: Callable[[Resume, threading.Event], Iterator[MediaMessage]]
     goes_on: bool
     waits: bool
 
@@ -74,7 +73,7 @@ def source_of(spec: StreamSpec, url: str) -> Source:
     live = kind in LIVE or (kind in LIVE_OR_NOT and spec.policy == "live")
     is_played = not live and spec.policy == "live"
 
-    def read_on(resume: Resume, stop: threading.Event) -> Iterator[Media]:
+    def read_on(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
         records = read(
             url,
             spec.name,
@@ -91,7 +90,7 @@ def source_of(spec: StreamSpec, url: str) -> Source:
     return Source(read=read_on, goes_on=goes_on, waits=not live and spec.policy == "durable")
 
 
-def played(records: Iterator[Media], stop: threading.Event) -> Iterator[Media]:
+def played(records: Iterator[MediaMessage], stop: threading.Event) -> Iterator[MediaMessage]:
     """A recording as it plays: each segment when its last moment has come, with the time at which its first one had."""
     began_ns = time.time_ns()
     origin_ns: int | None = None
@@ -169,7 +168,7 @@ async def feed(
     return result
 
 
-def _after_the_time_away(stream: str, source: Source, resume: Resume, stop: threading.Event) -> Iterator[Media]:
+def _after_the_time_away(stream: str, source: Source, resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
     """A source that went on meanwhile: first the gap, then what it gives now."""
     if resume.next_index:
         away_ns = max(0, time.time_ns() - resume.stored_ns)

@@ -16,7 +16,7 @@ from engine.run.gaps import note_gaps
 from engine.run.telemetry import Attributes, Telemetry
 from streams import subjects
 from streams.errors import PenstockError
-from streams.records import EndOfStream, Gap, Segment, encode
+from streams.records import EndOfStream, Gap, MediaMessage, Segment, encode
 from streams.wire.ledger import Ledger
 
 
@@ -27,7 +27,7 @@ async def no_bound(num_segments: int) -> None:
 async def ingest(
     ledger: Ledger,
     stream: str,
-    source: Iterator[Segment | Gap | EndOfStream],
+    source: Iterator[MediaMessage],
     traces: Telemetry,
     *,
     parent: str = "",

@@ -61,7 +61,7 @@ class Submitted(Record, frozen=True, omit_defaults=False):
     notices: tuple[str, ...] = ()
 
 
-class _Media(msgspec.Struct, frozen=True):
+class _Kept(msgspec.Struct, frozen=True):
     """What is stored of a stream."""
 
     kept: Sequence[int]  # segments, in order
@@ -157,12 +157,12 @@ def _window(request: JobRequest, stream: StreamSpec) -> int:
     return size
 
 
-async def _media(ledger: Ledger, stream: str) -> _Media:
+async def _media(ledger: Ledger, stream: str) -> _Kept:
     keys = subjects.keys_of(await ledger.subjects(subjects.media_of(stream)))
-    return _Media(sorted(key.first for key in keys), await stored_end(ledger, stream))
+    return _Kept(sorted(key.first for key in keys), await stored_end(ledger, stream))
 
 
-async def _info(ledger: Ledger, stream: str, media: _Media) -> MediaInfo | None:
+async def _info(ledger: Ledger, stream: str, media: _Kept) -> MediaInfo | None:
     """What a stream carries, as its newest segment has it; None where there is none."""
     segment = await _segment(ledger, stream, media.kept[-1]) if media.kept else None
     if segment is None:
@@ -182,7 +182,7 @@ async def _segment(ledger: Ledger, stream: str, index: int) -> Segment | None:
 # --- which stretch ---------------------------------------------------------------------------------------------
 
 
-async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media: _Media) -> Span:
+async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media: _Kept) -> Span:
     """The segments that answers are wanted for."""
     if request.standing:
         if request.end:
@@ -230,7 +230,7 @@ def parse_moment(text: str, now_ns: int) -> tuple[Ruler, int] | None:
     return "wall", int(moment.timestamp() * 1_000_000) * 1000
 
 
-async def _index_at(ledger: Ledger, stream: str, media: _Media, text: str) -> int:
+async def _index_at(ledger: Ledger, stream: str, media: _Kept, text: str) -> int:
     """The segment that holds a moment; the nearest that is kept where the moment is outside of them."""
     moment = parse_moment(text, time.time_ns())
     if moment is None or not media.kept:
@@ -265,16 +265,16 @@ async def _began(ledger: Ledger, stream: str, kept: Sequence[int], at: int, rule
 
 def _is_covered(running: RunningStage | None, spans: Sequence[Span]) -> bool:
     """Whether jobs that run already ask for all of it."""
-    return running is not None and all(any(_within(span, wide) for wide in running.spans) for span in spans)
+    return running is not None and all(any(_is_inside(span, wide) for wide in running.spans) for span in spans)
 
 
-def _within(span: Span, wide: Span) -> bool:
+def _is_inside(span: Span, wide: Span) -> bool:
     if span.first < wide.first:
         return False
     return wide.last is None or (span.last is not None and span.last <= wide.last)
 
 
-def _lacks(spans: Sequence[Span], stored: set[Key], media: _Media, reduces: bool) -> bool:
+def _lacks(spans: Sequence[Span], stored: set[Key], media: _Kept, reduces: bool) -> bool:
     """Whether anything asked for is not stored."""
     ends_at = None if media.end is None else media.end.num_segments - 1
     for span in spans:
@@ -287,7 +287,7 @@ def _lacks(spans: Sequence[Span], stored: set[Key], media: _Media, reduces: bool
     return False
 
 
-def _reaches_back(request: JobRequest, asked: Span, media: _Media) -> bool:
+def _reaches_back(request: JobRequest, asked: Span, media: _Kept) -> bool:
     """Whether more was asked for than is kept."""
     return asked.first <= media.first and not (request.standing and not request.start)
 

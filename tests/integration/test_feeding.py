@@ -13,7 +13,7 @@ from clips import first_seconds
 from conftest import Eventually
 
 from engine.node import intake
-from engine.node.feeding import Media, Resume, Source, feed, lease_of, source_of, where_it_stands
+from engine.node.feeding import Resume, Source, feed, lease_of, source_of, where_it_stands
 from engine.node.intake import Intake
 from engine.run.gaps import count_gaps
 from engine.run.registry import Registry, StreamSpec, open_registry
@@ -21,7 +21,7 @@ from engine.run.telemetry import Telemetry
 from streams import subjects
 from streams.errors import UserError
 from streams.media.segmenter import segments
-from streams.records import EndOfStream, Gap, Segment, decode_media
+from streams.records import EndOfStream, Gap, MediaMessage, Segment, decode_media
 from streams.wire.lease import holder_of
 from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import connect
@@ -42,7 +42,7 @@ async def registry(ledger: Ledger) -> Registry:
     return await open_registry(ledger.link)
 
 
-async def stored(ledger: Ledger, stream: str = "s") -> list[Media]:
+async def stored(ledger: Ledger, stream: str = "s") -> list[MediaMessage]:
     """What the ledger holds of a stream's media, in order."""
     return [decode_media(item.data) async for item in ledger.every(subjects.media_of(stream))]
 
@@ -71,7 +71,7 @@ class Camera:
         self.due = threading.Semaphore(0)
         self.resumes: list[Resume] = []
 
-    def read(self, resume: Resume, stop: threading.Event) -> Iterator[Media]:
+    def read(self, resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
         self.resumes.append(resume)
         index = resume.next_index
         while not stop.is_set():
