@@ -7,7 +7,7 @@ word on what is computed already or being computed for others, and what is new.
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -20,14 +20,14 @@ from engine.run.registry import Registry, StreamSpec, new_id
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, Span, spans_of
 from engine.spec.operator import Machine, Reduce
-from engine.spec.plan import make_plan
+from engine.spec.plan import Plan, make_plan
 from engine.spec.webhook_url import check_webhook
 from engine.spec.workflow import Workflow
 from streams import subjects
 from streams.errors import UserError
 from streams.records import EndOfStream, MediaInfo, Record, Segment, decode_media
 from streams.subjects import Key
-from streams.wire.ledger import Ledger
+from streams.wire.ledger import RESULTS, Ledger
 
 MAX_STANDING_WINDOW = 720  # segments that a standing question looks back at
 MAX_ASKS = 100
@@ -97,13 +97,7 @@ async def submit(
     plan = make_plan(workflow, catalogue, machine, info, window)
     asked = await _asked(ledger, request, stream, media)
     spans = spans_of(plan, asked, drafts=request.drafts and not request.standing)
-    running = {s.id: s for s in running_stages([j for j in await registry.jobs() if _runs_on(j, stream.name)])}
-    stored = {
-        s.id: subjects.keys_of(await ledger.subjects(subjects.results_of(s.id, stream.name))) for s in plan.stages
-    }
-    lacking = {s.id: _lacks(spans[s.id], stored[s.id], media, isinstance(s.scope, Reduce)) for s in plan.stages}
-    shared = [s for s in plan.stages if _is_covered(running.get(s.id), spans[s.id]) or not lacking[s.id]]
-    round = await ledger.last_seq(subjects.results_of("*", stream.name))
+    shared, rounds = await _shared(registry, ledger, plan, stream.name, spans, media)
     live = stream.policy == "live"
     spec = JobSpec(
         id=subjects.token(request.id) if request.id else new_id("j"),
@@ -115,7 +109,7 @@ async def submit(
         asks=request.asks,
         prompt_from=media.next if live and request.standing else None,
         max_lag_s=stream.max_lag_s if live else 0.0,
-        rounds={s.id: round for s in plan.stages if s not in shared and stored[s.id]},
+        rounds=rounds,
         submitted_ns=time.time_ns(),
         lost=Span(first=0, last=media.first - 1) if media.first > 0 and _reaches_back(request, asked, media) else None,
         webhook=request.webhook,
@@ -126,12 +120,53 @@ async def submit(
         job=spec.id,
         stream=stream.name,
         standing=spec.standing,
-        shared=tuple(s.name for s in shared),
-        new=tuple(s.name for s in plan.stages if s not in shared),
+        shared=tuple(s.name for s in plan.stages if s.id in shared),
+        new=tuple(s.name for s in plan.stages if s.id not in shared),
         first=asked.first,
         last=asked.last,
         notices=plan.notices,
     )
+
+
+async def submit_whole(
+    registry: Registry, ledger: Ledger, plan: Plan, stream: StreamSpec, asks: Sequence[str] = (), id: str = ""
+) -> JobSpec:
+    """Make a job over a whole stream that its submitter brings, from the first segment to the end, whatever of it is
+    stored by now, and put it into the registry."""
+    job, name = subjects.token(id) if id else new_id("j"), subjects.token(stream.name)
+    spans = spans_of(plan, Span(first=0))
+    media = await _media(ledger, name)
+    _, rounds = await _shared(registry, ledger, plan, name, spans, media)
+    now_ns = time.time_ns()
+    spec = JobSpec(id=job, stream=name, plan=plan, spans=spans, asks=tuple(asks), rounds=rounds, submitted_ns=now_ns)
+    await registry.add_job(spec)
+    return spec
+
+
+async def _shared(
+    registry: Registry,
+    ledger: Ledger,
+    plan: Plan,
+    stream: str,
+    spans: Mapping[str, Sequence[Span]],
+    media: _Kept,
+) -> tuple[set[str], dict[str, int]]:
+    """The ids of the stages that others ask for as well or that lack nothing, and a new round for each that is none of
+    these: an earlier job may have had its inputs delivered and acknowledged, and its outputs have gone since. The
+    number only has to be one that no earlier job was given."""
+    running = {s.id: s for s in running_stages([j for j in await registry.jobs() if _runs_on(j, stream)])}
+    stored: dict[str, set[Key]] = {stage.id: set() for stage in plan.stages}
+    for name in await ledger.subjects(subjects.results_of("*", stream)):
+        if (stage_id := name.split(".")[2]) in stored:
+            stored[stage_id] |= subjects.keys_of([name])
+    shared = {
+        s.id
+        for s in plan.stages
+        if _is_covered(running.get(s.id), spans[s.id])
+        or not _lacks(spans[s.id], stored[s.id], media, isinstance(s.scope, Reduce))
+    }
+    round = await ledger.last_stored(RESULTS)
+    return shared, {s.id: round for s in plan.stages if s.id not in shared}
 
 
 def _runs_on(job: JobSpec, stream: str) -> bool:
