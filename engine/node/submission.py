@@ -14,7 +14,8 @@ from typing import Literal
 import msgspec
 
 from engine.decide.running_graph import RunningStage, running_stages
-from engine.node.answering import lost, stored_end
+from engine.node.answering import stored_end
+from engine.node.recovery import lost
 from engine.run.gaps import put_gaps
 from engine.run.registry import Registry, StreamSpec, new_id
 from engine.spec.catalogue import Catalogue

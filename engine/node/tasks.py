@@ -138,7 +138,7 @@ class Duties:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                await Answering(self._ledger, spec, self._catalogue, self._moments).run()
+                await Answering(self._ledger, self._registry, spec, self._catalogue, self._moments).run()
                 return "done", ""
             except (PenstockError, ExceptionGroup) as error:
                 cause = first_error(error)
