@@ -34,7 +34,7 @@ from nats.js.api import ConsumerConfig, StreamConfig
 
 from engine.decide.running_graph import running_groups
 from engine.node.endpoints import Services
-from engine.node.feeding import Media, Resume, Source, feed, played, source_of
+from engine.node.feeding import Resume, Source, feed, played, source_of
 from engine.node.submission import JobRequest, Submitted
 from engine.node.tasks import Duties
 from engine.node.worker_processes import node
@@ -48,7 +48,7 @@ from engine.spec.workflow import Stage, Workflow
 from penstock import demo
 from streams import subjects
 from streams.media.segmenter import segments
-from streams.records import EndOfStream, Packet, Record, Segment, Track, encode
+from streams.records import EndOfStream, MediaMessage, Packet, Record, Segment, Track, encode
 from streams.wire import keeper
 from streams.wire.ledger import Ledger, Retention, open_ledger
 from streams.wire.link import Link, connect
@@ -292,7 +292,7 @@ class Feeder:
             now_ns, due_ns = time.time_ns(), record.captured_ns + record.duration_ns
             self.report.puts.append(Put(name, record.index, due_ns, due_ns, now_ns))
 
-        def read(resume: Resume, stop: threading.Event) -> Iterator[Media]:
+        def read(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
             return played(clip_again_and_again(name, self.order.segment_s, stop), stop)
 
         await anyio.sleep(phase)
@@ -312,7 +312,7 @@ class Feeder:
             self.report.longest_hold_s = max(self.report.longest_hold_s, now_s - last_s)
             last_s = now_s
 
-        def read(resume: Resume, stop: threading.Event) -> Iterator[Media]:
+        def read(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
             index = 0
             while time.time_ns() < self._ends_ns and not stop.is_set():
                 yield toy_segment(name, index, 0, self.length_ns)

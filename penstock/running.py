@@ -1,11 +1,10 @@
 """One call from a workflow and a file to answers: finds or starts NATS, plans, runs workers, waits."""
 
 import os
-import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,21 +12,23 @@ import anyio
 import anyio.to_thread
 
 from engine.decide.answer import Answer
-from engine.node.job import Job, Progress, job_over
+from engine.node.feeding import Resume, Source
+from engine.node.progress import Progress
+from engine.node.whole_file import answers_about
 from engine.node.worker_processes import node
-from engine.run.registry import BOUNDS
+from engine.run.registry import BOUNDS, Registry, StreamSpec, open_registry
 from engine.run.telemetry import Telemetry, configure_logging_once
 from engine.run.worker import Assignment
 from engine.spec.catalogue import installed
-from engine.spec.jobs import JobSpec
 from engine.spec.operator import Machine
 from engine.spec.plan import Plan, make_plan
 from engine.spec.workflow import Workflow
 from streams.errors import UserError, first_error
 from streams.media.probe import probe
 from streams.media.segmenter import segments, stream_id
-from streams.wire.ledger import open_ledger
-from streams.wire.link import connect
+from streams.records import MediaMessage
+from streams.wire.ledger import Ledger, open_ledger
+from streams.wire.link import Link, connect
 from streams.wire.server import embedded
 
 
@@ -65,7 +66,7 @@ async def run(
     options: Options | None = None,
     *,
     on_plan: Callable[[Plan], None] = lambda plan: None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[Progress], None] | None = None,
     on_answer: Callable[[Answer], None] = lambda answer: None,
 ) -> list[Answer]:
     """Answers to `asks` about the file `input`, in the order they were found.
@@ -81,7 +82,7 @@ async def run(
     path = _local_file(str(input))
     traces = Telemetry("penstock", chosen.trace_file)
     try:
-        return await _run(asked, path, chosen, traces, on_plan, on_progress, on_answer)
+        return await _run(asked, asks, path, chosen, traces, on_plan, on_progress, on_answer)
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     finally:
@@ -90,11 +91,12 @@ async def run(
 
 async def _run(
     workflow: Workflow,
+    asks: Sequence[str],
     path: Path,
     options: Options,
     traces: Telemetry,
     on_plan: Callable[[Plan], None],
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[Progress], None] | None,
     on_answer: Callable[[Answer], None],
 ) -> list[Answer]:
     log_file = (options.store or default_store()) / "workers.log"
@@ -108,26 +110,54 @@ async def _run(
     async with anyio.create_task_group() as tasks, node(options.num_workers, log_file) as workers:
         tasks.start_soon(plan_it)  # while the server and the workers start
         async with _server(options) as url, connect(url) as link:
+            workers.assign(_assignment(url, options))
+            ledger, registry = await _opened(link)
             await planned.wait()
             ((plan, stream),) = found
             on_plan(plan)
-            ledger = await open_ledger(link)
-            spec = await job_over(ledger, plan, stream, new_job_id())
-            workers.assign(_assignment(spec, url, options))
-            job = Job(ledger, spec, installed(), traces, on_progress, on_answer)
-            answers = await job.run(partial(segments, str(path), stream=stream, target_s=options.segment_s))
-            workers.stop()  # while the server is left
+            try:
+                answers = await answers_about(
+                    registry,
+                    ledger,
+                    installed(),
+                    plan,
+                    StreamSpec(name=stream, segment_s=options.segment_s),
+                    _source(path, stream, options.segment_s),
+                    traces,
+                    asks=asks,
+                    on_progress=on_progress,
+                    on_answer=on_answer,
+                )
+            finally:
+                workers.stop()  # while the server is left
     return answers
 
 
-def new_job_id() -> str:
-    return f"j{secrets.token_hex(6)}"
+async def _opened(link: Link) -> tuple[Ledger, Registry]:
+    """Both at once: on a new server all they consist of is made."""
+    ledgers: list[Ledger] = []
+
+    async def open_it() -> None:
+        ledgers.append(await open_ledger(link))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(open_it)
+        registry = await open_registry(link)
+    return ledgers[0], registry
 
 
-def _assignment(spec: JobSpec, url: str, options: Options) -> Assignment:
+def _source(path: Path, stream: str, segment_s: float) -> Source:
+    """The file, from its beginning each time it is read."""
+
+    def read(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
+        return segments(str(path), stream=stream, target_s=segment_s)
+
+    return Source(read=read, goes_on=False, waits=True, is_named=True)
+
+
+def _assignment(url: str, options: Options) -> Assignment:
     machine = this_machine()
     return Assignment(
-        jobs=(spec,),
         url=url,
         num_cores=max(1, machine.num_cores // options.num_workers),
         has_gpu=machine.has_gpu,

@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from streams.media.srt import library
 
 from streams.errors import UserError
+from streams.media.srt import library
 
 STATION = Path(__file__).parents[1] / "examples" / "station.mp4"
 SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's bindings of GStreamer belong to it

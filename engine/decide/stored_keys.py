@@ -47,6 +47,15 @@ class StoredKeys:
             self._firsts.insert(at, index)
             self._lasts.insert(at, index)
 
+    def num_within(self, first: int, end: int) -> int:
+        """How many of the segments first .. end - 1 are known to be stored."""
+        found = 0
+        for at in range(max(0, bisect_right(self._firsts, first) - 1), len(self._firsts)):
+            if self._firsts[at] >= end:
+                break
+            found += max(0, min(end, self._lasts[at] + 1) - max(first, self._firsts[at]))
+        return found
+
     @property
     def num_stretches(self) -> int:
         return len(self._firsts)

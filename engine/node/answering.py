@@ -18,7 +18,9 @@ import structlog
 
 from engine.decide import joins
 from engine.decide.answer import Answer, make_answer, upstream_of, wall_clock
-from engine.run.gaps import note_gaps, put_gaps
+from engine.node.recovery import Recovery
+from engine.run.gaps import note_gaps
+from engine.run.registry import Registry
 from engine.run.telemetry import trace_id
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
@@ -100,6 +102,7 @@ class Answering:
     def __init__(
         self,
         ledger: Ledger,
+        registry: Registry,
         spec: JobSpec,
         catalogue: Catalogue,
         moments: Moments,
@@ -111,6 +114,7 @@ class Answering:
         self._stream = spec.stream
         self._catalogue = catalogue
         self._moments = moments
+        self._recovery = Recovery(registry, ledger, spec)
         self._on_answer = on_answer
         self._upstream = {id: upstream_of(spec.plan, id) for id in spec.plan.answers}
         self._subject = subjects.answers(spec.id, spec.stream)
@@ -171,7 +175,7 @@ class Answering:
                 with anyio.move_on_after(RECOUNT_S) as silence:
                     await changed.wait()
                 if silence.cancelled_caught:
-                    await self._tell_lost(stage_id, key)
+                    await self._recovery.look(stage_id, key, await self._known_end())
             except LinkError as error:
                 log.warning("cannot_look", job=self.spec.id, error=str(error))
                 await anyio.sleep(RECOUNT_S)
@@ -184,17 +188,6 @@ class Answering:
             if stored := await self._ledger.get(subject):
                 return stored
         return None
-
-    async def _tell_lost(self, stage_id: str, key: Key) -> None:
-        """Where the media of an output have fallen out of retention before it was computed, nobody will: say so."""
-        if key.first != key.last:
-            return
-        kept = sorted(subjects.keys_of(await self._ledger.subjects(subjects.media_of(self._stream))))
-        if not kept or kept[0].first <= key.first:
-            return
-        above = [self._plan.stage(id) for id in self._upstream[stage_id]]
-        owed = [stage.id for stage in above if not isinstance(stage.scope, Reduce)]
-        await put_gaps(self._ledger, [lost(id, self._stream, key) for id in owed])
 
     async def _known_end(self) -> EndOfStream | None:
         if self._end is None:
@@ -395,12 +388,6 @@ def unreadable(stage_id: str, stream: str, key: Key, error: Exception) -> Gap:
     """What stands in for a record that nobody can read."""
     detail = f"{UNREADABLE}: {error}"
     return Gap(stage=stage_id, stream=stream, first=key.first, last=key.last, cause="dead_lettered", detail=detail)
-
-
-def lost(stage_id: str, stream: str, key: Key) -> Gap:
-    """The record of an output whose media fell out of retention before it was computed."""
-    detail = "its media fell out of retention before it was computed"
-    return Gap(stage=stage_id, stream=stream, first=key.first, last=key.last, cause="dropped", detail=detail)
 
 
 async def stored_end(ledger: Ledger, stream: str) -> EndOfStream | None:

@@ -7,15 +7,15 @@ it is (a file) is read again from its beginning, and what is stored already is r
 
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from functools import partial
 
-import anyio
 import msgspec
 import structlog
 
-from engine.decide.running_graph import running_groups
-from engine.node.ingest import ingest, no_bound
+from engine.node.answering import stored_end
+from engine.node.ingest import ingest
+from engine.node.room import held_back
 from engine.run.registry import LEASE_TTL_S, Policy, Registry, StreamSpec, checked
 from engine.run.telemetry import Telemetry
 from engine.spec.workflow import MEDIA
@@ -23,19 +23,12 @@ from streams import subjects
 from streams.errors import UserError
 from streams.media.addresses import Kind, kind_of
 from streams.media.sources import read
-from streams.records import EndOfStream, Gap, Segment, decode_media
-from streams.wire import ledger as ledgers
+from streams.records import EndOfStream, Gap, MediaMessage, Segment, decode_media
 from streams.wire.lease import while_held
 from streams.wire.ledger import Ledger
-from streams.wire.link import Refused
 
 log = structlog.get_logger(__name__)
 
-MAX_AHEAD = 64  # segments of a durable stream that wait to be looked at
-CHECK_EVERY = 8  # segments
-LOOK_S = 0.2  # how often a held-back source looks whether there is room again
-
-Media = Segment | Gap | EndOfStream
 LIVE: frozenset[Kind] = frozenset({"rtsp", "rtmp", "srt", "udp", "device"})
 LIVE_OR_NOT: frozenset[Kind] = frozenset({"http", "hls"})  # as the stream's policy has it
 
@@ -54,12 +47,14 @@ def lease_of(stream: str) -> str:
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """What feeds a stream. One that `goes_on` cannot be read again from its beginning; one that `waits` can be held
-    back.
+    back. Where the stream is named after what is in the source (`is_named`), what of it has fallen out of retention is
+    stored again, behind its end as well.
     """
 
-    read: Callable[[Resume, threading.Event], Iterator[Media]]
+    read: Callable[[Resume, threading.Event], Iterator[MediaMessage]]
     goes_on: bool
     waits: bool
+    is_named: bool = False
 
 
 def policy_for(url: str) -> Policy:
@@ -74,7 +69,7 @@ def source_of(spec: StreamSpec, url: str) -> Source:
     live = kind in LIVE or (kind in LIVE_OR_NOT and spec.policy == "live")
     is_played = not live and spec.policy == "live"
 
-    def read_on(resume: Resume, stop: threading.Event) -> Iterator[Media]:
+    def read_on(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
         records = read(
             url,
             spec.name,
@@ -91,7 +86,7 @@ def source_of(spec: StreamSpec, url: str) -> Source:
     return Source(read=read_on, goes_on=goes_on, waits=not live and spec.policy == "durable")
 
 
-def played(records: Iterator[Media], stop: threading.Event) -> Iterator[Media]:
+def played(records: Iterator[MediaMessage], stop: threading.Event) -> Iterator[MediaMessage]:
     """A recording as it plays: each segment when its last moment has come, with the time at which its first one had."""
     began_ns = time.time_ns()
     origin_ns: int | None = None
@@ -126,6 +121,15 @@ async def where_it_stands(ledger: Ledger, stream: str) -> Resume:
     return Resume(next_index=record.last + 1, start_ns=start_ns, stored_ns=noted.stored_ns)
 
 
+async def complete_end(ledger: Ledger, stream: str) -> EndOfStream | None:
+    """The end of a stream, if it and every segment before it are there."""
+    end = await stored_end(ledger, stream)
+    if end is None:
+        return None
+    num_there = len(subjects.keys_of(await ledger.subjects(subjects.media_of(stream))))
+    return end if num_there == end.num_segments else None
+
+
 async def feed(
     registry: Registry,
     ledger: Ledger,
@@ -134,6 +138,7 @@ async def feed(
     holder: str,
     traces: Telemetry,
     *,
+    parent: str = "",
     on_record: Callable[[Segment | Gap], None] = lambda record: None,
     on_held: Callable[[threading.Event], None] = lambda stop: None,
 ) -> EndOfStream | None:
@@ -145,17 +150,24 @@ async def feed(
     async def body() -> None:
         stop = threading.Event()
         try:
-            resume = await where_it_stands(ledger, spec.name)
+            if source.is_named and (end := await complete_end(ledger, spec.name)) is not None:
+                outcome.append(end)
+                return
+            resume = Resume() if source.is_named else await where_it_stands(ledger, spec.name)
             on_held(stop)
             if source.goes_on:
                 records = _after_the_time_away(spec.name, source, resume, stop)
             else:
                 records = source.read(Resume(), stop)
-            room = _held_back(registry, ledger, spec.name) if source.waits else no_bound
-            alone = source.goes_on
-            outcome.append(
-                await ingest(ledger, spec.name, records, traces, room=room, alone=alone, on_record=on_record)
+            store = partial(
+                ingest, ledger, spec.name, records, traces, parent=parent, alone=source.goes_on, on_record=on_record
             )
+            if source.waits:
+                since = await _first_kept(ledger, spec.name) if source.goes_on else 0
+                async with held_back(registry, ledger, spec.name, since) as room:
+                    outcome.append(await store(room=room))
+            else:
+                outcome.append(await store())
         except UserError as error:
             outcome.append(error)
         finally:
@@ -169,7 +181,14 @@ async def feed(
     return result
 
 
-def _after_the_time_away(stream: str, source: Source, resume: Resume, stop: threading.Event) -> Iterator[Media]:
+async def _first_kept(ledger: Ledger, stream: str) -> int:
+    """The first segment of a stream that retention has left."""
+    noted = await ledger.next(subjects.media_of(stream), 1)
+    key = None if noted is None else subjects.parse(noted.record.subject).key
+    return 0 if key is None else key.first
+
+
+def _after_the_time_away(stream: str, source: Source, resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
     """A source that went on meanwhile: first the gap, then what it gives now."""
     if resume.next_index:
         away_ns = max(0, time.time_ns() - resume.stored_ns)
@@ -178,31 +197,6 @@ def _after_the_time_away(stream: str, source: Source, resume: Resume, stop: thre
         yield Gap(stage=MEDIA, stream=stream, first=at, last=at, cause="source_lost", detail=detail)
         resume = Resume(next_index=at + 1, start_ns=resume.start_ns + away_ns)
     yield from source.read(resume, stop)
-
-
-def _held_back(registry: Registry, ledger: Ledger, stream: str) -> Callable[[int], Awaitable[None]]:
-    """Room on a stream that must not lose anything: what its jobs' stages have yet to look at is bounded."""
-
-    async def room(num_segments: int) -> None:
-        if num_segments % CHECK_EVERY:
-            return
-        while await num_waiting(registry, ledger, stream) > MAX_AHEAD:  # noqa: ASYNC110 - the server tells nobody
-            await anyio.sleep(LOOK_S)
-
-    return room
-
-
-async def num_waiting(registry: Registry, ledger: Ledger, stream: str) -> int:
-    """Segments of a stream that the group furthest behind has not finished; 0 where no job runs on it."""
-    jobs = [job for job in await registry.jobs() if job.stream == stream]
-    furthest = 0
-    for group in running_groups(jobs):
-        if not any(MEDIA in stage.planned.sources for stage in group.stages):
-            continue
-        with suppress(Refused):  # no worker has made it yet
-            info = await ledger.link.api(f"CONSUMER.INFO.{ledgers.MEDIA}.{group.name}-{stream}")
-            furthest = max(furthest, int(info["num_pending"]) + int(info["num_ack_pending"]))
-    return furthest
 
 
 def treated(

@@ -2,7 +2,7 @@
 
 Delivery guarantee: records are stored in order, each acknowledged before the next is read, so a source is never further
 ahead of the ledger than one record. A source that must not lose anything is held back by `room`, which returns when
-there is room for so many segments; one that cannot be held back (a camera) has none, and stages that fall behind
+there is room beyond so many segments; one that cannot be held back (a camera) has none, and stages that fall behind
 publish gaps.
 """
 
@@ -16,7 +16,7 @@ from engine.run.gaps import note_gaps
 from engine.run.telemetry import Attributes, Telemetry
 from streams import subjects
 from streams.errors import PenstockError
-from streams.records import EndOfStream, Gap, Segment, encode
+from streams.records import EndOfStream, Gap, MediaMessage, Segment, encode
 from streams.wire.ledger import Ledger
 
 
@@ -27,7 +27,7 @@ async def no_bound(num_segments: int) -> None:
 async def ingest(
     ledger: Ledger,
     stream: str,
-    source: Iterator[Segment | Gap | EndOfStream],
+    source: Iterator[MediaMessage],
     traces: Telemetry,
     *,
     parent: str = "",
@@ -38,7 +38,6 @@ async def ingest(
     """Store all that the source gives; its end, or None where it stopped without one. With `alone`, a segment that
     stands there already was put there by somebody else: PenstockError. Without, it is the same one, stored by an
     earlier run. Raises UserError if the source cannot be read."""
-    num_segments = 0
     last_trace = parent
     own_thread = anyio.CapacityLimiter(1)  # a source that blocks takes no thread from others
     while True:
@@ -62,8 +61,7 @@ async def ingest(
         if alone and not placed.fresh and not await _is_ours(ledger, subjects.media(stream, index), data):
             raise PenstockError(f"segment {index} of {stream} is there already: somebody else feeds this stream, too")
         on_record(record)
-        num_segments += 1
-        await room(num_segments)
+        await room(index + 1)
 
 
 async def _is_ours(ledger: Ledger, subject: str, data: bytes) -> bool:

@@ -23,7 +23,7 @@ import anyio.abc
 import msgspec
 import structlog
 
-from engine.node.feeding import Media, Resume, Source, feed, lease_of
+from engine.node.feeding import Resume, Source, feed, lease_of
 from engine.run.registry import Policy, Registry, StreamSpec, checked
 from engine.run.telemetry import Telemetry
 from streams import subjects
@@ -31,7 +31,7 @@ from streams.decoding import converted, seconds, shown, whole_number
 from streams.errors import LinkError, Malformed, PenstockError, UserError, first_error
 from streams.media.pipe import Pipe, PipeClosed
 from streams.media.sources import read_bytes
-from streams.records import EndOfStream
+from streams.records import EndOfStream, MediaMessage
 from streams.wire.lease import holder_of
 from streams.wire.ledger import Ledger
 from streams.wire.service import ERROR
@@ -172,7 +172,7 @@ class Intake:
             sender.stop = stop
             sender.is_ours.set()
 
-        def read_on(resume: Resume, stop: threading.Event) -> Iterator[Media]:
+        def read_on(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
             return read_bytes(
                 sender.pipe,
                 spec.name,

@@ -7,27 +7,28 @@ word on what is computed already or being computed for others, and what is new.
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
 from engine.decide.running_graph import RunningStage, running_stages
-from engine.node.answering import lost, stored_end
+from engine.node.answering import stored_end
+from engine.node.recovery import lost
 from engine.run.gaps import put_gaps
 from engine.run.registry import Registry, StreamSpec, new_id
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, Span, spans_of
 from engine.spec.operator import Machine, Reduce
-from engine.spec.plan import make_plan
+from engine.spec.plan import Plan, make_plan
 from engine.spec.webhook_url import check_webhook
 from engine.spec.workflow import Workflow
 from streams import subjects
 from streams.errors import UserError
 from streams.records import EndOfStream, MediaInfo, Record, Segment, decode_media
 from streams.subjects import Key
-from streams.wire.ledger import Ledger
+from streams.wire.ledger import RESULTS, Ledger
 
 MAX_STANDING_WINDOW = 720  # segments that a standing question looks back at
 MAX_ASKS = 100
@@ -61,7 +62,7 @@ class Submitted(Record, frozen=True, omit_defaults=False):
     notices: tuple[str, ...] = ()
 
 
-class _Media(msgspec.Struct, frozen=True):
+class _Kept(msgspec.Struct, frozen=True):
     """What is stored of a stream."""
 
     kept: Sequence[int]  # segments, in order
@@ -97,13 +98,7 @@ async def submit(
     plan = make_plan(workflow, catalogue, machine, info, window)
     asked = await _asked(ledger, request, stream, media)
     spans = spans_of(plan, asked, drafts=request.drafts and not request.standing)
-    running = {s.id: s for s in running_stages([j for j in await registry.jobs() if _runs_on(j, stream.name)])}
-    stored = {
-        s.id: subjects.keys_of(await ledger.subjects(subjects.results_of(s.id, stream.name))) for s in plan.stages
-    }
-    lacking = {s.id: _lacks(spans[s.id], stored[s.id], media, isinstance(s.scope, Reduce)) for s in plan.stages}
-    shared = [s for s in plan.stages if _is_covered(running.get(s.id), spans[s.id]) or not lacking[s.id]]
-    round = await ledger.last_seq(subjects.results_of("*", stream.name))
+    shared, rounds = await _shared(registry, ledger, plan, stream.name, spans, media)
     live = stream.policy == "live"
     spec = JobSpec(
         id=subjects.token(request.id) if request.id else new_id("j"),
@@ -115,7 +110,7 @@ async def submit(
         asks=request.asks,
         prompt_from=media.next if live and request.standing else None,
         max_lag_s=stream.max_lag_s if live else 0.0,
-        rounds={s.id: round for s in plan.stages if s not in shared and stored[s.id]},
+        rounds=rounds,
         submitted_ns=time.time_ns(),
         lost=Span(first=0, last=media.first - 1) if media.first > 0 and _reaches_back(request, asked, media) else None,
         webhook=request.webhook,
@@ -126,12 +121,53 @@ async def submit(
         job=spec.id,
         stream=stream.name,
         standing=spec.standing,
-        shared=tuple(s.name for s in shared),
-        new=tuple(s.name for s in plan.stages if s not in shared),
+        shared=tuple(s.name for s in plan.stages if s.id in shared),
+        new=tuple(s.name for s in plan.stages if s.id not in shared),
         first=asked.first,
         last=asked.last,
         notices=plan.notices,
     )
+
+
+async def submit_whole(
+    registry: Registry, ledger: Ledger, plan: Plan, stream: StreamSpec, asks: Sequence[str] = (), id: str = ""
+) -> JobSpec:
+    """Make a job over a whole stream that its submitter brings, from the first segment to the end, whatever of it is
+    stored by now, and put it into the registry."""
+    job, name = subjects.token(id) if id else new_id("j"), subjects.token(stream.name)
+    spans = spans_of(plan, Span(first=0))
+    media = await _media(ledger, name)
+    _, rounds = await _shared(registry, ledger, plan, name, spans, media)
+    now_ns = time.time_ns()
+    spec = JobSpec(id=job, stream=name, plan=plan, spans=spans, asks=tuple(asks), rounds=rounds, submitted_ns=now_ns)
+    await registry.add_job(spec)
+    return spec
+
+
+async def _shared(
+    registry: Registry,
+    ledger: Ledger,
+    plan: Plan,
+    stream: str,
+    spans: Mapping[str, Sequence[Span]],
+    media: _Kept,
+) -> tuple[set[str], dict[str, int]]:
+    """The ids of the stages that others ask for as well or that lack nothing, and a new round for each that is none of
+    these: an earlier job may have had its inputs delivered and acknowledged, and its outputs have gone since. The
+    number only has to be one that no earlier job was given."""
+    running = {s.id: s for s in running_stages([j for j in await registry.jobs() if _runs_on(j, stream)])}
+    stored: dict[str, set[Key]] = {stage.id: set() for stage in plan.stages}
+    for name in await ledger.subjects(subjects.results_of("*", stream)):
+        if (stage_id := name.split(".")[2]) in stored:
+            stored[stage_id] |= subjects.keys_of([name])
+    shared = {
+        s.id
+        for s in plan.stages
+        if _is_covered(running.get(s.id), spans[s.id])
+        or not _lacks(spans[s.id], stored[s.id], media, isinstance(s.scope, Reduce))
+    }
+    round = await ledger.last_stored(RESULTS)
+    return shared, {s.id: round for s in plan.stages if s.id not in shared}
 
 
 def _runs_on(job: JobSpec, stream: str) -> bool:
@@ -157,12 +193,12 @@ def _window(request: JobRequest, stream: StreamSpec) -> int:
     return size
 
 
-async def _media(ledger: Ledger, stream: str) -> _Media:
+async def _media(ledger: Ledger, stream: str) -> _Kept:
     keys = subjects.keys_of(await ledger.subjects(subjects.media_of(stream)))
-    return _Media(sorted(key.first for key in keys), await stored_end(ledger, stream))
+    return _Kept(sorted(key.first for key in keys), await stored_end(ledger, stream))
 
 
-async def _info(ledger: Ledger, stream: str, media: _Media) -> MediaInfo | None:
+async def _info(ledger: Ledger, stream: str, media: _Kept) -> MediaInfo | None:
     """What a stream carries, as its newest segment has it; None where there is none."""
     segment = await _segment(ledger, stream, media.kept[-1]) if media.kept else None
     if segment is None:
@@ -182,7 +218,7 @@ async def _segment(ledger: Ledger, stream: str, index: int) -> Segment | None:
 # --- which stretch ---------------------------------------------------------------------------------------------
 
 
-async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media: _Media) -> Span:
+async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media: _Kept) -> Span:
     """The segments that answers are wanted for."""
     if request.standing:
         if request.end:
@@ -230,7 +266,7 @@ def parse_moment(text: str, now_ns: int) -> tuple[Ruler, int] | None:
     return "wall", int(moment.timestamp() * 1_000_000) * 1000
 
 
-async def _index_at(ledger: Ledger, stream: str, media: _Media, text: str) -> int:
+async def _index_at(ledger: Ledger, stream: str, media: _Kept, text: str) -> int:
     """The segment that holds a moment; the nearest that is kept where the moment is outside of them."""
     moment = parse_moment(text, time.time_ns())
     if moment is None or not media.kept:
@@ -265,16 +301,16 @@ async def _began(ledger: Ledger, stream: str, kept: Sequence[int], at: int, rule
 
 def _is_covered(running: RunningStage | None, spans: Sequence[Span]) -> bool:
     """Whether jobs that run already ask for all of it."""
-    return running is not None and all(any(_within(span, wide) for wide in running.spans) for span in spans)
+    return running is not None and all(any(_is_inside(span, wide) for wide in running.spans) for span in spans)
 
 
-def _within(span: Span, wide: Span) -> bool:
+def _is_inside(span: Span, wide: Span) -> bool:
     if span.first < wide.first:
         return False
     return wide.last is None or (span.last is not None and span.last <= wide.last)
 
 
-def _lacks(spans: Sequence[Span], stored: set[Key], media: _Media, reduces: bool) -> bool:
+def _lacks(spans: Sequence[Span], stored: set[Key], media: _Kept, reduces: bool) -> bool:
     """Whether anything asked for is not stored."""
     ends_at = None if media.end is None else media.end.num_segments - 1
     for span in spans:
@@ -287,7 +323,7 @@ def _lacks(spans: Sequence[Span], stored: set[Key], media: _Media, reduces: bool
     return False
 
 
-def _reaches_back(request: JobRequest, asked: Span, media: _Media) -> bool:
+def _reaches_back(request: JobRequest, asked: Span, media: _Kept) -> bool:
     """Whether more was asked for than is kept."""
     return asked.first <= media.first and not (request.standing and not request.start)
 

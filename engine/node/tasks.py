@@ -92,14 +92,14 @@ class Duties:
         nodes = sorted({node.id for node in await self._registry.nodes()} | {self._status.id})
         jobs = await self._registry.jobs()
         mine = [job for job in jobs if responsible(job.id, nodes) == self._status.id]
-        _follow(self._jobs, {job.id: job for job in mine if job.state == "running"}, tasks, self._answer)
+        _follow(self._jobs, {job.id: job for job in mine if job.state == "running"}, tasks, self.answer)
         if self._sinks:
             _follow(self._sent, {job.id: job for job in mine if job.webhook}, tasks, self._send)
         streams = await self._registry.streams()
         _follow(self._feeds, {spec: spec for spec in streams.values() if spec.url}, tasks, self._feed)
         await self._registry.forget_old_jobs(jobs)
 
-    async def _answer(self, spec: JobSpec) -> None:
+    async def answer(self, spec: JobSpec) -> None:
         """Answer a job to its end, whatever comes in between."""
         state, detail = await self._answered(spec)
         await self._note(spec, partial(_ended, state, detail))
@@ -140,7 +140,7 @@ class Duties:
         pause_s, said = FIRST_PAUSE_S, ""
         while True:
             try:
-                await Answering(self._ledger, spec, self._catalogue, self._moments).run()
+                await Answering(self._ledger, self._registry, spec, self._catalogue, self._moments).run()
                 return "done", ""
             except Exception as error:
                 cause = first_error(error)

@@ -3,7 +3,7 @@
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from engine.decide.answer import Answer
-from engine.node import job
+from engine.node.progress import Progress as StagesDone
 from engine.spec.operator import Reduce
 from engine.spec.plan import Plan
 from penstock.cli.doctor import Finding, OperatorRow
@@ -67,7 +67,12 @@ class Display:
         if self._reducing:
             self._tasks[ANSWERS] = self._bars.add_task(ANSWERS, total=len(self._reducing), unit="")
 
-    def progress(self, progress: job.Progress) -> None:
+    @property
+    def on_progress(self) -> Callable[[StagesDone], None] | None:
+        """What shows progress; None where there is nobody to see it, and nothing need be counted."""
+        return self._progress if self._console.is_terminal else None
+
+    def _progress(self, progress: StagesDone) -> None:
         for name, stored in progress.stored.items():
             if name not in self._reducing and name in self._tasks:
                 self._bars.update(self._tasks[name], completed=stored, total=progress.total[name])

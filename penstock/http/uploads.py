@@ -21,7 +21,7 @@ from litestar import Request
 
 from engine.node.answering import stored_end
 from engine.node.endpoints import Call, Output
-from engine.node.feeding import Media, Resume, Source, feed, treated, where_it_stands
+from engine.node.feeding import Resume, Source, feed, treated, where_it_stands
 from engine.run.registry import LEASE_TTL_S, Policy, StreamSpec
 from penstock.http import bodies
 from penstock.http.face import Face
@@ -32,7 +32,7 @@ from streams.media.pipe import Pipe, PipeClosed
 from streams.media.probe import Opening, open_media
 from streams.media.segmenter import stream_id
 from streams.media.sources import STREAMABLE, read, read_bytes
-from streams.records import EndOfStream, Record, encode
+from streams.records import EndOfStream, MediaMessage, Record, encode
 
 SEGMENT_S = 5.0
 MAX_LEASE_WAIT_S = LEASE_TTL_S + 2.0  # a feeder that was killed is forgotten within this
@@ -112,7 +112,7 @@ async def _brought(face: Face, request: Request[Any, Any, Any], spec: StreamSpec
 async def _fed(
     face: Face,
     spec: StreamSpec,
-    records: Callable[[Resume, threading.Event], Iterator[Media]],
+    records: Callable[[Resume, threading.Event], Iterator[MediaMessage]],
     fill: Fill | None = None,
 ) -> EndOfStream:
     """Feed the stream, while `fill` brings the bytes; its end."""
@@ -122,7 +122,7 @@ async def _fed(
     failures: list[PenstockError] = []
     end: EndOfStream | None = None
 
-    def read_on(resume: Resume, stop: threading.Event) -> Iterator[Media]:
+    def read_on(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
         loop.call_soon_threadsafe(holds.set)  # this may be the thread that reads
         return _same(spec.name, standing, records(resume, stop))
 
@@ -167,7 +167,7 @@ async def _fill(pipe: Pipe, head: bytes, body: AsyncIterator[bytes]) -> None:
         pipe.close()
 
 
-def _from_pipe(pipe: Pipe, spec: StreamSpec, resume: Resume, stop: threading.Event) -> Iterator[Media]:
+def _from_pipe(pipe: Pipe, spec: StreamSpec, resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
     return read_bytes(
         pipe,
         spec.name,
@@ -180,7 +180,7 @@ def _from_pipe(pipe: Pipe, spec: StreamSpec, resume: Resume, stop: threading.Eve
     )
 
 
-def _from_file(path: Path, spec: StreamSpec, resume: Resume, stop: threading.Event) -> Iterator[Media]:
+def _from_file(path: Path, spec: StreamSpec, resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
     """A spooled body. It may be nothing that names other files or addresses, as playlists do."""
     try:
         with open_media(Opening(str(path), BODY, options={"format_whitelist": STREAMABLE})):
@@ -206,7 +206,7 @@ async def _outermost(face: Face, stream: str) -> dict[int, bytes]:
     return {number: stored.data for number, stored in found.items() if stored is not None}
 
 
-def _same(stream: str, standing: Mapping[int, bytes], records: Iterator[Media]) -> Iterator[Media]:
+def _same(stream: str, standing: Mapping[int, bytes], records: Iterator[MediaMessage]) -> Iterator[MediaMessage]:
     """The records, as long as they are those that are stored already. What differs is known before anything new is
     stored."""
     for number, record in enumerate(records):

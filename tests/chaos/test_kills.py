@@ -17,12 +17,12 @@ from pathlib import Path
 import anyio
 import msgspec
 import pytest
+import running
 from clips import EXAMPLES, first_seconds
 
 from engine.decide.answer import Answer
-from engine.node.job import Job, Progress, job_over
+from engine.node.progress import Progress
 from engine.node.worker_processes import Node, node
-from engine.run.telemetry import Telemetry
 from engine.run.worker import Assignment
 from engine.spec.catalogue import installed
 from engine.spec.operator import Machine, Reduce
@@ -73,16 +73,15 @@ async def run_job(store: Path, clip: Path, killer: "Killer | None") -> tuple[dic
     stream = stream_id(clip, SEGMENT_S)
     async with embedded(store) as url, connect(url) as link:
         ledger = await open_ledger(link)
-        spec = await job_over(ledger, plan, stream, "job")
-        assignment = Assignment(jobs=(spec,), url=url, num_cores=1, ack_wait_s=1.5)
-        job = Job(ledger, spec, installed(), Telemetry("test"), note)
+        assignment = Assignment(url=url, num_cores=1, ack_wait_s=1.5)
         async with node(2, store / "workers.log") as workers, anyio.create_task_group() as tasks:
             workers.assign(assignment)
             source = partial(segments, str(clip), stream=stream, target_s=SEGMENT_S)
             if killer is not None:
                 tasks.start_soon(killer, workers, lambda: stored)
             with anyio.fail_after(240):
-                answers = await job.run(source if killer is None else lambda: killer.hold_back(source()))
+                read = source if killer is None else lambda: killer.hold_back(source())
+                answers = await running.answered(ledger, installed(), plan, stream, read, on_progress=note)
             tasks.cancel_scope.cancel()
         assert_complete(plan, stream, found := await contents(ledger))
         return found, answers, workers.num_restarts

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 import anyio
 import msgspec
 import pytest
+import running
 import toys
 
-from engine.decide.retry import RetryPolicy
-from engine.node.job import MAX_AHEAD, Job, Progress, job_over, round_of
-from engine.run.telemetry import Telemetry
-from engine.run.worker import Assignment, Worker
+from engine.node.progress import Progress
+from engine.node.room import MAX_AHEAD
+from engine.node.submission import submit_whole
+from engine.run.registry import StreamSpec, open_registry
 from engine.spec.catalogue import Catalogue
-from engine.spec.jobs import JobSpec, Span, spans_of
 from engine.spec.operator import Fold, Machine, Map, Reduce, Window
 from engine.spec.plan import Plan, make_plan
 from engine.spec.workflow import Stage, Workflow
@@ -88,28 +88,10 @@ async def outputs(ledger: Ledger, plan: Plan, stream: str) -> dict[str, dict[Key
 
 
 @asynccontextmanager
-async def at_work(ledger: Ledger, plan: Plan, stream: str, num_workers: int = 1, round: int = 0) -> AsyncIterator[None]:
-    policy = RetryPolicy(first_delay_s=0.01, max_delay_s=0.02)
-    async with anyio.create_task_group() as tasks:
-        for number in range(num_workers):
-            spec = JobSpec(
-                id="job",
-                stream=stream,
-                plan=plan,
-                spans=spans_of(plan, Span(first=0)),
-                rounds={planned.id: round for planned in plan.stages},
-            )
-            assignment = Assignment(
-                jobs=(spec,),
-                url="",
-                name=f"w{number}",
-                num_cores=2,
-                ack_wait_s=5,
-                retry=policy,
-            )
-            tasks.start_soon(Worker(ledger, assignment, CATALOGUE, Telemetry("test")).run)
+async def at_work(ledger: Ledger, plan: Plan, stream: str, num_workers: int = 1) -> AsyncIterator[None]:
+    """Workers at a job over a stream that the test publishes."""
+    async with running.asked(ledger, plan, stream), running.workers(ledger, CATALOGUE, num_workers):
         yield
-        tasks.cancel_scope.cancel()
 
 
 async def publish(ledger: Ledger, stream: str, values: Sequence[int], order: Sequence[int]) -> None:
@@ -184,11 +166,12 @@ async def test_fused_or_apart_the_results_are_the_same(ledger: Ledger) -> None:
 async def test_a_restarted_worker_goes_on_where_things_stand(ledger: Ledger) -> None:
     plan = plan_of(EVERY_SCOPE)
     half = NUM // 2
-    async with at_work(ledger, plan, "halves"):
-        await publish(ledger, "halves", VALUES, range(half))
-    async with at_work(ledger, plan, "halves"):
-        await publish(ledger, "halves", VALUES, range(half, NUM + 1))
-        await all_stored(ledger, plan, "halves", NUM)
+    async with running.asked(ledger, plan, "halves"):
+        async with running.workers(ledger, CATALOGUE):
+            await publish(ledger, "halves", VALUES, range(half))
+        async with running.workers(ledger, CATALOGUE):
+            await publish(ledger, "halves", VALUES, range(half, NUM + 1))
+            await all_stored(ledger, plan, "halves", NUM)
     assert await outputs(ledger, plan, "halves") == expected(VALUES)
 
 
@@ -272,16 +255,17 @@ async def test_results_that_fell_out_of_retention_are_computed_again(ledger: Led
     for id in lost:
         purge = {"filter": subjects.results_of(id, "gone")}
         await ledger.link.api("STREAM.PURGE.PENSTOCK_RESULTS", purge)
-    async with at_work(ledger, plan, "gone", round=await round_of(ledger, "gone")):
+    async with at_work(ledger, plan, "gone"):
         await all_stored(ledger, plan, "gone", NUM)
     assert await outputs(ledger, plan, "gone") == expected(VALUES)
 
 
 async def test_what_cannot_be_part_of_a_subject_is_refused_before_anything_is_sent(ledger: Ledger) -> None:
     plan = plan_of(EVERY_SCOPE)
+    registry = await open_registry(ledger.link)
     for stream, id in (("a b", "job"), ("s\r\nPUB x 0", "job"), ("s", "j.>")):
         with pytest.raises(UserError):
-            await job_over(ledger, plan, stream, id)
+            await submit_whole(registry, ledger, plan, StreamSpec(name=stream), id=id)
 
 
 async def sequences(ledger: Ledger, stream: str) -> dict[str, int]:
@@ -306,10 +290,9 @@ async def test_a_source_much_longer_than_the_window_is_never_far_ahead_and_ends(
             yield toys.toy_segment("long", index, index)
         yield EndOfStream(stream="long", num_segments=num)
 
-    job = Job(ledger, await job_over(ledger, plan, "long", "job"), CATALOGUE, Telemetry("test"), note)
-    async with at_work(ledger, plan, "long"):
+    async with running.workers(ledger, CATALOGUE):
         with anyio.fail_after(60):
-            answers = await job.run(source)
+            answers = await running.answered(ledger, CATALOGUE, plan, "long", source, on_progress=note)
     assert furthest <= MAX_AHEAD
     assert len(answers) == 2 * num + 1  # of "count" and "recent" one for each segment, and the total
     assert await outputs(ledger, plan, "long") == expected(range(num))

@@ -2,26 +2,33 @@
 
 import random
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import anyio
 import msgspec
 import pytest
+import running
 import toys
 from clips import first_seconds
 from conftest import Eventually
 
 from engine.node import intake
-from engine.node.feeding import Media, Resume, Source, feed, lease_of, source_of, where_it_stands
+from engine.node.feeding import Resume, Source, feed, lease_of, source_of, where_it_stands
 from engine.node.intake import Intake
+from engine.node.room import MAX_AHEAD
 from engine.run.gaps import count_gaps
 from engine.run.registry import Registry, StreamSpec, open_registry
 from engine.run.telemetry import Telemetry
+from engine.spec.catalogue import Catalogue
+from engine.spec.operator import Inputs, Machine
+from engine.spec.plan import make_plan
+from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.errors import UserError
 from streams.media.segmenter import segments
-from streams.records import EndOfStream, Gap, Segment, decode_media
+from streams.records import EndOfStream, Gap, MediaMessage, Segment, decode_media, encode
 from streams.wire.lease import holder_of
 from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import connect
@@ -42,7 +49,7 @@ async def registry(ledger: Ledger) -> Registry:
     return await open_registry(ledger.link)
 
 
-async def stored(ledger: Ledger, stream: str = "s") -> list[Media]:
+async def stored(ledger: Ledger, stream: str = "s") -> list[MediaMessage]:
     """What the ledger holds of a stream's media, in order."""
     return [decode_media(item.data) async for item in ledger.every(subjects.media_of(stream))]
 
@@ -71,7 +78,7 @@ class Camera:
         self.due = threading.Semaphore(0)
         self.resumes: list[Resume] = []
 
-    def read(self, resume: Resume, stop: threading.Event) -> Iterator[Media]:
+    def read(self, resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
         self.resumes.append(resume)
         index = resume.next_index
         while not stop.is_set():
@@ -226,3 +233,98 @@ async def asked(client: object, data: bytes, stream: str, headers: dict[str, str
     except nats.errors.NoRespondersError:
         return None
     return msgspec.json.decode(reply.data)
+
+
+# --- held back ---------------------------------------------------------------------------------------------------
+
+NUM = 200
+READ_THEN_ADD = Workflow(
+    name="read_then_add",
+    stages={
+        "read": Stage(capability="toy_read", inputs={"media": "media"}),
+        "add": Stage(capability="toy_add", inputs={"numbers": "read"}),
+    },
+)
+
+
+class Clocked:
+    """A source that says when it was last asked for a segment, and how far the last stage was behind at worst."""
+
+    def __init__(self) -> None:
+        self.num_done = self.furthest = 0
+        self.asked_s = time.monotonic()
+
+    def read(self, resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
+        for index in range(NUM):
+            self.asked_s = time.monotonic()
+            self.furthest = max(self.furthest, index - self.num_done)
+            yield toys.toy_segment("s", index, index)
+        yield EndOfStream(stream="s", num_segments=NUM)
+
+    @property
+    def is_held(self) -> bool:
+        return time.monotonic() > self.asked_s + 0.3
+
+    async def feed(self, registry: Registry, ledger: Ledger) -> None:
+        await feed(registry, ledger, SPEC, Source(read=self.read, goes_on=False, waits=True), "a", TRACES)
+
+
+async def test_a_source_waits_for_the_readers_of_results_too(ledger: Ledger, registry: Registry) -> None:
+    source = Clocked()
+
+    class Lazy(toys.Add):
+        """Begins when nothing new comes."""
+
+        def process(self, batch: Sequence[Inputs]) -> Sequence[msgspec.Struct]:
+            while not source.is_held:
+                time.sleep(0.01)
+            source.num_done += len(batch)
+            return super().process(batch)
+
+    catalogue = Catalogue([toys.Read, Lazy])
+    plan = make_plan(READ_THEN_ADD, catalogue, Machine(num_cores=2))
+    assert len(plan.groups) == 2
+    async with running.asked(ledger, plan, "s") as job, running.workers(ledger, catalogue):
+        with anyio.fail_after(60):
+            await source.feed(registry, ledger)
+            last = subjects.results_of(job.plan.answers[0], "s")
+            while len(await ledger.subjects(last)) < NUM:  # noqa: ASYNC110 - workers store them
+                await anyio.sleep(0.02)
+    assert source.furthest <= MAX_AHEAD
+
+
+async def test_a_source_waits_for_workers_that_are_not_there_yet(ledger: Ledger, registry: Registry) -> None:
+    source = Clocked()
+    catalogue = Catalogue(toys.ALL)
+    plan = make_plan(READ_THEN_ADD, catalogue, Machine(num_cores=2))
+    async with running.asked(ledger, plan, "s"), anyio.create_task_group() as tasks:
+        tasks.start_soon(source.feed, registry, ledger)
+        with anyio.fail_after(60):
+            while not source.is_held or source.furthest == 0:  # noqa: ASYNC110 - a thread reads
+                await anyio.sleep(0.02)
+            assert 0 < len(await stored(ledger)) <= MAX_AHEAD
+            async with running.workers(ledger, catalogue):
+                while len(await ledger.subjects(subjects.media_of("s"))) <= NUM:  # noqa: ASYNC110
+                    await anyio.sleep(0.02)
+
+
+async def test_what_fell_out_of_retention_holds_no_source_back(ledger: Ledger, registry: Registry) -> None:
+    """Half of the stream is computed, and its results go; whoever feeds the other half is not held back by them."""
+    catalogue = Catalogue(toys.ALL)
+    plan = make_plan(READ_THEN_ADD, catalogue, Machine(num_cores=2))
+    half = NUM // 2
+    async with running.asked(ledger, plan, "s") as job, running.workers(ledger, catalogue):
+        for index in range(half):
+            await ledger.put(subjects.media("s", index), encode(toys.toy_segment("s", index, index)))
+        last = subjects.results_of(job.plan.answers[0], "s")
+        with anyio.fail_after(60):
+            while len(await ledger.subjects(last)) < half:  # noqa: ASYNC110 - workers store them
+                await anyio.sleep(0.02)
+            await ledger.link.api("STREAM.PURGE.PENSTOCK_RESULTS")
+            await Clocked().feed(registry, ledger)
+
+
+async def test_with_no_job_there_is_no_bound(ledger: Ledger, registry: Registry) -> None:
+    with anyio.fail_after(60):
+        await Clocked().feed(registry, ledger)
+    assert len(await stored(ledger)) == NUM + 1

@@ -7,11 +7,9 @@ from pathlib import Path
 import anyio
 import msgspec
 import pytest
+import running
 from clips import EXAMPLES, first_seconds
 
-from engine.node.job import Job, job_over
-from engine.run.telemetry import Telemetry
-from engine.run.worker import Assignment, Worker
 from engine.spec.catalogue import installed
 from engine.spec.operator import Machine
 from engine.spec.plan import make_plan
@@ -49,14 +47,10 @@ async def test_every_grouping_gives_the_same_results(nats_url: str, tmp_path: Pa
         for number, groups in enumerate(every):
             stream = f"grouping-{number}"
             grouped = plan.regrouped(groups)
-            spec = await job_over(ledger, grouped, stream, stream)
-            assignment = Assignment(jobs=(spec,), url=nats_url, num_cores=2)
-            job = Job(ledger, spec, installed(), Telemetry("test"))
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(Worker(ledger, assignment, installed(), Telemetry("test")).run)
+            async with running.workers(ledger, installed()):
                 with anyio.fail_after(60):
-                    await job.run(partial(segments, str(clip), stream="", target_s=SEGMENT_S))
-                tasks.cancel_scope.cancel()
+                    read = partial(segments, str(clip), stream=stream, target_s=SEGMENT_S)
+                    await running.answered(ledger, installed(), grouped, stream, read)
             seen[number] = {}
             for name, stored in (
                 await ledger.get_many(await ledger.subjects(f"penstock.results.*.{stream}.*"))

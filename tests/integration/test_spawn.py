@@ -19,7 +19,7 @@ async def test_the_one_started_ahead_is_taken_and_what_it_says_is_kept(tmp_path:
     async with node(1, log) as workers:
         await eventually(lambda: workers.pids == {0: first})
         assert spawn.started_ahead() is None
-        workers.assign(Assignment(url="nats://127.0.0.1:1", jobs=()))  # where nobody listens
+        workers.assign(Assignment(url="nats://127.0.0.1:1"))  # where nobody listens
         await eventually(lambda: workers.num_restarts > 0)
     assert b"worker_failed" in log.read_bytes()
     assert b"no NATS server answers at nats://127.0.0.1:1" in log.read_bytes()

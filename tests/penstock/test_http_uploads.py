@@ -13,7 +13,7 @@ import pytest
 from conftest import Eventually
 from sites import CountPackets, Site, remuxed, site
 
-from engine.node import feeding
+from engine.node import feeding, room
 from engine.run.registry import StreamSpec
 from penstock.http import uploads
 from penstock.http.bodies import must_seek
@@ -223,12 +223,12 @@ async def test_a_client_is_held_back_as_the_stream_is(
 ) -> None:
     num_asked, is_room = 0, False
 
-    async def num_waiting(*_: Any) -> int:
+    async def num(*_: Any, **__: Any) -> int:
         nonlocal num_asked
         num_asked += 1
-        return 0 if is_room else feeding.MAX_AHEAD + 1
+        return 0 if is_room else room.MAX_AHEAD + 1
 
-    monkeypatch.setattr(feeding, "num_waiting", num_waiting)
+    monkeypatch.setattr(room.Waiting, "num", num)
     num_sent, piece, num_pieces = 0, bytes(1 << 20), 128
 
     async def body() -> AsyncIterator[bytes]:
@@ -251,7 +251,7 @@ async def test_a_client_is_held_back_as_the_stream_is(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(upload)
         await eventually(lambda: num_asked >= 3)
-        assert len(await here.stored("up")) == feeding.CHECK_EVERY
+        assert len(await here.stored("up")) == room.CHECK_EVERY
         assert num_sent < num_pieces
         assert not responses
         is_room = True

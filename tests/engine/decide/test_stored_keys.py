@@ -15,6 +15,7 @@ def test_it_holds_what_a_set_holds_in_as_few_stretches_as_can_be(indices: list[i
         stored.add(Key.of(index))
         seen.add(index)
         assert {i for i in range(-1, 43) if i >= 0 and Key.of(i) in stored} == seen
+    assert all(stored.num_within(a, b) == len(seen & set(range(a, b))) for a in range(42) for b in range(42))
     assert stored.num_stretches == sum(index - 1 not in seen for index in seen)
 
 

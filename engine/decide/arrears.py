@@ -1,0 +1,37 @@
+"""Arrears: how far the stages of a stream are behind its source. Pure.
+
+Of N segments that are stored, a stage that reads media could have delivered R = N - a outputs, where it looks `a`
+segments ahead; one that reads other stages could have delivered the least of theirs, less its own `a`. It is behind by
+the outputs below R that are asked of it and not stored, whatever it reads. A stage that reduces delivers at the end of
+its range and is never behind.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from engine.decide.running_graph import RunningStage
+from engine.decide.stored_keys import StoredKeys
+from engine.spec.operator import Map, Reduce
+from engine.spec.workflow import MEDIA
+
+
+def num_behind(
+    stages: Sequence[RunningStage], stored: Mapping[str, StoredKeys], num_segments: int, since: int = 0
+) -> dict[str, int]:
+    """By how many outputs each stage is behind, `num_segments` being there; of segments before `since`, which are gone,
+    none is counted. Nothing known of a stage is nothing done. `stages` each after those it reads."""
+    reach = {MEDIA: num_segments}
+    behind: dict[str, int] = {}
+    for stage in stages:
+        scope = stage.planned.scope
+        if isinstance(scope, Reduce):
+            reach[stage.id] = behind[stage.id] = 0
+            continue
+        ahead = scope.after if isinstance(scope, Map) else 0
+        reach[stage.id] = max(0, min(reach.get(source, num_segments) for source in stage.planned.sources) - ahead)
+        behind[stage.id] = 0
+        for span in stage.spans:
+            first = max(since, span.first)
+            end = reach[stage.id] if span.last is None else min(reach[stage.id], span.last + 1)
+            done = stored[stage.id].num_within(first, end) if stage.id in stored else 0
+            behind[stage.id] += max(0, end - first) - done
+    return behind

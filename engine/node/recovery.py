@@ -1,0 +1,143 @@
+"""Recovery: an output that a job waits for and that nobody will compute, because what it is made from has fallen out of
+retention.
+
+Delivery guarantee: it is computed again where its media are still there, and a gap says so where they are not. What is
+evicted faster than it is computed is tried MAX_ROUNDS times and then a gap as well: no job waits without end while
+workers serve it.
+
+Workers make each output once, when its input arrives. Of an input that was delivered and acknowledged before, nobody
+brings word again, unless the job gets a new round (engine/decide/running_graph.py). It gets one when something it lacks
+could be computed and the consumers of the groups that would have nothing left: while they have, it is under way.
+"""
+
+from collections.abc import Collection
+
+import anyio
+import msgspec
+import structlog
+
+from engine.decide.lacking import Lacking, lacking
+from engine.decide.running_graph import RunningGroup, running_groups
+from engine.run.gaps import put_gaps
+from engine.run.registry import Registry
+from engine.spec.jobs import JobSpec
+from streams import subjects
+from streams.records import EndOfStream, Gap
+from streams.subjects import Key
+from streams.wire import ledger as ledgers
+from streams.wire.lease import holder_of
+from streams.wire.ledger import Ledger
+from streams.wire.link import Refused
+
+log = structlog.get_logger(__name__)
+
+FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 16.0  # between two looks at what an output lacks
+MAX_ROUNDS = 3  # that bring nothing new
+NOT_SERVED = 3  # looks after which a group without a consumer counts as one that has nothing left to do
+
+
+class Recovery:
+    """Made for one job; looks at what an output lacks that is long in coming."""
+
+    def __init__(self, registry: Registry, ledger: Ledger, spec: JobSpec) -> None:
+        self._registry = registry
+        self._ledger = ledger
+        self._spec = spec
+        self._awaited: dict[str, _Awaited] = {}  # by last stage
+
+    async def look(self, stage_id: str, key: Key, end: EndOfStream | None) -> None:
+        """Do what can be done for an output that a last stage owes and that does not come."""
+        awaited = self._awaited.get(stage_id)
+        if awaited is None or awaited.key != key:
+            awaited = self._awaited[stage_id] = _Awaited(key)
+        if anyio.current_time() < awaited.due_s:
+            return
+        stream = self._spec.stream
+        kept = {k.first for k in subjects.keys_of(await self._ledger.subjects(subjects.media_of(stream)))}
+        num_segments = end.num_segments if end is not None else max(kept, default=-1) + 1
+        if key.last >= num_segments:
+            return  # it is still to come
+        awaited.put_off()
+        if end is not None and len(kept) < num_segments and await holder_of(self._registry.leases, f"feed.{stream}"):
+            return  # somebody brings the stream once more
+        missing = await self._lacking(stage_id, key, kept, num_segments)
+        gone = [lost(id, stream, k) for id, keys in missing.lost.items() for k in sorted(keys)]
+        if gone:
+            log.warning("inputs_lost", job=self._spec.id, num=len(gone))
+            await put_gaps(self._ledger, gone)
+            return
+        jobs = [job for job in await self._registry.jobs() if job.stream == stream]
+        groups = [g for g in running_groups(jobs) if any(stage.id in missing.computable for stage in g.stages)]
+        states = [await self._is_idle(group) for group in groups]
+        awaited.num_looks += 1
+        if False in states or (None in states and awaited.num_looks < NOT_SERVED):
+            return
+        missing = await self._lacking(stage_id, key, kept, num_segments)  # as it is after all was acknowledged
+        if not missing.num or missing.lost:
+            return
+        if not awaited.is_worth_another_round(missing.num, is_served=None not in states):
+            log.warning("inputs_never_kept", job=self._spec.id, stage=stage_id, key=str(key))
+            await put_gaps(self._ledger, [_never_kept(stage_id, stream, key)])
+            return
+        log.warning("computed_again", job=self._spec.id, num=missing.num)
+        await self._new_round(missing.computable)
+
+    async def _lacking(self, stage_id: str, key: Key, kept: Collection[int], num_segments: int) -> Lacking:
+        stored: dict[str, set[Key]] = {stage.id: set() for stage in self._spec.plan.stages}
+        for name in await self._ledger.subjects(subjects.results_of("*", self._spec.stream)):
+            if (id := name.split(".")[2]) in stored:
+                stored[id] |= subjects.keys_of([name])
+        return lacking(self._spec.plan.stages, stage_id, key, stored, kept, num_segments)
+
+    async def _is_idle(self, group: RunningGroup) -> bool | None:
+        """Whether the group's consumers have nothing left for it; None where it has none. The leader answers."""
+        infos = []
+        for name in (ledgers.MEDIA, ledgers.RESULTS):
+            try:
+                infos.append(await self._ledger.link.api(f"CONSUMER.INFO.{name}.{group.name}-{group.stream}"))
+            except Refused:  # it reads nothing there, or is not served
+                continue
+        return all(not info["num_pending"] and not info["num_ack_pending"] for info in infos) if infos else None
+
+    async def _new_round(self, stages: Collection[str]) -> None:
+        last = await self._ledger.last_stored(ledgers.RESULTS)
+
+        def renewed(spec: JobSpec) -> JobSpec:
+            round = max([last, *(number + 1 for number in spec.rounds.values())])
+            return msgspec.structs.replace(spec, rounds=spec.rounds | dict.fromkeys(stages, round))
+
+        await self._registry.change_job(self._spec.id, renewed)
+
+
+class _Awaited:
+    """An output that is long in coming."""
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.num_looks = 0
+        self.due_s = 0.0
+        self._pause_s = FIRST_PAUSE_S
+        self._fewest: int | None = None  # outputs that it lacked
+        self._num_rounds = 0  # since then
+
+    def put_off(self) -> None:
+        self.due_s = anyio.current_time() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
+
+    def is_worth_another_round(self, num_lacking: int, is_served: bool) -> bool:
+        """A round that brings nothing counts where there were workers for it."""
+        if self._fewest is None or num_lacking < self._fewest:
+            self._fewest, self._num_rounds = num_lacking, 0
+        self._num_rounds += is_served
+        return self._num_rounds <= MAX_ROUNDS
+
+
+def lost(stage_id: str, stream: str, key: Key) -> Gap:
+    """The record of an output whose media fell out of retention before it was computed."""
+    detail = "its media fell out of retention before it was computed"
+    return Gap(stage=stage_id, stream=stream, first=key.first, last=key.last, cause="dropped", detail=detail)
+
+
+def _never_kept(stage_id: str, stream: str, key: Key) -> Gap:
+    detail = "what it is made from falls out of retention before it can be read"
+    return Gap(stage=stage_id, stream=stream, first=key.first, last=key.last, cause="dropped", detail=detail)
