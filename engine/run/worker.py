@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,7 @@ import structlog
 from engine.decide import joins
 from engine.decide.admission import Credit, Demand, credits
 from engine.decide.readiness import StageRule
-from engine.decide.reconcile import GroupName, Reconciled, offers, reconcile
+from engine.decide.reconcile import GroupName, Reconciled, devices_of, offers, reconcile
 from engine.decide.retry import RetryPolicy
 from engine.decide.running_graph import RunningGroup, RunningStage, in_order
 from engine.decide.signals import StreamSignals, WorkerSignals
@@ -42,7 +42,7 @@ from engine.run.spans import WorkSpans
 from engine.run.starting import where_to_start
 from engine.spec.catalogue import Catalogue, installed
 from engine.spec.jobs import JobSpec
-from engine.spec.operator import Device, Fold
+from engine.spec.operator import Device, Fold, Machine
 from engine.spec.plan import PlannedStage, ancestors, settings_of
 from engine.spec.workflow import MEDIA
 from streams.errors import LinkError, PenstockError
@@ -120,9 +120,9 @@ class Worker:
         self._credits_at_s = 0.0
         self._freed = anyio.Event()
         self._has_freed = True  # since the credits were worked out
-        devices = ("cpu", "cuda") if assignment.has_gpu else ("cpu",)
-        self._offers = offers(catalogue, devices)
-        self._said: dict[str, str] = {}  # of jobs and stages, what was said of them last
+        machine = Machine(num_cores=assignment.num_cores, has_gpu=assignment.has_gpu)
+        self._offers = offers(catalogue, devices_of(machine))
+        self._said: dict[str, str] = {}  # of stages, why they were not served when last looked at
 
     async def run(self) -> None:
         """Returns only by being canceled; what was under way is handed back."""
@@ -145,20 +145,22 @@ class Worker:
 
     async def _follow(self, tasks: anyio.abc.TaskGroup) -> None:
         """Do what the bucket's jobs ask for, and go with their changes."""
-        async with following(self._ledger.link) as jobs:
-            async for current in jobs:
+        async with following(self._ledger.link) as desired:
+            async for jobs, nodes in desired:
                 try:
-                    await self.reconcile(current, tasks)
+                    await self.reconcile(jobs, tasks, {n.id: frozenset(n.serves) for n in nodes if n.serves})
                 except PenstockError as error:
                     log.warning("cannot_follow", error=str(error))  # and once more with the next look at the bucket
                 except Exception as error:
                     log.error("cannot_follow", exc_info=error)
 
-    async def reconcile(self, jobs: Sequence[JobSpec], tasks: anyio.abc.TaskGroup) -> None:
-        """Serve the groups that these jobs need and no other."""
-        told = reconcile(jobs, self._served.keys(), self._catalogue, self._offers)
+    async def reconcile(
+        self, jobs: Sequence[JobSpec], tasks: anyio.abc.TaskGroup, nodes: Mapping[str, frozenset[str]] | None = None
+    ) -> None:
+        """Serve the groups that these jobs need and no other. `nodes` are the offers of those that are there."""
+        told = reconcile(jobs, self._served.keys(), self._catalogue, self._offers, nodes)
         self._say(told)
-        names = {stage.id: stage.name for job in jobs if job.id not in told.refused for stage in job.plan.stages}
+        names = {stage.id: stage.name for job in jobs for stage in job.plan.stages}
         groups = [*told.keep, *told.start]
         still_asked = {(group.stream, stage.id) for group in groups for stage in group.stages}
         leaving = [self._served.pop(name) for name in told.leave]
@@ -198,12 +200,10 @@ class Worker:
 
     def _say(self, told: Reconciled) -> None:
         """What cannot be served here, once."""
-        said = {f"job {id}": why for id, why in told.refused.items()}
-        said |= {f"stage {id}": why for id, why in told.lacking.items()}
-        for what, why in said.items():
-            if self._said.get(what) != why:
-                log.warning("not_served", what=what, why=why)
-        self._said = said
+        for stage, why in told.lacking.items():
+            if self._said.get(stage) != why:
+                log.warning("not_served", stage=stage, why=why)
+        self._said = dict(told.lacking)
 
     def _tend_caches(self, groups: Sequence[RunningGroup]) -> None:
         """One for each stream, which knows what will be read from it."""
