@@ -101,9 +101,9 @@ def make_plan(
     elsewhere: Collection[str] = (),
 ) -> Plan:
     """Choose and check. `elsewhere` are the rungs that other nodes can run (`rung_on`). With `window`, a stage that
-    would reduce a whole range looks at the last `window` segments instead, for a stream that does not end. Raises UserError
-    for an unknown capability, a wrong port, a type that does not fit, a bad parameter, or a capability that nothing can
-    compute."""
+    would reduce a whole range looks at the last `window` segments instead, for a stream that does not end. Raises
+    UserError for an unknown capability, a wrong port, a type that does not fit, a bad parameter, or a capability that
+    nothing can compute."""
     planned: dict[str, PlannedStage] = {}
     notices: list[str] = []
     for name in workflow.order():
