@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -34,7 +35,7 @@ from engine.decide.signals import StreamSignals, WorkerSignals
 from engine.run import telemetry
 from engine.run.frames import FrameStore
 from engine.run.group import Group, GroupStage, Host
-from engine.run.journal import Journal
+from engine.run.journal import MAX_TOLD, STORY, Journal, Recall
 from engine.run.pool import Capacity, Pool
 from engine.run.registry import following
 from engine.run.segment_cache import SegmentCache
@@ -45,7 +46,8 @@ from engine.spec.jobs import JobSpec
 from engine.spec.operator import Device, Fold, Machine
 from engine.spec.plan import PlannedStage, ancestors, settings_of
 from engine.spec.workflow import MEDIA
-from streams.errors import LinkError, PenstockError
+from streams.decoding import from_json
+from streams.errors import LinkError, Malformed, PenstockError
 from streams.records import Segment, encode
 from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import connect
@@ -130,6 +132,7 @@ class Worker:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._outbox.run)
                 tasks.start_soon(self._ledger.clock.run)
+                tasks.start_soon(self._recall)
                 tasks.start_soon(self._show_progress)
                 if self._assignment.jobs is None:
                     await self._follow(tasks)
@@ -140,6 +143,24 @@ class Worker:
                 for arrival in self._unfinished():
                     self._outbox.send(arrival.reply, HAND_BACK)
                 await self._outbox.drained()
+
+    async def _recall(self) -> None:
+        """Tell whoever asks for a story what is remembered of it here."""
+
+        async def on_question(message: Any) -> None:
+            try:
+                asked = from_json(message.data, Recall)
+            except Malformed:
+                return
+            if message.reply:
+                told = self._journal.told(asked.stream, asked.segment)[-MAX_TOLD:]
+                self._outbox.send(message.reply, msgspec.json.encode(told))
+
+        watch = await self._ledger.link.subscribe(STORY, on_question)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            await self._ledger.link.unsubscribe(watch)
 
     # --- which groups ------------------------------------------------------------------------------------------
 
