@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from engine.decide import joins
-from engine.decide.readiness import (
+from engine.decide.instructions import (
     Acknowledge,
     Compute,
     Event,
@@ -28,11 +28,11 @@ from engine.decide.readiness import (
     Instruction,
     Known,
     Read,
-    Readiness,
     Redeliver,
     Release,
     StageRule,
 )
+from engine.decide.readiness import Readiness
 from engine.decide.retry import RetryPolicy, cause_of
 from engine.run.frames import FrameStore, Hold
 from engine.run.journal import Journal

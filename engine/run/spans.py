@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from engine.decide.readiness import Compute, GiveGap, Known
+from engine.decide.instructions import Compute, GiveGap, Known
 from engine.run.pool import Done
 from engine.run.telemetry import Attributes, Span, Telemetry
 from engine.spec.operator import Reduce

@@ -27,7 +27,7 @@ import structlog
 
 from engine.decide import joins
 from engine.decide.admission import Credit, Demand, credits
-from engine.decide.readiness import StageRule
+from engine.decide.instructions import StageRule
 from engine.decide.reconcile import GroupName, Reconciled, devices_of, offers, reconcile
 from engine.decide.retry import RetryPolicy
 from engine.decide.running_graph import RunningGroup, RunningStage, in_order
@@ -63,9 +63,8 @@ KEEP_POOL_S = 600.0  # a pool that no job needs: the next job that does finds it
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a worker works, and at what: the jobs given here, or those of the bucket, whatever they are at the time."""
+    """Where a worker works; at what, the jobs of the bucket say, whatever they are at the time."""
 
-    jobs: tuple[JobSpec, ...] | None = None  # None: follow the bucket
     url: str
     name: str = "worker"
     node: str = ""  # its id
@@ -134,10 +133,7 @@ class Worker:
                 tasks.start_soon(self._ledger.clock.run)
                 tasks.start_soon(self._recall)
                 tasks.start_soon(self._show_progress)
-                if self._assignment.jobs is None:
-                    await self._follow(tasks)
-                else:
-                    await self.reconcile(self._assignment.jobs, tasks)
+                await self._follow(tasks)
         finally:
             with anyio.move_on_after(0.3, shield=True):
                 for arrival in self._unfinished():
@@ -169,13 +165,13 @@ class Worker:
         async with following(self._ledger.link) as desired:
             async for jobs, nodes in desired:
                 try:
-                    await self.reconcile(jobs, tasks, {n.id: frozenset(n.serves) for n in nodes if n.serves})
+                    await self._reconcile(jobs, tasks, {n.id: frozenset(n.serves) for n in nodes if n.serves})
                 except PenstockError as error:
                     log.warning("cannot_follow", error=str(error))  # and once more with the next look at the bucket
                 except Exception as error:
                     log.error("cannot_follow", exc_info=error)
 
-    async def reconcile(
+    async def _reconcile(
         self, jobs: Sequence[JobSpec], tasks: anyio.abc.TaskGroup, nodes: Mapping[str, frozenset[str]] | None = None
     ) -> None:
         """Serve the groups that these jobs need and no other. `nodes` are the offers of those that are there."""
@@ -310,8 +306,6 @@ class Worker:
                 self._on_freed()
                 tasks.start_soon(self._serve, served, pull)
         except PenstockError as error:
-            if self._assignment.jobs is not None:
-                raise
             log.warning("cannot_start", group=running.name, stream=running.stream, error=str(error))
             served.leave(cancel=True)
             self._served.pop((running.stream, running.name), None)  # the next look at the bucket tries again

@@ -1,7 +1,7 @@
 """When an output is due, and whether it is late."""
 
+from engine.decide.instructions import Known
 from engine.decide.lateness import due_ns, is_late, said_of
-from engine.decide.readiness import Known
 from engine.decide.running_graph import RunningStage
 from engine.spec.jobs import Span
 from engine.spec.operator import Map, Reduce, Scope
