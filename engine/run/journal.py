@@ -26,17 +26,18 @@ class Journal:
 
     def __init__(self, worker: str) -> None:
         self.worker = worker
-        self._entries: deque[tuple[int, str, str, str, str, str]] = deque(maxlen=MAX_ENTRIES)
+        self._entries: deque[tuple[int, str, object, str, str, str]] = deque(maxlen=MAX_ENTRIES)
 
-    def note(self, stream: str, segment: str, stage: str, what: str, why: str) -> None:
+    def note(self, stream: str, segment: object, stage: str, what: str, why: str) -> None:
+        """`segment` is what says which: a number, a key or the last token of a subject."""
         self._entries.append((time.time_ns(), stream, segment, stage, what, why))
 
     def told(self, stream: str, segment: int | None = None) -> list[Remembered]:
         """What was done for a stream, or for outputs that a segment belongs to, in order."""
         return [
-            Remembered(at_ns=at, stream=of, segment=place, stage=stage, what=what, why=why, worker=self.worker)
+            Remembered(at_ns=at, stream=of, segment=str(place), stage=stage, what=what, why=why, worker=self.worker)
             for at, of, place, stage, what, why in self._entries
-            if of == stream and (segment is None or _holds(place, segment))
+            if of == stream and (segment is None or _holds(str(place), segment))
         ]
 
 
