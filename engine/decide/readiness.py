@@ -41,14 +41,15 @@ Output = tuple[str, Key]
 
 
 class Known(msgspec.Struct, frozen=True, eq=False):
-    """A stored input: its place in the order of storing, when its segment is due (server's Unix time; 0: never), and
-    its value (None where it is a gap)."""
+    """A stored input: its place in the order of storing, when its segment is due (server's Unix time; 0: never), its
+    value (None where it is a gap), and, where it was made here, when it was stored (the worker's Unix time)."""
 
     seq: int
     traceparent: str = ""
     value: Any = None
     gap: Gap | None = None
     due_ns: int = 0
+    since_ns: int = 0
 
 
 class Event(msgspec.Struct, frozen=True, eq=False):
@@ -542,7 +543,7 @@ class Readiness:
     @staticmethod
     def _following(event: Event, source: str, key: Key, known: Known) -> Event:
         """What a stored output sets off, on behalf of the same message."""
-        return Event(source, key, known, event.root, event.num_delivered, event.since_ns)
+        return Event(source, key, known, event.root, event.num_delivered, known.since_ns or event.since_ns)
 
     @staticmethod
     def _read(read: Read, root: _Root, out: list[Instruction]) -> None:

@@ -52,6 +52,7 @@ class Done(msgspec.Struct, frozen=True, eq=False):
     batch_size: int
     batch: int = 0  # its number in this pool
     why: str = ""  # it ran when it ran
+    items: tuple[str, ...] = ()  # the spans of all items of the batch, where anybody traces
 
     @property
     def compute_s(self) -> float:
@@ -65,14 +66,17 @@ OnDone = Callable[[Done], None]
 class Ticket:
     """An item that was handed in."""
 
-    __slots__ = ("emit", "id", "inputs", "on_done", "scope", "since_ns")
+    __slots__ = ("emit", "id", "inputs", "on_done", "scope", "since_ns", "span")
 
-    def __init__(self, id: int, inputs: Inputs, on_done: OnDone, emit: Callable[[str], None], since_ns: int) -> None:
+    def __init__(
+        self, id: int, inputs: Inputs, on_done: OnDone, emit: Callable[[str], None], since_ns: int, span: str
+    ) -> None:
         self.id = id
         self.inputs = inputs
         self.on_done = on_done
         self.emit = emit
         self.since_ns = since_ns
+        self.span = span
         self.scope: anyio.CancelScope | None = None  # of one that runs by itself
 
 
@@ -147,10 +151,11 @@ class Pool:
         due_ns: int = 0,
         alone: bool = False,
         emit: Callable[[str], None] = no_word,
+        span: str = "",
     ) -> Ticket:
         """Have an item computed; `on_done` is called with what became of it, once, unless it is canceled."""
         self._num_tickets += 1
-        ticket = Ticket(self._num_tickets, inputs, on_done, emit, time.time_ns())
+        ticket = Ticket(self._num_tickets, inputs, on_done, emit, time.time_ns(), span)
         self._tickets[ticket.id] = ticket
         self._batcher.add(Item(ticket.id, due_ns, alone=alone))
         self._wake()
@@ -272,6 +277,7 @@ class Pool:
 
     async def _run(self, tickets: list[Ticket], number: int, why: str) -> None:
         batch = [ticket.inputs for ticket in tickets]
+        spans = tuple(ticket.span for ticket in tickets if ticket.span)
         started_ns = time.time_ns()
         try:
             outputs, started_ns, ended_ns = await self._call(batch)
@@ -284,11 +290,11 @@ class Pool:
             failed = _translated(error, self.operator)
             ended_ns = time.time_ns()
             for ticket in tickets:
-                self._settle(ticket, Done(None, b"", failed, started_ns, ended_ns, len(batch), number, why))
+                self._settle(ticket, Done(None, b"", failed, started_ns, ended_ns, len(batch), number, why, spans))
             return
         self._note_service(len(batch), (ended_ns - started_ns) / 1e9)
         for ticket, output, data in zip(tickets, outputs, encoded, strict=True):
-            self._settle(ticket, Done(output, data, None, started_ns, ended_ns, len(batch), number, why))
+            self._settle(ticket, Done(output, data, None, started_ns, ended_ns, len(batch), number, why, spans))
 
     async def _run_async(self, ticket: Ticket, number: int, why: str) -> None:
         started_ns = time.time_ns()
