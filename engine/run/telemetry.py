@@ -34,6 +34,11 @@ class Span:
         self.traceparent = traceparent
         self._span = span
 
+    def rename(self, name: str) -> None:
+        """What it is about has turned out only now."""
+        if self._span is not None:
+            self._span.update_name(name)
+
     def end(self, ended_ns: int | None = None, attributes: Attributes | None = None, *, error: str = "") -> None:
         """It is over; `error` says what failed, where something did."""
         if self._span is None:
