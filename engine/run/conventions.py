@@ -6,7 +6,7 @@ is as the conventions have it, and what is under `penstock.` is ours alone. A sp
 Source: OpenTelemetry semantic conventions (messaging, HTTP, resource), as of SCHEMA_URL; messaging is in development.
 """
 
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from streams.subjects import PREFIX
 
@@ -113,3 +113,44 @@ def messaging(operation: str, template: str) -> dict[str, str | int | float | bo
     """What a span says of the message it publishes or processes."""
     kind = "send" if operation == "publish" else "process"
     return {SYSTEM: NATS, OPERATION: operation, OPERATION_TYPE: kind, TEMPLATE: template}
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------
+
+
+class Metric(NamedTuple):
+    """What is measured. Units are those of UCUM."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    unit: str
+    about: str
+
+
+PROCESS_DURATION = Metric(
+    "messaging.process.duration", "gauge", "s", "Time that batches took to be computed"
+)  # histogram
+WAITING = Metric("penstock.pool.waiting", "gauge", "{item}", "Items that wait for their turn")
+IN_SERVICE = Metric("penstock.pool.in_service", "gauge", "{item}", "Items in batches that run")
+IN_FLIGHT = Metric("penstock.pool.in_flight", "gauge", "{batch}", "Batches that run")
+MAX_IN_FLIGHT = Metric("penstock.pool.max_in_flight", "gauge", "{batch}", "Batches that may run at once")
+INSTANCES = Metric("penstock.pool.instances", "gauge", "{instance}", "Times the implementation is loaded")
+QUEUE_WAIT = Metric("penstock.pool.queue_wait", "gauge", "s", "Mean wait of the last items that were taken")
+ARRIVED = Metric("penstock.pool.arrived", "counter", "{item}", "Items handed in")
+DONE = Metric("penstock.pool.done", "counter", "{item}", "Items computed")
+FAILED = Metric("penstock.pool.failed", "counter", "{item}", "Items whose computing failed")
+LATE = Metric("penstock.pool.late", "counter", "{item}", "Items whose time was up before their turn came")
+PENDING = Metric("penstock.stream.waiting", "gauge", "{message}", "Messages the server holds for this worker")
+TAKEN = Metric("penstock.stream.in_service", "gauge", "{message}", "Messages taken and not acknowledged")
+LAG = Metric("penstock.stream.lag", "gauge", "s", "From storing the newest input to storing what was made from it")
+STREAM_FRAMES = Metric("penstock.stream.frames.usage", "gauge", "By", "Decoded frames that are kept")
+SHELF = Metric("penstock.stream.segments.usage", "gauge", "By", "Compressed segments at hand")
+STORED = Metric("penstock.stream.stored", "counter", "{output}", "Outputs stored")
+GAPS = Metric("penstock.stream.gaps", "counter", "{gap}", "Gaps stored, by cause")
+FRAMES = Metric("penstock.frames.usage", "gauge", "By", "Decoded frames that are kept, of all streams")
+MAX_FRAMES = Metric("penstock.frames.limit", "gauge", "By", "What they may take")
+DECODED = Metric("penstock.frames.decoded", "counter", "{segment}", "Segments decoded")
+DECODE_TIME = Metric("penstock.frames.decode_time", "counter", "s", "Time spent decoding")
+ACKS = Metric("penstock.acks.pending", "gauge", "{message}", "Messages sent and not confirmed by the server")
+
+METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

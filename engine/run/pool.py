@@ -22,7 +22,8 @@ import structlog
 
 from engine.decide import lanes
 from engine.decide.batcher import Batcher, Drop, Item, Run, WakeAt
-from engine.decide.signals import PoolSignals, ServiceTime
+from engine.decide.signals import PoolSignals
+from engine.run.service_times import ServiceTimes
 from engine.spec.operator import Device, Inputs, Operator, Settings
 from streams.errors import Permanent, Transient
 from streams.records import encode
@@ -30,7 +31,6 @@ from streams.records import encode
 log = structlog.get_logger(__name__)
 
 NUM_RECENT = 64  # items and batches that the means are over
-MAX_BATCH_SIZES = 64  # of which service times are kept
 
 
 class Late(Exception):
@@ -107,6 +107,7 @@ class Pool:
         name: str = "",
         now_ns: Callable[[], int] = time.time_ns,
         on_change: Callable[[], None] = lambda: None,
+        on_batch: Callable[[int, float], None] = lambda batch_size, service_s: None,
     ) -> None:
         self.operator = operator
         self.name = name or operator.name
@@ -138,7 +139,8 @@ class Pool:
         self._wake_ns = 0
         self._waits_s: deque[float] = deque(maxlen=NUM_RECENT)
         self._services_s: deque[float] = deque(maxlen=NUM_RECENT)
-        self._service_times: dict[int, tuple[int, float, float]] = {}
+        self._service_times = ServiceTimes()
+        self._on_batch = on_batch
         self._num_done = self._num_failed = self._num_late = 0
 
     # --- handing in ----------------------------------------------------------------------------------------------
@@ -200,10 +202,7 @@ class Pool:
             num_instances=self._num_loaded,
             queue_wait_s=sum(self._waits_s) / len(self._waits_s) if self._waits_s else None,
             service_s=sum(self._services_s) / len(self._services_s) if self._services_s else None,
-            service_times=tuple(
-                ServiceTime(batch_size=size, num=num, mean_s=total_s / num, max_s=max_s)
-                for size, (num, total_s, max_s) in sorted(self._service_times.items())
-            ),
+            service_times=self._service_times.so_far(),
             num_arrived=self._num_tickets,
             num_done=self._num_done,
             num_failed=self._num_failed,
@@ -331,9 +330,8 @@ class Pool:
 
     def _note_service(self, batch_size: int, service_s: float) -> None:
         self._services_s.append(service_s)
-        num, total_s, max_s = self._service_times.get(batch_size, (0, 0.0, 0.0))
-        if num or len(self._service_times) < MAX_BATCH_SIZES:
-            self._service_times[batch_size] = num + 1, total_s + service_s, max(max_s, service_s)
+        self._service_times.note(batch_size, service_s)
+        self._on_batch(batch_size, service_s)
 
     # --- the operator --------------------------------------------------------------------------------------------
 
