@@ -12,7 +12,7 @@ from engine.decide.signals import SERVICE_BOUNDS_S, WorkerSignals
 from engine.run import conventions as names
 from engine.run import measures
 
-MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MEDIA_TYPE = "text/plain; version=0.0.4"  # a charset is added to it
 SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 OF_ALL = ("node", "worker")
 
