@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import nats
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 from measure import keep
@@ -28,10 +29,12 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 
-from engine.node.job import job_over
+from engine.node.submission import submit_whole
+from engine.run.registry import StreamSpec, open_registry
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Assignment, Worker
 from engine.spec.catalogue import Catalogue
+from engine.spec.jobs import JobSpec
 from engine.spec.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings
 from engine.spec.plan import Plan, make_plan
 from engine.spec.workflow import Stage, Workflow
@@ -117,6 +120,10 @@ async def seen(client: Any, subject: str, num: int) -> Callable[[], Coroutine[An
     return wait
 
 
+def canceled(job: JobSpec) -> JobSpec:
+    return msgspec.structs.replace(job, state="canceled")
+
+
 async def ours(ledger: Ledger, run: str, data: bytes, num: int) -> float:
     """Items a second through three stages of Penstock, one worker in this process."""
     plan = chain()
@@ -127,7 +134,9 @@ async def ours(ledger: Ledger, run: str, data: bytes, num: int) -> float:
         await ledger.put_many(entries)
     last = plan.stage(plan.answers[0])
     wait = await seen(ledger.link.client, subjects.results_of(last.id, run), num)
-    assignment = Assignment(jobs=(await job_over(ledger, plan, run, "bench"),), url="", num_cores=1)
+    registry = await open_registry(ledger.link)
+    job = await submit_whole(registry, ledger, plan, StreamSpec(name=run))
+    assignment = Assignment(url="", num_cores=1)
     async with anyio.create_task_group() as tasks:
         began_s = time.perf_counter()
         tasks.start_soon(Worker(ledger, assignment, CATALOGUE, Telemetry("bench")).run)
@@ -138,6 +147,7 @@ async def ours(ledger: Ledger, run: str, data: bytes, num: int) -> float:
                 while len(await ledger.subjects(subjects.results_of(stage.id, run))) < num:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         tasks.cancel_scope.cancel()
+    await registry.change_job(job.id, canceled)
     return num / taken_s
 
 
@@ -230,7 +240,9 @@ async def latency(ledger: Ledger, run: str, data: bytes, num: int) -> list[float
             arrived.set()
 
     subscription = await ledger.link.client.subscribe(f"penstock.results.*.{run}.*", cb=on_message)
-    assignment = Assignment(jobs=(await job_over(ledger, plan, run, "bench"),), url="", num_cores=1)
+    registry = await open_registry(ledger.link)
+    job = await submit_whole(registry, ledger, plan, StreamSpec(name=run))
+    assignment = Assignment(url="", num_cores=1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Worker(ledger, assignment, CATALOGUE, Telemetry("bench")).run)
         for index in range(num):
@@ -240,6 +252,7 @@ async def latency(ledger: Ledger, run: str, data: bytes, num: int) -> list[float
                 await arrived.wait()
         tasks.cancel_scope.cancel()
     await subscription.unsubscribe()
+    await registry.change_job(job.id, canceled)
     a, b, c = (times[stage.id] for stage in plan.stages)
     warm = [str(index) for index in range(num // 10, num)]
     return [b[i] - a[i] for i in warm] + [c[i] - b[i] for i in warm]

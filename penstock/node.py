@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from engine.decide.answer import time_of_day
+from engine.decide.reconcile import devices_of, offers
 from engine.node.endpoints import Services
 from engine.node.intake import Intake
 from engine.node.submission import JobRequest
@@ -24,6 +26,8 @@ from engine.run.registry import NodeStatus, Registry, StreamSettings, new_id, op
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Assignment
 from engine.spec.catalogue import installed
+from engine.spec.operator import Machine
+from engine.spec.plan import runnable
 from engine.spec.workflow import load_workflow
 from penstock import demo
 from penstock.cli.tables import Running
@@ -123,8 +127,11 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                     num_workers=options.num_workers,
                     http=http or "",
                     started_at=time_of_day(time.time_ns()),
+                    serves=tuple(sorted(offers(installed(), devices_of(machine)))),
                 )
-                tasks.start_soon(Duties(registry, ledger, installed(), traces, status, [webhooks.send]).run)
+                duties = Duties(registry, ledger, installed(), traces, status, [webhooks.send])
+                tasks.start_soon(duties.run)
+                tasks.start_soon(_say_rungs, duties, status, machine)
                 tasks.start_soon(Intake(registry, ledger, traces, id).run)
                 async with serve_endpoints(link, "penstock", VERSION, services.endpoints()):
                     await _configure(config, options.config, registry, services)
@@ -132,6 +139,12 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                     await anyio.sleep_forever()
     finally:
         traces.close()
+
+
+async def _say_rungs(duties: Duties, status: NodeStatus, machine: Machine) -> None:
+    """Say what can run here, once every implementation has been asked what it lacks; a hub may be slow to answer."""
+    rungs = await anyio.to_thread.run_sync(runnable, installed(), machine)
+    duties.status = msgspec.structs.replace(status, rungs=tuple(rungs))
 
 
 @asynccontextmanager

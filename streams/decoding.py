@@ -54,6 +54,8 @@ def converted(value: Any, kind: Any) -> Any:
 
 def whole_number(text: str, most: int = MAX_INT) -> int:
     """A number from 0 to `most`, in decimal digits. Raises Malformed."""
+    if len(text) < 19 and text.isdecimal() and text.isascii() and most == MAX_INT:  # nearly always
+        return int(text)
     if not _DIGITS.fullmatch(text) or int(text) > most:
         raise Malformed(f"{shown(text)} is no whole number from 0 to {most}")
     return int(text)

@@ -191,6 +191,7 @@ ResultMessage = Result | Gap
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _media_decoder: msgspec.msgpack.Decoder[MediaMessage] = msgspec.msgpack.Decoder(MediaMessage)
 _result_decoder: msgspec.msgpack.Decoder[ResultMessage] = msgspec.msgpack.Decoder(ResultMessage)
+_dead_decoder = msgspec.msgpack.Decoder(DeadLetter)
 
 
 def encode(record: Any) -> bytes:
@@ -206,6 +207,11 @@ def decode_media(data: bytes) -> MediaMessage:
 def decode_result(data: bytes) -> ResultMessage:
     """Read what a result subject holds. Raises Malformed on anything else."""
     return decoded(_result_decoder, data)
+
+
+def decode_dead(data: bytes) -> DeadLetter:
+    """Read what a dead-letter subject holds. Raises Malformed on anything else."""
+    return decoded(_dead_decoder, data)
 
 
 def decode_output(decoder: msgspec.msgpack.Decoder[T], result: Result) -> T:

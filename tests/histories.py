@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from engine.decide import joins
-from engine.decide.readiness import (
+from engine.decide.instructions import (
     Acknowledge,
     Compute,
     Event,
@@ -22,10 +22,10 @@ from engine.decide.readiness import (
     Instruction,
     Known,
     Read,
-    Readiness,
     Redeliver,
     StageRule,
 )
+from engine.decide.readiness import Readiness
 from engine.decide.retry import RetryPolicy
 from engine.decide.running_graph import RunningStage
 from engine.simulate.clock import VirtualClock

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from engine.decide import joins
-from engine.decide.readiness import StageRule
+from engine.decide.instructions import StageRule
 from engine.spec.operator import Fold, Reduce
 from streams.subjects import Key
 

@@ -148,7 +148,8 @@ class Services:
     async def jobs(self, stream: str = "", state: State | Literal[""] = "") -> list[JobView]:
         """Those on a stream and in a state, where these are given; the oldest first."""
         jobs = await self._registry.jobs()
-        views = [job_view(job) for job in jobs if stream in ("", job.stream) and state in ("", job.state)]
+        nodes = await self._registry.nodes()
+        views = [job_view(job, nodes) for job in jobs if stream in ("", job.stream) and state in ("", job.state)]
         return views if stream or state else views + await self._faulty_jobs()
 
     async def _faulty_jobs(self, id: str = "") -> list[JobView]:
@@ -163,7 +164,7 @@ class Services:
 
     async def _show(self, which: Which, _: str) -> JobView:
         try:
-            return job_view(await self._registry.job(which.job))
+            return job_view(await self._registry.job(which.job), await self._registry.nodes())
         except Malformed:
             return (await self._faulty_jobs(which.job))[0]
 

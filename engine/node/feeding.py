@@ -160,7 +160,15 @@ async def feed(
             else:
                 records = source.read(Resume(), stop)
             store = partial(
-                ingest, ledger, spec.name, records, traces, parent=parent, alone=source.goes_on, on_record=on_record
+                ingest,
+                ledger,
+                spec.name,
+                records,
+                traces,
+                parent=parent,
+                alone=source.goes_on,
+                max_lag_s=spec.max_lag_s if spec.policy == "live" else 0.0,
+                on_record=on_record,
             )
             if source.waits:
                 since = await _first_kept(ledger, spec.name) if source.goes_on else 0

@@ -34,12 +34,14 @@ async def ingest(
     parent: str = "",
     room: Callable[[int], Awaitable[None]] = no_bound,
     alone: bool = False,
+    max_lag_s: float = 0.0,
     on_record: Callable[[Segment | Gap], None] = lambda record: None,
 ) -> EndOfStream | None:
     """Store all that the source gives; its end, or None where it stopped without one. With `alone`, a segment that
     stands there already was put there by somebody else: PenstockError. Without, it is the same one, stored by an
-    earlier run. Each begins a trace, linked to `parent`, the span of who brings them. Raises UserError if the source
-    cannot be read."""
+    earlier run. With `max_lag_s`, each segment leaves with the time at which what is made of it is worth nothing any
+    more, by the server's clock. Each begins a trace, linked to `parent`, the span of who brings them. Raises UserError
+    if the source cannot be read."""
     last_trace = parent
     own_thread = anyio.CapacityLimiter(1)  # a source that blocks takes no thread from others
     while True:
@@ -55,7 +57,11 @@ async def ingest(
         told = {**names.messaging("publish", names.MEDIA), names.STREAM: stream, names.SEGMENT: str(index)}
         span = traces.span(names.PUBLISH_MEDIA, kind="producer", started_ns=started_ns, links=[parent], attributes=told)
         data = encode(record)
-        placed = await ledger.put(subjects.media(stream, index), data, span.traceparent)
+        due_ns = 0
+        if max_lag_s:
+            await ledger.clock.estimate_now_and_then()
+            due_ns = ledger.clock.now_ns() + round(max_lag_s * 1e9)
+        placed = await ledger.put(subjects.media(stream, index), data, span.traceparent, due_ns)
         if isinstance(record, Gap):
             span.end(None, {names.GAP: record.cause}, error=f"{record.cause}: {record.detail}")
         else:

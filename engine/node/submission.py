@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
+import anyio.to_thread
 import msgspec
 
 from engine.decide.running_graph import RunningStage, running_stages
@@ -90,12 +91,13 @@ async def submit(
         raise UserError(f"{len(request.asks)} questions in one job: ask at most {MAX_ASKS}, in several jobs")
     if request.webhook:
         check_webhook(request.webhook)
+    workflow = (request.workflow or question_workflow).for_asks(request.asks)
     stream = await _known_stream(registry, ledger, request.stream)
     media = await _media(ledger, stream.name)
     window = _window(request, stream) if request.standing else None
     info = await _info(ledger, stream.name, media)
-    workflow = (request.workflow or question_workflow).for_asks(request.asks)
-    plan = make_plan(workflow, catalogue, machine, info, window)
+    elsewhere = {rung for node in await registry.nodes() for rung in node.rungs}
+    plan = await anyio.to_thread.run_sync(make_plan, workflow, catalogue, machine, info, window, elsewhere)
     asked = await _asked(ledger, request, stream, media)
     spans = spans_of(plan, asked, drafts=request.drafts and not request.standing)
     shared, rounds = await _shared(registry, ledger, plan, stream.name, spans, media)

@@ -56,7 +56,7 @@ class Duties:
         self._ledger = ledger
         self._catalogue = catalogue
         self._traces = traces
-        self._status = status
+        self.status = status
         self._sinks = sinks
         self._moments = Moments(ledger)
         self._jobs: dict[Any, anyio.CancelScope] = {}
@@ -78,20 +78,20 @@ class Duties:
                     await wait()
         finally:
             with anyio.move_on_after(1, shield=True):
-                await self._registry.say_gone(self._status.id)
+                await self._registry.say_gone(self.status.id)
 
     async def _say_alive(self) -> None:
         while True:
             try:
-                await self._registry.say_alive(self._status)
+                await self._registry.say_alive(self.status)
             except PenstockError as error:
                 log.warning("cannot_say_alive", error=str(error))
             await anyio.sleep(NODE_TTL_S / 4)
 
     async def _reconcile(self, tasks: anyio.abc.TaskGroup) -> None:
-        nodes = sorted({node.id for node in await self._registry.nodes()} | {self._status.id})
+        nodes = sorted({node.id for node in await self._registry.nodes()} | {self.status.id})
         jobs = await self._registry.jobs()
-        mine = [job for job in jobs if responsible(job.id, nodes) == self._status.id]
+        mine = [job for job in jobs if responsible(job.id, nodes) == self.status.id]
         _follow(self._jobs, {job.id: job for job in mine if job.state == "running"}, tasks, self.answer)
         if self._sinks:
             _follow(self._sent, {job.id: job for job in mine if job.webhook}, tasks, self._send)
@@ -162,7 +162,7 @@ class Duties:
                 if await stored_end(self._ledger, spec.name) is not None:
                     return
                 source = source_of(spec, spec.url)
-                await feed(self._registry, self._ledger, spec, source, self._status.id, self._traces)
+                await feed(self._registry, self._ledger, spec, source, self.status.id, self._traces)
             except (PenstockError, ExceptionGroup) as error:
                 cause = first_error(error)
                 if not isinstance(cause, PenstockError):

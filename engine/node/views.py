@@ -1,12 +1,14 @@
 """Views: what people and programs are shown of jobs and streams. Credentials are never in them."""
 
 import time
+from collections.abc import Sequence
 
 from engine.decide.answer import time_of_day
+from engine.decide.reconcile import unserved
 from engine.node.feeding import lease_of
-from engine.run.entries import Faulty
 from engine.run.gaps import count_gaps
-from engine.run.registry import Registry
+from engine.run.registry import NodeStatus, Registry
+from engine.spec.entries import Faulty
 from engine.spec.jobs import JobSpec
 from streams import subjects
 from streams.errors import Malformed, Permanent
@@ -62,7 +64,9 @@ class StreamView(Record, frozen=True, omit_defaults=False):
     detail: str = ""  # what is wrong with it
 
 
-def job_view(spec: JobSpec) -> JobView:
+def job_view(spec: JobSpec, nodes: Sequence[NodeStatus] = ()) -> JobView:
+    """A job as it is now; what it waits for, by the nodes that are there."""
+    waits = unserved(spec, [frozenset(node.serves) for node in nodes if node.serves])
     return JobView(
         job=spec.id,
         stream=spec.stream,
@@ -77,7 +81,7 @@ def job_view(spec: JobSpec) -> JobView:
             for stage in spec.plan.stages
         ),
         submitted_at=time_of_day(spec.submitted_ns),
-        detail=spec.detail,
+        detail=spec.detail or (f"waits: {'; '.join(waits)}" if waits else ""),
     )
 
 

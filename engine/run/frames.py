@@ -156,15 +156,17 @@ class FrameStore:
             if all(each in kept.products for each in wanted):
                 return []
             await self._room()
-            began_ns = time.time_ns()
-            try:
-                with anyio.fail_after(TIMEOUT_S):
-                    made: Mapping[Any, Any] = await anyio.to_thread.run_sync(
-                        kind.decode, segment, missing, abandon_on_cancel=True, limiter=self._limiter
-                    )
-            except TimeoutError as error:
-                raise Transient(f"segment {segment.index} was not decoded within {TIMEOUT_S:g} s") from error
-            ended_ns = time.time_ns()
+            alone = anyio.CapacityLimiter(1)
+            async with self._limiter:  # waiting for a core is no part of decoding
+                began_ns = time.time_ns()
+                try:
+                    with anyio.fail_after(TIMEOUT_S):
+                        made: Mapping[Any, Any] = await anyio.to_thread.run_sync(
+                            kind.decode, segment, missing, abandon_on_cancel=True, limiter=alone
+                        )
+                except TimeoutError as error:
+                    raise Transient(f"segment {segment.index} was not decoded within {TIMEOUT_S:g} s") from error
+                ended_ns = time.time_ns()
             kept.products |= made
             grown = sum(product.nbytes for product in made.values())
             kept.num_bytes += grown

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from engine.decide import joins
-from engine.decide.readiness import (
+from engine.decide.instructions import (
     Acknowledge,
     Compute,
     Event,
@@ -28,11 +28,11 @@ from engine.decide.readiness import (
     Instruction,
     Known,
     Read,
-    Readiness,
     Redeliver,
     Release,
     StageRule,
 )
+from engine.decide.readiness import Readiness
 from engine.decide.retry import RetryPolicy, cause_of
 from engine.run.frames import FrameStore, Hold
 from engine.run.journal import Journal
@@ -260,7 +260,7 @@ class Group:
                 self.host.frames.release(self.stream, self.name, index)
 
     def _note(self, told: Compute | GiveGap, what: str, why: str) -> None:
-        self.host.journal.note(self.stream, str(told.key), told.stage.name, what, why)
+        self.host.journal.note(self.stream, told.key, told.stage.name, what, why)
 
     def _finish(self, root: int, arrival: Arrival, word: bytes) -> None:
         self._arrivals.pop(root, None)
@@ -320,17 +320,17 @@ class Group:
     def _submit(
         self, told: Compute, stage: GroupStage, span: WorkSpan, media: Mapping[int, Media], decode_s: float
     ) -> None:
-        def value_of(source: str, index: int, known: Known) -> Any:
-            return media.get(index, known.value) if source == MEDIA else known.value
-
-        ports = {
-            port: tuple(
-                tuple(
-                    Entry(index, value_of(source, index, known), known.gap)
-                    for index, known in sorted(told.inputs[source].items())
-                )
-                for source in sources
+        entries = {
+            source: tuple(
+                [
+                    Entry(index, media.get(index, known.value) if source == MEDIA else known.value, known.gap)
+                    for index, known in found.items()  # in order of segment
+                ]
             )
+            for source, found in told.inputs.items()
+        }
+        ports = {
+            port: tuple([entries[source] for source in sources])
             for port, sources in told.stage.running.planned.inputs.items()
         }
         before = told.previous.value if told.previous is not None else None

@@ -4,21 +4,21 @@ the ledger."""
 import time
 from collections import deque
 
-from streams.records import Record
+import msgspec
+
+from engine.decide.story import Remembered
+from streams.subjects import PREFIX
 
 MAX_ENTRIES = 20_000
+MAX_TOLD = 2_000  # in one answer
+STORY = f"{PREFIX}.story"  # asked of all workers at once; each that remembers something answers with a list
 
 
-class JournalEntry(Record, frozen=True, omit_defaults=False):
-    """One instruction that was carried out."""
+class Recall(msgspec.Struct, frozen=True, kw_only=True):
+    """What workers are asked to remember."""
 
-    at_ns: int  # the worker's Unix time
     stream: str
-    segment: str  # a segment number or a range
-    stage: str  # its name; empty where it is about a message
-    what: str
-    why: str
-    worker: str = ""
+    segment: int | None = None
 
 
 class Journal:
@@ -26,17 +26,18 @@ class Journal:
 
     def __init__(self, worker: str) -> None:
         self.worker = worker
-        self._entries: deque[tuple[int, str, str, str, str, str]] = deque(maxlen=MAX_ENTRIES)
+        self._entries: deque[tuple[int, str, object, str, str, str]] = deque(maxlen=MAX_ENTRIES)
 
-    def note(self, stream: str, segment: str, stage: str, what: str, why: str) -> None:
+    def note(self, stream: str, segment: object, stage: str, what: str, why: str) -> None:
+        """`segment` is what says which: a number, a key or the last token of a subject."""
         self._entries.append((time.time_ns(), stream, segment, stage, what, why))
 
-    def told(self, stream: str, segment: int | None = None) -> list[JournalEntry]:
+    def told(self, stream: str, segment: int | None = None) -> list[Remembered]:
         """What was done for a stream, or for outputs that a segment belongs to, in order."""
         return [
-            JournalEntry(at_ns=at, stream=of, segment=place, stage=stage, what=what, why=why, worker=self.worker)
+            Remembered(at_ns=at, stream=of, segment=str(place), stage=stage, what=what, why=why, worker=self.worker)
             for at, of, place, stage, what, why in self._entries
-            if of == stream and (segment is None or _holds(place, segment))
+            if of == stream and (segment is None or _holds(str(place), segment))
         ]
 
 

@@ -20,7 +20,7 @@ import anyio
 import msgspec
 import structlog
 
-from engine.run.entries import Faulty, named, sound_job
+from engine.spec.entries import Faulty, named, sound_job
 from engine.spec.jobs import BUCKET, JobSpec
 from streams.decoding import from_json, printable
 from streams.errors import LinkError, Malformed, PenstockError, UserError
@@ -121,6 +121,8 @@ class NodeStatus(Record, frozen=True, omit_defaults=False):
     num_workers: int = 1
     http: str = ""
     started_at: str = ""  # RFC 3339
+    serves: tuple[str, ...] = ()  # what its workers can run: capability/implementation/version/device
+    rungs: tuple[str, ...] = ()  # those of them that lack nothing there: capability/rung/device
 
 
 def _sound_node(key: str, value: bytes) -> NodeStatus:
@@ -299,22 +301,22 @@ async def open_registry(link: Link) -> Registry:
 
 
 @asynccontextmanager
-async def following(link: Link) -> AsyncIterator[AsyncIterator[list[JobSpec]]]:
-    """The jobs, as they are now and after each change."""
+async def following(link: Link) -> AsyncIterator[AsyncIterator[tuple[list[JobSpec], list[NodeStatus]]]]:
+    """The jobs and the nodes, as they are now and after each change."""
     registry = await open_registry(link)
     async with registry.changes() as wait:
 
-        async def jobs() -> AsyncIterator[list[JobSpec]]:
+        async def desired() -> AsyncIterator[tuple[list[JobSpec], list[NodeStatus]]]:
             while True:
                 try:
-                    current = await registry.jobs()
+                    current = await registry.jobs(), await registry.nodes()
                 except LinkError as error:
                     log.warning("cannot_read_jobs", error=str(error))
                 else:
                     yield current
                 await wait()
 
-        yield jobs()
+        yield desired()
 
 
 def new_id(kind: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from engine.decide.readiness import Found, Known, Read
+from engine.decide.instructions import Found, Known, Read
 from engine.spec.operator import Media
 from engine.spec.workflow import MEDIA
 from streams import subjects

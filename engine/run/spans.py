@@ -13,7 +13,7 @@ to each other. An output that is made from a range belongs to no segment: it has
 import time
 from collections.abc import Sequence
 
-from engine.decide.readiness import Compute, GiveGap, Known
+from engine.decide.instructions import Compute, GiveGap, Known
 from engine.run import conventions as names
 from engine.run.frames import Decoding
 from engine.run.pool import Done

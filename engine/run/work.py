@@ -2,7 +2,7 @@
 
 import msgspec
 
-from engine.decide.readiness import Compute, GiveGap
+from engine.decide.instructions import Compute, GiveGap
 from engine.run.pool import Done
 from streams.records import DeadLetter, Gap, Measured, Result
 

@@ -11,12 +11,13 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -26,15 +27,15 @@ import structlog
 
 from engine.decide import joins
 from engine.decide.admission import Credit, Demand, credits
-from engine.decide.readiness import StageRule
-from engine.decide.reconcile import GroupName, Reconciled, offers, reconcile
+from engine.decide.instructions import StageRule
+from engine.decide.reconcile import GroupName, Reconciled, devices_of, offers, reconcile
 from engine.decide.retry import RetryPolicy
 from engine.decide.running_graph import RunningGroup, RunningStage, in_order
 from engine.decide.signals import StreamSignals, WorkerSignals
 from engine.run import telemetry
 from engine.run.frames import FrameStore
 from engine.run.group import Group, GroupStage, Host
-from engine.run.journal import Journal
+from engine.run.journal import MAX_TOLD, STORY, Journal, Recall
 from engine.run.pool import Capacity, Pool
 from engine.run.registry import following
 from engine.run.segment_cache import SegmentCache
@@ -43,10 +44,11 @@ from engine.run.spans import WorkSpans
 from engine.run.starting import where_to_start
 from engine.spec.catalogue import Catalogue, installed
 from engine.spec.jobs import JobSpec
-from engine.spec.operator import Device, Fold
+from engine.spec.operator import Device, Fold, Machine
 from engine.spec.plan import PlannedStage, ancestors, settings_of
 from engine.spec.workflow import MEDIA
-from streams.errors import LinkError, PenstockError
+from streams.decoding import from_json
+from streams.errors import LinkError, Malformed, PenstockError
 from streams.records import Segment, encode
 from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import connect
@@ -62,9 +64,8 @@ KEEP_POOL_S = 600.0  # a pool that no job needs: the next job that does finds it
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a worker works, and at what: the jobs given here, or those of the bucket, whatever they are at the time."""
+    """Where a worker works; at what, the jobs of the bucket say, whatever they are at the time."""
 
-    jobs: tuple[JobSpec, ...] | None = None  # None: follow the bucket
     url: str
     name: str = "worker"
     node: str = ""  # its id
@@ -127,9 +128,9 @@ class Worker:
         self._credits_at_s = 0.0
         self._freed = anyio.Event()
         self._has_freed = True  # since the credits were worked out
-        devices = ("cpu", "cuda") if assignment.has_gpu else ("cpu",)
-        self._offers = offers(catalogue, devices)
-        self._said: dict[str, str] = {}  # of jobs and stages, what was said of them last
+        machine = Machine(num_cores=assignment.num_cores, has_gpu=assignment.has_gpu)
+        self._offers = offers(catalogue, devices_of(machine))
+        self._said: dict[str, str] = {}  # of stages, why they were not served when last looked at
 
     async def run(self) -> None:
         """Returns only by being canceled; what was under way is handed back."""
@@ -137,36 +138,54 @@ class Worker:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._outbox.run)
                 tasks.start_soon(self._ledger.clock.run)
+                tasks.start_soon(self._recall)
                 tasks.start_soon(self._show_progress)
                 tasks.start_soon(say_signals, self._ledger.link, self.signals, self._meters)
-                if self._assignment.jobs is None:
-                    await self._follow(tasks)
-                else:
-                    await self.reconcile(self._assignment.jobs, tasks)
+                await self._follow(tasks)
         finally:
             with anyio.move_on_after(0.3, shield=True):
                 for arrival in self._unfinished():
                     self._outbox.send(arrival.reply, HAND_BACK)
                 await self._outbox.drained()
 
+    async def _recall(self) -> None:
+        """Tell whoever asks for a story what is remembered of it here."""
+
+        async def on_question(message: Any) -> None:
+            try:
+                asked = from_json(message.data, Recall)
+            except Malformed:
+                return
+            if message.reply:
+                told = self._journal.told(asked.stream, asked.segment)[-MAX_TOLD:]
+                self._outbox.send(message.reply, msgspec.json.encode(told))
+
+        watch = await self._ledger.link.subscribe(STORY, on_question)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            await self._ledger.link.unsubscribe(watch)
+
     # --- which groups ------------------------------------------------------------------------------------------
 
     async def _follow(self, tasks: anyio.abc.TaskGroup) -> None:
         """Do what the bucket's jobs ask for, and go with their changes."""
-        async with following(self._ledger.link) as jobs:
-            async for current in jobs:
+        async with following(self._ledger.link) as desired:
+            async for jobs, nodes in desired:
                 try:
-                    await self.reconcile(current, tasks)
+                    await self._reconcile(jobs, tasks, {n.id: frozenset(n.serves) for n in nodes if n.serves})
                 except PenstockError as error:
                     log.warning("cannot_follow", error=str(error))  # and once more with the next look at the bucket
                 except Exception as error:
                     log.error("cannot_follow", exc_info=error)
 
-    async def reconcile(self, jobs: Sequence[JobSpec], tasks: anyio.abc.TaskGroup) -> None:
-        """Serve the groups that these jobs need and no other."""
-        told = reconcile(jobs, self._served.keys(), self._catalogue, self._offers)
+    async def _reconcile(
+        self, jobs: Sequence[JobSpec], tasks: anyio.abc.TaskGroup, nodes: Mapping[str, frozenset[str]] | None = None
+    ) -> None:
+        """Serve the groups that these jobs need and no other. `nodes` are the offers of those that are there."""
+        told = reconcile(jobs, self._served.keys(), self._catalogue, self._offers, nodes)
         self._say(told)
-        names = {stage.id: stage.name for job in jobs if job.id not in told.refused for stage in job.plan.stages}
+        names = {stage.id: stage.name for job in jobs for stage in job.plan.stages}
         groups = [*told.keep, *told.start]
         still_asked = {(group.stream, stage.id) for group in groups for stage in group.stages}
         leaving = [self._served.pop(name) for name in told.leave]
@@ -206,12 +225,10 @@ class Worker:
 
     def _say(self, told: Reconciled) -> None:
         """What cannot be served here, once."""
-        said = {f"job {id}": why for id, why in told.refused.items()}
-        said |= {f"stage {id}": why for id, why in told.lacking.items()}
-        for what, why in said.items():
-            if self._said.get(what) != why:
-                log.warning("not_served", what=what, why=why)
-        self._said = said
+        for stage, why in told.lacking.items():
+            if self._said.get(stage) != why:
+                log.warning("not_served", stage=stage, why=why)
+        self._said = dict(told.lacking)
 
     def _tend_caches(self, groups: Sequence[RunningGroup]) -> None:
         """One for each stream, which knows what will be read from it."""
@@ -299,8 +316,6 @@ class Worker:
                 self._on_freed()
                 tasks.start_soon(self._serve, served, pull)
         except PenstockError as error:
-            if self._assignment.jobs is not None:
-                raise
             log.warning("cannot_start", group=running.name, stream=running.stream, error=str(error))
             served.leave(cancel=True)
             self._served.pop((running.stream, running.name), None)  # the next look at the bucket tries again

@@ -9,7 +9,7 @@ computations meet on equal subjects, whoever asks for them.
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -98,21 +98,23 @@ def make_plan(
     machine: Machine,
     media: MediaInfo | None = None,
     window: int | None = None,
+    elsewhere: Collection[str] = (),
 ) -> Plan:
-    """Choose and check. With `window`, a stage that would reduce a whole range looks at the last `window` segments
-    instead, for a stream that does not end. Raises UserError for an unknown capability, a wrong port, a type that does
-    not fit, a bad parameter, or a capability that nothing here can compute."""
+    """Choose and check. `elsewhere` are the rungs that other nodes can run (`rung_on`). With `window`, a stage that
+    would reduce a whole range looks at the last `window` segments instead, for a stream that does not end. Raises
+    UserError for an unknown capability, a wrong port, a type that does not fit, a bad parameter, or a capability that
+    nothing can compute."""
     planned: dict[str, PlannedStage] = {}
     notices: list[str] = []
     for name in workflow.order():
         stage = workflow.stages[name]
         capability = _checked(name, stage, workflow, catalogue)
-        operator, rung, passed_over = choose(catalogue, capability, machine, media)
+        operator, rung, passed_over = choose(catalogue, capability, machine, media, elsewhere)
         notices += [notice for notice in passed_over if notice not in notices]
         inputs = {port: _ids(stage, port, capability, planned) for port in sorted(stage.inputs)}
         knobs = msgspec.to_builtins(rung.knobs)
         params = msgspec.to_builtins(msgspec.convert(stage.params, capability.params))
-        device: Literal["cpu", "cuda"] = "cuda" if machine.has_gpu and "cuda" in operator.devices else "cpu"
+        device = device_for(operator, capability, rung, machine, media, elsewhere)
         chosen = PlannedRung(
             implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs, device=device
         )
@@ -145,15 +147,53 @@ def stage_id(
     return base64.b32encode(hashlib.sha256(encode(content)).digest()).decode().lower()[:20]
 
 
+def rung_on(capability: str, rung: str, device: str) -> str:
+    """What a node says of a rung that it can run."""
+    return f"{capability}/{rung}/{device}"
+
+
+def runnable(catalogue: Catalogue, machine: Machine) -> list[str]:
+    """All that can run on a machine, whatever the media; asks each implementation what it lacks."""
+    return [
+        rung_on(name, rung.name, "cuda" if machine.has_gpu and "cuda" in operator.devices else "cpu")
+        for name in catalogue.capabilities
+        for operator in catalogue.implementations(name).values()
+        for rung in operator.rungs()
+        if operator.missing(rung.knobs, machine, None) is None
+    ]
+
+
+def device_for(
+    operator: type[Operator],
+    capability: Capability,
+    rung: Rung,
+    machine: Machine,
+    media: MediaInfo | None,
+    elsewhere: Collection[str],
+) -> Literal["cpu", "cuda"]:
+    """Where a rung that was chosen is to run: here if it can, else where it can."""
+    if operator.missing(rung.knobs, machine, media) is None:
+        return "cuda" if machine.has_gpu and "cuda" in operator.devices else "cpu"
+    return "cuda" if rung_on(capability.name, rung.name, "cuda") in elsewhere else "cpu"
+
+
 def choose(
-    catalogue: Catalogue, capability: Capability, machine: Machine, media: MediaInfo | None
+    catalogue: Catalogue,
+    capability: Capability,
+    machine: Machine,
+    media: MediaInfo | None,
+    elsewhere: Collection[str] = (),
 ) -> tuple[type[Operator], Rung, list[str]]:
-    """The best rung that can run here, and a line for each better one that cannot. Raises UserError if none can."""
+    """The best rung that can run here or on another node, and a line for each better one that cannot. Raises UserError
+    if none can."""
     offered = [(op, rung) for op in catalogue.implementations(capability.name).values() for rung in op.rungs()]
     offered.sort(key=lambda pair: (-pair[1].quality, pair[0].name, pair[1].name))
     reasons: list[str] = []
     for operator, rung in offered:
         reason = operator.missing(rung.knobs, machine, media)
+        if reason is not None and any(rung_on(capability.name, rung.name, d) in elsewhere for d in operator.devices):
+            here = operator.missing(rung.knobs, machine, None)
+            reason = None if here is not None else reason  # what is lacking is this machine's, not the media's
         if reason is None:
             why = "; ".join(dict.fromkeys(reasons))
             said = [f"{capability.name} runs on {rung.name}: {why}"] if why else []

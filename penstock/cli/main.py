@@ -19,7 +19,7 @@ import anyio
 from engine.decide.answer import Answer
 from engine.run.telemetry import configure_logging
 from engine.spec.workflow import load_workflow
-from penstock.cli import doctor, live, new, show
+from penstock.cli import doctor, live, new, show, story
 from penstock.demo import clip, questions, workflow
 from penstock.running import Options, run
 from streams.errors import PenstockError, UserError, first_error
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     checking.set_defaults(command=_doctor)
 
     new.add_command(commands)
+    story.add_command(commands, _until_done)
     live.add_commands(commands, _duration_s, _count, _until_done)
     return parser
 

@@ -64,10 +64,16 @@ class ServerClock:
         self._subject = f"$JS.API.STREAM.INFO.{stream}"
         self._local_ns = local_ns
         self._again = anyio.Event()
+        self._estimated_s = 0.0
 
     def now_ns(self) -> int:
         """Unix time by the server's clock."""
         return self._local_ns() + self.offset_ns
+
+    async def estimate_now_and_then(self) -> None:
+        """Estimate where that was not done in the last EVERY_S: for those who run nothing beside."""
+        if self.error_ns is None or time.monotonic() - self._estimated_s > EVERY_S:
+            await self.estimate()
 
     async def estimate(self) -> bool:
         """Ask the server a few times; False where it does not say."""
@@ -80,6 +86,7 @@ class ServerClock:
         found = best(samples)
         if found is None:
             return False
+        self._estimated_s = time.monotonic()
         self.offset_ns, self.error_ns = found.offset_ns, found.round_trip_ns // 2
         return True
 

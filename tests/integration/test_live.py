@@ -86,9 +86,12 @@ class Service:
                     return found
         raise AssertionError("following does not end")
 
-    async def publish(self, values: Sequence[int], first: int = 0, stream: str = "s", end: bool = False) -> None:
+    async def publish(
+        self, values: Sequence[int], first: int = 0, stream: str = "s", end: bool = False, due_ns: int = 0
+    ) -> None:
         for index, value in enumerate(values, first):
-            await self.ledger.put(subjects.media(stream, index), encode(toys.toy_segment(stream, index, value)))
+            segment = encode(toys.toy_segment(stream, index, value))
+            await self.ledger.put(subjects.media(stream, index), segment, "", due_ns)
         if end:
             last = EndOfStream(stream=stream, num_segments=first + len(values))
             await self.ledger.put(subjects.media_end(stream), encode(last))
@@ -222,7 +225,7 @@ async def test_what_fell_out_of_retention_is_said(service: Service) -> None:
 async def test_late_segments_of_a_live_stream_become_gaps_that_are_counted(service: Service) -> None:
     await service.declare(policy="live", max_lag_s=0.000001)
     job = await service.submit(standing=True, window_s=1.0)
-    await service.publish([1, 2, 3, 4])
+    await service.publish([1, 2, 3, 4], due_ns=1)  # as ingest says it, long ago
     with anyio.fail_after(20):
         while sum((await count_gaps(service.ledger, "s")).values()) < 8:  # noqa: ASYNC110 - other tasks store them
             await anyio.sleep(0.02)
@@ -235,7 +238,7 @@ async def test_late_segments_of_a_live_stream_become_gaps_that_are_counted(servi
 
 
 async def test_the_past_is_never_late(service: Service) -> None:
-    await service.publish([1, 2, 3])
+    await service.publish([1, 2, 3], due_ns=1)
     await service.declare(policy="live", max_lag_s=0.000001)
     assert numbers(await service.answers(await service.submit(), 1)) == [6]
     assert await count_gaps(service.ledger, "s") == {}

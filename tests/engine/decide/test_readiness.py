@@ -6,7 +6,7 @@ import pytest
 from histories import RUNG, History, planned
 
 from engine.decide import joins
-from engine.decide.readiness import (
+from engine.decide.instructions import (
     Acknowledge,
     Compute,
     Event,
@@ -15,10 +15,10 @@ from engine.decide.readiness import (
     Instruction,
     Known,
     Read,
-    Readiness,
     Redeliver,
     StageRule,
 )
+from engine.decide.readiness import Readiness
 from engine.decide.retry import RetryPolicy
 from engine.decide.running_graph import RunningStage
 from engine.spec.jobs import Span

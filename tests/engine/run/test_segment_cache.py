@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import toys
 
-from engine.decide.readiness import Known
+from engine.decide.instructions import Known
 from engine.run.segment_cache import KEEP_RESULTS_S, SegmentCache
 from engine.spec.operator import Media
 from streams import subjects

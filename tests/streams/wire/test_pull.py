@@ -278,8 +278,8 @@ def test_a_subject_to_acknowledge_on_is_read_or_malformed(reply: str) -> None:
 
 
 def test_both_kinds_of_subjects_to_acknowledge_on_are_read() -> None:
-    assert delivery("$JS.ACK.S.c.3.17.2.1700000000000000000.5") == (3, 17, 1700000000000000000)
-    assert delivery("$JS.ACK.domain.account.S.c.3.17.2.1700000000000000000.5.x") == (3, 17, 1700000000000000000)
+    assert delivery("$JS.ACK.S.c.3.17.2.1700000000000000000.5") == (3, 17, 1700000000000000000, 5)
+    assert delivery("$JS.ACK.domain.account.S.c.3.17.2.1700000000000000000.5.x") == (3, 17, 1700000000000000000, 5)
     with pytest.raises(Malformed):
         delivery("$JS.ACK.S.c." + "9" * 5000 + ".17.2.1700000000000000000.5")
 

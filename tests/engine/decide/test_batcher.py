@@ -1,0 +1,102 @@
+"""What of the waiting items runs now, by tables and properties."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.decide.batcher import Batcher, Drop, Item, Run, WakeAt
+
+
+def batcher(max_batch: int, *items: Item) -> Batcher:
+    made = Batcher(max_batch)
+    for item in items:
+        made.add(item)
+    return made
+
+
+def ids(decisions: list[Run | Drop | WakeAt]) -> list[list[int]]:
+    return [[item.id for item in decision.items] for decision in decisions if isinstance(decision, Run)]
+
+
+def test_nothing_runs_while_no_lane_is_free() -> None:
+    waiting = batcher(4, Item(1), Item(2))
+    assert waiting.decide(0, 0) == []
+    assert ids(waiting.decide(0, 1)) == [[1, 2]]
+    assert len(waiting) == 0
+
+
+def test_what_came_while_all_lanes_were_busy_makes_the_next_batch_larger() -> None:
+    waiting = batcher(4, *(Item(number) for number in range(10)))
+    assert ids(waiting.decide(0, 2)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert ids(waiting.decide(0, 2)) == [[8, 9]]
+
+
+def test_the_earliest_due_goes_first_whoever_came_first() -> None:
+    waiting = batcher(2, Item(1), Item(2, due_ns=900), Item(3, due_ns=500), Item(4))
+    assert ids(waiting.decide(0, 3)) == [[3, 2], [1, 4]]
+
+
+def test_what_is_late_is_dropped_at_once_though_no_lane_is_free() -> None:
+    waiting = batcher(2, Item(1, due_ns=100), Item(2, due_ns=200))
+    assert waiting.decide(100, 0) == [WakeAt(101)]
+    dropped, wake = waiting.decide(101, 0)
+    assert isinstance(dropped, Drop)
+    assert dropped.item.id == 1
+    assert wake == WakeAt(201)
+
+
+def test_weights_fill_a_batch() -> None:
+    waiting = batcher(4, Item(1, weight=3), Item(2, weight=2), Item(3), Item(4, weight=9), Item(5))
+    assert ids(waiting.decide(0, 9)) == [[1], [2, 3], [4], [5]]  # what is heavier than a batch runs all the same
+
+
+def test_what_must_run_alone_does() -> None:
+    waiting = batcher(4, Item(1), Item(2, alone=True), Item(3), Item(4))
+    assert ids(waiting.decide(0, 9)) == [[1], [2], [3, 4]]
+
+
+def test_what_is_canceled_neither_runs_nor_is_late() -> None:
+    waiting = batcher(2, Item(1), Item(2, due_ns=5), Item(3))
+    waiting.cancel(1)
+    waiting.cancel(2)
+    waiting.cancel(77)
+    assert len(waiting) == 1
+    assert ids(waiting.decide(10, 2)) == [[3]]
+    assert waiting.decide(10, 2) == []
+
+
+ITEMS = st.lists(
+    st.tuples(st.sampled_from([0, 10, 20, 30]), st.sampled_from([0.5, 1.0, 2.0]), st.booleans(), st.booleans()),
+    max_size=30,
+)
+
+
+@given(ITEMS, st.integers(1, 6), st.lists(st.tuples(st.integers(0, 15), st.integers(0, 3)), max_size=20))
+def test_every_item_runs_once_or_is_dropped_once_and_no_batch_is_too_heavy(
+    items: list[tuple[int, float, bool, bool]], max_batch: int, moments: list[tuple[int, int]]
+) -> None:
+    waiting = Batcher(max_batch)
+    canceled = set()
+    for id, (due_ns, weight, alone, cancel) in enumerate(items):
+        waiting.add(Item(id, due_ns, weight, alone))
+        if cancel and id % 3 == 0:
+            waiting.cancel(id)
+            canceled.add(id)
+    seen: list[int] = []
+    now_ns = 0
+    for step, num_free in [*moments, (0, 1000)]:
+        now_ns += step
+        for decision in waiting.decide(now_ns, num_free):
+            match decision:
+                case Run(batch):
+                    assert batch
+                    assert len(batch) == 1 or sum(item.weight for item in batch) <= max_batch
+                    assert len(batch) == 1 or not any(item.alone for item in batch)
+                    assert all(item.due_ns == 0 or item.due_ns >= now_ns for item in batch)
+                    seen += [item.id for item in batch]
+                case Drop(item):
+                    assert 0 < item.due_ns < now_ns
+                    seen.append(item.id)
+                case WakeAt(at_ns):
+                    assert at_ns > now_ns
+    assert sorted(seen) == sorted(set(range(len(items))) - canceled)
+    assert len(waiting) == 0
