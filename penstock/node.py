@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +102,22 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                 Assignment(
                     url=url,
                     name=id,
+                    node=id,
                     num_cores=max(1, machine.num_cores // options.num_workers),
                     has_gpu=machine.has_gpu,
                     trace_file=str(options.trace_file.absolute()) if options.trace_file else "",
                     log_level=options.log_level,
                 )
             )
-            webhooks = Webhooks(ledger)
+            webhooks = Webhooks(ledger, traces=traces)
             async with anyio.create_task_group() as tasks:
                 http = None
                 if options.http is not None:
                     from penstock.http import serve_http  # long to load, and not every node has it
 
-                    http = await tasks.start(serve_http, options.http, services, registry, ledger)
+                    http = await tasks.start(
+                        partial(serve_http, traces=traces), options.http, services, registry, ledger
+                    )
                 status = NodeStatus(
                     id=id,
                     host=socket.gethostname(),

@@ -11,7 +11,7 @@ that is older than `max_age_s` is given up, with a line in the log, so it holds 
 | `Idempotency-Key` | `<job>-<sequence in the ledger>`: the same for every attempt, and for no other answer |
 | `Penstock-Job` | the job |
 | `Penstock-Signature` | `t=<Unix time>,v1=<hex HMAC-SHA256 of "<t>.<body>">`, by $PENSTOCK_WEBHOOK_SECRET, if set |
-| `traceparent` | W3C Trace Context of the answer |
+| `traceparent` | W3C Trace Context: of the answer, or of this attempt within its trace |
 
 A receiver checks the signature over the bytes as they came, refuses an old `t`, and keeps the keys it has seen.
 """
@@ -27,12 +27,15 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from random import Random
+from urllib.parse import urlsplit
 
 import anyio
 import httpx
 import msgspec
 import structlog
 
+from engine.run import conventions as names
+from engine.run.telemetry import Attributes, Span, Telemetry
 from engine.spec.jobs import JobSpec
 from engine.spec.webhook_url import check_webhook, public_webhook
 from streams import subjects
@@ -68,7 +71,12 @@ class Webhooks:
     """Made for one node."""
 
     def __init__(
-        self, ledger: Ledger, secret: str | None = None, pace: Pace | None = None, random: Random | None = None
+        self,
+        ledger: Ledger,
+        secret: str | None = None,
+        pace: Pace | None = None,
+        random: Random | None = None,
+        traces: Telemetry | None = None,
     ) -> None:
         """Without a `secret`, $PENSTOCK_WEBHOOK_SECRET is it; without either, nothing is signed."""
         self._ledger = ledger
@@ -77,6 +85,7 @@ class Webhooks:
         self._secret = (os.environ.get(SECRET, "") if secret is None else secret).encode()
         self._pace = pace or Pace()
         self._random = random or Random()
+        self._traces = traces
         self._ssl: ssl.SSLContext | None = None
 
     async def send(self, spec: JobSpec, is_over: Callable[[], Awaitable[bool]]) -> None:
@@ -177,7 +186,10 @@ class Webhooks:
         while True:
             await self._acks.progress(arrival)
             num_attempts += 1
-            status, asked_s, reason = await self._post(client, spec, arrival, body)
+            span = self._span(spec, arrival, num_attempts)
+            status, asked_s, reason = await self._post(client, spec, arrival, body, span.traceparent)
+            failed = "" if 200 <= status < 400 else reason
+            span.end(None, {names.STATUS: status} if status else {names.ERROR: reason}, error=failed)
             if 200 <= status < 300:
                 await self._acks.done(arrival)
                 return True
@@ -205,13 +217,26 @@ class Webhooks:
             await self._acks.progress(arrival)
             pause_s -= step_s
 
+    def _span(self, spec: JobSpec, arrival: Arrival, num_attempts: int) -> Span:
+        """Of one attempt, in the trace of the answer."""
+        if self._traces is None or not self._traces.enabled:
+            return Span(arrival.traceparent)
+        told: Attributes = {
+            names.METHOD: "POST",
+            names.URL: public_webhook(spec.webhook),
+            names.SERVER: urlsplit(spec.webhook).hostname or "",
+            names.JOB: spec.id,
+            names.RESENT: num_attempts - 1,
+        }
+        return self._traces.span(names.request("POST"), arrival.traceparent, kind="client", attributes=told)
+
     async def _post(
-        self, client: httpx.AsyncClient, spec: JobSpec, arrival: Arrival, body: bytes
+        self, client: httpx.AsyncClient, spec: JobSpec, arrival: Arrival, body: bytes, traceparent: str
     ) -> tuple[int, float, str]:
         """One attempt: the status (0: there was none), the pause it asks for, and what it was in words."""
         headers = {"Idempotency-Key": f"{spec.id}-{arrival.seq}", "Penstock-Job": spec.id}
-        if arrival.traceparent:
-            headers["traceparent"] = arrival.traceparent
+        if traceparent:
+            headers["traceparent"] = traceparent
         if self._secret:
             headers["Penstock-Signature"] = signature(self._secret, int(time.time()), body)
         try:

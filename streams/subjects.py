@@ -91,6 +91,11 @@ def partials(job: str, stream: str) -> str:
     return f"{PREFIX}.partials.{job}.{stream}"
 
 
+def signals(worker: str) -> str:
+    """What a worker says of itself; "*" for every worker."""
+    return f"{PREFIX}.signals.{worker}"
+
+
 def ingest(stream: str) -> str:
     """Media bytes from any client; "*" for every stream."""
     return f"{PREFIX}.ingest.{stream}"

@@ -24,6 +24,7 @@ from clips import first_seconds
 from nats.aio.client import Client as Nats
 
 from engine.decide.answer import Answer
+from engine.decide.signals import SERVICE_BOUNDS_S, WorkerSignals
 from engine.node import answering, intake, submission
 from engine.node import endpoints as services
 from engine.node.endpoints import Ask, Call, Declare, Filter, Nothing, OfStream, Output, Services, Which
@@ -78,6 +79,7 @@ MESSAGES: dict[str, type] = {
     "penstock.answers.<job>.<stream>": Answer,
     "penstock.partials.<job>.<stream>": Answer,
     "penstock.gaps.<cause>.<stage>.<stream>.<segment>": Gap,
+    "penstock.signals.<worker>": WorkerSignals,
 }
 MEDIA = subjects.ingest("<stream>")  # its requests are bytes; this is the reply
 FOUND = {"transcribe": Transcript, "detect_scenes": Scenes, "read_text": ScreenText}
@@ -191,6 +193,7 @@ def test_subjects_are_those_of_the_code() -> None:
         MEDIA,
         subjects.answers("<job>", "<stream>"),
         subjects.partials("<job>", "<stream>"),
+        subjects.signals("<worker>"),
         subjects.gap("<cause>", "<stage>", "<stream>", key),
         subjects.media("<stream>", key),
         subjects.media_end("<stream>"),
@@ -248,6 +251,10 @@ def test_limits_and_lists_are_those_of_the_code() -> None:
     assert [row[0].strip("`") for row in causes] == list(get_args(GapCause))
     (codes,) = (rows(table) for name, table in marked("codes") if name == "all")
     assert [row[0].strip("`") for row in codes] == [service.WRONG, service.TOO_LARGE, service.FAILED, service.NOT_NOW]
+
+
+def test_the_bounds_of_service_times_are_as_told() -> None:
+    assert ", ".join(f"{bound:g}" for bound in SERVICE_BOUNDS_S) in TEXT
 
 
 def test_the_signature_of_a_webhook_is_as_told() -> None:

@@ -19,14 +19,15 @@ Output = tuple[str, Key]
 
 
 class Known(msgspec.Struct, frozen=True, eq=False):
-    """A stored input: its place in the order of storing, when its segment is due (server's Unix time; 0: never), and
-    its value (None where it is a gap)."""
+    """A stored input: its place in the order of storing, when its segment is due (server's Unix time; 0: never), its
+    value (None where it is a gap), and, where it was made here, when it was stored (the worker's Unix time)."""
 
     seq: int
     traceparent: str = ""
     value: Any = None
     gap: Gap | None = None
     due_ns: int = 0
+    since_ns: int = 0
 
 
 class Event(msgspec.Struct, frozen=True, eq=False):

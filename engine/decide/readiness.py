@@ -423,7 +423,7 @@ class Readiness:
     @staticmethod
     def _following(event: Event, source: str, key: Key, known: Known) -> Event:
         """What a stored output sets off, on behalf of the same message."""
-        return Event(source, key, known, event.root, event.num_delivered, event.since_ns)
+        return Event(source, key, known, event.root, event.num_delivered, max(known.since_ns, event.since_ns))
 
     @staticmethod
     def _read(read: Read, root: _Root, out: list[Instruction]) -> None:

@@ -8,14 +8,19 @@ import msgspec
 
 from streams.records import Record
 
+# Upper bounds of classes of service time. Source: OpenTelemetry's advice for `messaging.process.duration`.
+SERVICE_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
 
 class ServiceTime(Record, frozen=True, omit_defaults=False):
-    """How long batches of one size took: over `num` of them, the mean and the longest."""
+    """How long batches of one size took: over `num` of them, the mean and the longest, and how many took no longer than
+    each of SERVICE_BOUNDS_S."""
 
     batch_size: int
     num: int
     mean_s: float
     max_s: float
+    num_within: tuple[int, ...] = ()
 
 
 class PoolSignals(Record, frozen=True, omit_defaults=False):

@@ -18,10 +18,11 @@ import structlog
 
 from engine.decide import joins
 from engine.decide.answer import Answer, make_answer, upstream_of, wall_clock
+from engine.node.answer_spans import AnswerSpan, Used
 from engine.node.recovery import Recovery
 from engine.run.gaps import note_gaps
 from engine.run.registry import Registry
-from engine.run.telemetry import trace_id
+from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Reduce, Window
@@ -106,6 +107,7 @@ class Answering:
         spec: JobSpec,
         catalogue: Catalogue,
         moments: Moments,
+        traces: Telemetry,
         on_answer: Callable[[Answer], None] = lambda answer: None,
     ) -> None:
         self.spec = spec
@@ -114,6 +116,7 @@ class Answering:
         self._stream = spec.stream
         self._catalogue = catalogue
         self._moments = moments
+        self._traces = traces
         self._recovery = Recovery(registry, ledger, spec)
         self._on_answer = on_answer
         self._upstream = {id: upstream_of(spec.plan, id) for id in spec.plan.answers}
@@ -125,7 +128,7 @@ class Answering:
         self._reached: dict[str, Reached] = {}
         self._last_seq = 0
         self._appending = anyio.Lock()
-        self._last_read: dict[str, tuple[range, list[Result | Gap]]] = {}
+        self._last_read: dict[str, tuple[range, list[Used]]] = {}
 
     async def run(self) -> None:
         """Returns when every answer the job can have is stored: for a standing one, when its stream has ended."""
@@ -272,7 +275,7 @@ class Answering:
                 return
             record, output = self._decoded(stage_id, key, stored)
             if digest(output) != NOTHING:
-                answer = await self._made(stage_id, key, stored, record, output)
+                answer, _ = await self._made(stage_id, key, Used(record, stored.traceparent), output)
                 data = msgspec.json.encode(msgspec.structs.replace(answer, partial=True))
                 try:
                     await self._ledger.link.publish(subjects.partials(self.spec.id, self._stream), data)
@@ -299,14 +302,15 @@ class Answering:
                 self._reached[stage_id] = Reached(key.last + 1, said)
                 return True
             said = says
-        answer = await self._made(stage_id, key, stored, record, output)
+        answer, span = await self._made(stage_id, key, Used(record, stored.traceparent), output)
         async with self._appending:
             reached = {**self._reached, stage_id: Reached(key.last + 1, said)}
             headers = {PROGRESS: msgspec.json.encode(reached).decode()}
             data = msgspec.json.encode(answer)
-            seq = await self._ledger.append(self._subject, data, self._last_seq, stored.traceparent, headers)
+            seq = await self._ledger.append(self._subject, data, self._last_seq, span.storing(), headers)
             if seq is None:
                 return False
+            span.stored(len(data))
             self._last_seq, self._reached = seq, reached
         self._on_answer(answer)
         return True
@@ -333,8 +337,9 @@ class Answering:
         return record
 
     async def _made(
-        self, stage_id: str, key: Key, stored: Stored, record: Result | Gap, output: msgspec.Struct | None
-    ) -> Answer:
+        self, stage_id: str, key: Key, own: Used, output: msgspec.Struct | None
+    ) -> tuple[Answer, AnswerSpan]:
+        reading_ns = time.time_ns()
         scope = self._plan.stage(stage_id).scope
         looked_at = joins.needs(scope, key, None)
         used = {id: await self._records(id, looked_at) for id in self._upstream[stage_id] if id != stage_id}
@@ -343,25 +348,35 @@ class Answering:
         end = self._end if self.spec.standing else await self._known_end()  # not asked for with every window
         last = self.spec.asked.last
         flaws = end.flaws if end and (last is None or last >= end.num_segments - 1) else ()
-        return make_answer(
+        span = AnswerSpan(
+            self._traces,
             self.spec,
-            record,
+            own,
+            {**used, stage_id: [own]},
+            started_ns=started_ns,
+            media_ns=stored_ns,
+            reading_ns=reading_ns,
+        )
+        answer = make_answer(
+            self.spec,
+            own.record,
             output,
-            used,
+            {id: [each.record for each in some] for id, some in used.items()},
             flaws,
             max(0.0, (time.time_ns() - started_ns) / 1e9),
-            trace_id(stored.traceparent),
+            span.trace_id,
             clock,
             looked_at.start if isinstance(scope, Window) else key.first,
         )
+        return answer, span
 
-    async def _records(self, source: str, indices: range) -> list[Result | Gap]:
+    async def _records(self, source: str, indices: range) -> list[Used]:
         """What a stage delivered over a range, read once for all the answers that rest on it."""
         if self._last_read.get(source, (None, []))[0] != indices:
             names = [subjects.result(source, self._stream, Key.of(index)) for index in indices]
             found = await self._ledger.get_many(names)
             records = [
-                self._record(source, Key.of(index), found[name].data)
+                Used(self._record(source, Key.of(index), found[name].data), found[name].traceparent)
                 for index, name in zip(indices, names, strict=True)
                 if name in found
             ]

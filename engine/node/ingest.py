@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Iterator
 import anyio
 import anyio.to_thread
 
+from engine.run import conventions as names
 from engine.run.gaps import note_gaps
-from engine.run.telemetry import Attributes, Telemetry
+from engine.run.telemetry import Telemetry
 from streams import subjects
 from streams.errors import PenstockError
 from streams.records import EndOfStream, Gap, MediaMessage, Segment, encode
@@ -39,7 +40,8 @@ async def ingest(
     """Store all that the source gives; its end, or None where it stopped without one. With `alone`, a segment that
     stands there already was put there by somebody else: PenstockError. Without, it is the same one, stored by an
     earlier run. With `max_lag_s`, each segment leaves with the time at which what is made of it is worth nothing any
-    more, by the server's clock. Raises UserError if the source cannot be read."""
+    more, by the server's clock. Each begins a trace, linked to `parent`, the span of who brings them. Raises UserError
+    if the source cannot be read."""
     last_trace = parent
     own_thread = anyio.CapacityLimiter(1)  # a source that blocks takes no thread from others
     while True:
@@ -52,15 +54,18 @@ async def ingest(
                 await ledger.put(subjects.media_end(stream), encode(record), last_trace)
             return record
         index = record.index if isinstance(record, Segment) else record.first
-        attributes: Attributes = {"stream": stream, "segment": index}
-        span = traces.span("ingest", started_ns=started_ns, links=[parent], attributes=attributes)
+        told = {**names.messaging("publish", names.MEDIA), names.STREAM: stream, names.SEGMENT: str(index)}
+        span = traces.span(names.PUBLISH_MEDIA, kind="producer", started_ns=started_ns, links=[parent], attributes=told)
         data = encode(record)
         due_ns = 0
         if max_lag_s:
             await ledger.clock.estimate_now_and_then()
             due_ns = ledger.clock.now_ns() + round(max_lag_s * 1e9)
         placed = await ledger.put(subjects.media(stream, index), data, span.traceparent, due_ns)
-        span.end()
+        if isinstance(record, Gap):
+            span.end(None, {names.GAP: record.cause}, error=f"{record.cause}: {record.detail}")
+        else:
+            span.end(None, {names.BODY_BYTES: len(data)})
         last_trace = span.traceparent
         if placed.fresh and isinstance(record, Gap):
             await note_gaps(ledger, [record])

@@ -24,6 +24,7 @@ import msgspec
 import structlog
 
 from engine.node.feeding import Resume, Source, feed, lease_of
+from engine.run import conventions as names
 from engine.run.registry import Policy, Registry, StreamSpec, checked
 from engine.run.telemetry import Telemetry
 from streams import subjects
@@ -33,7 +34,7 @@ from streams.media.pipe import Pipe, PipeClosed
 from streams.media.sources import read_bytes
 from streams.records import EndOfStream, MediaMessage
 from streams.wire.lease import holder_of
-from streams.wire.ledger import Ledger
+from streams.wire.ledger import TRACEPARENT, Ledger
 from streams.wire.service import ERROR
 
 log = structlog.get_logger(__name__)
@@ -67,6 +68,8 @@ class _Sender:
     stop: threading.Event = field(default_factory=threading.Event)
     end: Any = None  # the message that ended it
     is_outrun: bool = False
+    num_pieces: int = 0  # taken
+    parent: str = ""  # the sender's own span, if it says so
 
     def let_go(self) -> None:
         """Of what has come and is another node's to take."""
@@ -124,7 +127,9 @@ class Intake:
             except UserError as error:
                 tasks.start_soon(self._answer, message, Taken(error=str(error)))
                 return
-            sender = self._senders[stream] = _Sender(Pipe(subjects.ingest(stream)), spec)
+            sender = self._senders[stream] = _Sender(
+                Pipe(subjects.ingest(stream)), spec, parent=(message.headers or {}).get(TRACEPARENT, "")
+            )
             tasks.start_soon(self._serve, sender)
         if sender.is_outrun or sender.num_bytes > MAX_WAITING_BYTES:
             if not sender.is_outrun:
@@ -144,8 +149,10 @@ class Intake:
         outcome = Taken(error=f"stream {stream!r} has ended: send to another name")
         last = outcome
         has_failed = False
+        told = {**names.messaging("process", names.INGEST), names.STREAM: stream}
+        span = self._traces.span(names.RECEIVE_MEDIA, sender.parent, kind="consumer", attributes=told)
         try:
-            end = await self._feed(sender)
+            end = await self._feed(sender, span.traceparent)
             if end is not None:
                 last = Taken(offset=sender.next_offset, num_segments=end.num_segments)
         except Exception as error:  # of this sender; the others go on
@@ -158,10 +165,12 @@ class Intake:
         finally:
             del self._senders[stream]
         if sender.is_ours.is_set() or has_failed:  # only who held the lease can have failed
+            taken = {names.NUM_PIECES: sender.num_pieces, names.NUM_BYTES: sender.next_offset or 0}
+            span.end(None, taken, error=last.error)
             for message in [sender.end] * (sender.end is not None) + list(sender.waiting):
                 await self._answer(message, outcome if message.data else last)
 
-    async def _feed(self, sender: _Sender) -> EndOfStream | None:
+    async def _feed(self, sender: _Sender, parent: str) -> EndOfStream | None:
         standing = await self._registry.stream(sender.spec.name)
         if standing is None:
             await self._registry.declare(sender.spec)
@@ -187,7 +196,9 @@ class Intake:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._pass_on, sender, tasks.cancel_scope)
             source = Source(read=read_on, goes_on=True, waits=spec.policy == "durable")
-            end[0] = await feed(self._registry, self._ledger, spec, source, self._node, self._traces, on_held=on_held)
+            end[0] = await feed(
+                self._registry, self._ledger, spec, source, self._node, self._traces, parent=parent, on_held=on_held
+            )
             tasks.cancel_scope.cancel()
         return end[0]
 
@@ -227,6 +238,7 @@ class Intake:
                 await self._answer(message, Taken(error=str(error)))
                 return
             sender.next_offset = (sender.next_offset or 0) + len(part)
+            sender.num_pieces += 1
             await self._answer(message, Taken(offset=sender.next_offset))
 
     async def _answer_unless_elsewhere(self, message: Any, stream: str) -> None:

@@ -140,7 +140,7 @@ class Duties:
         pause_s, said = FIRST_PAUSE_S, ""
         while True:
             try:
-                await Answering(self._ledger, self._registry, spec, self._catalogue, self._moments).run()
+                await Answering(self._ledger, self._registry, spec, self._catalogue, self._moments, self._traces).run()
                 return "done", ""
             except Exception as error:
                 cause = first_error(error)

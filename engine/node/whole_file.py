@@ -53,12 +53,10 @@ async def answers_about(
     spec = await submit_whole(registry, ledger, plan, stream, asks, id)
     status = NodeStatus(id=new_id("n"), host=socket.gethostname(), pid=os.getpid(), num_cores=1)
     duties = Duties(registry, ledger, catalogue, traces, status)
-    attributes = {"job": spec.id, "workflow": plan.workflow, "stream": stream.name}
-    span = traces.span("job", attributes=attributes)
     ended: tuple[State, str] = ("canceled", "")
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_bring, registry, ledger, stream, source, status.id, traces, span.traceparent)
+            tasks.start_soon(_bring, registry, ledger, stream, source, status.id, traces)
             tasks.start_soon(duties.answer, spec)
             if on_progress is not None:
                 tasks.start_soon(show_progress, ledger, spec, on_progress)
@@ -70,15 +68,14 @@ async def answers_about(
         ended = ("failed", str(cause))
         raise cause from error
     finally:
-        span.end()
         with anyio.move_on_after(END_S, shield=True), suppress(PenstockError):
             await registry.change_job(spec.id, partial(_ended, *ended))
 
 
 async def _bring(
-    registry: Registry, ledger: Ledger, stream: StreamSpec, source: Source, holder: str, traces: Telemetry, parent: str
+    registry: Registry, ledger: Ledger, stream: StreamSpec, source: Source, holder: str, traces: Telemetry
 ) -> None:
-    end = await feed(registry, ledger, stream, source, holder, traces, parent=parent)
+    end = await feed(registry, ledger, stream, source, holder, traces)
     if end is None:
         raise PenstockError(f"the source of {stream.name} stopped without saying that it ended")
     if end.num_segments == 0:

@@ -39,13 +39,33 @@ class _Decoded:
     lock: anyio.Lock = field(default_factory=anyio.Lock)
 
 
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """One decode: of which segment, for what kind of demand, how, and when (Unix time, ns)."""
+
+    index: int
+    kind: str
+    began_ns: int
+    ended_ns: int
+    path: str = "cpu"
+
+    @property
+    def took_s(self) -> float:
+        return (self.ended_ns - self.began_ns) / 1e9
+
+
 @dataclass(slots=True)
 class Hold:
-    """Frames that stay as long as this is not let go; `media` by segment."""
+    """Frames that stay as long as this is not let go; `media` by segment. `decodings` are those that were done for
+    it: none where the frames were there already."""
 
     media: dict[int, Media]
-    decode_s: float
+    decodings: list[Decoding]
     _release: Callable[[], None]
+
+    @property
+    def decode_s(self) -> float:
+        return sum(decoding.took_s for decoding in self.decodings)
 
     def let_go(self) -> None:
         self._release()
@@ -105,7 +125,7 @@ class FrameStore:
         too long."""
         pinned: list[Place] = []
         products: dict[int, dict[Any, Any]] = {segment.index: {} for segment in segments}
-        decode_s = 0.0
+        decodings: list[Decoding] = []
         try:
             for segment in segments:
                 for kind, wanted in by_kind(demands).items():
@@ -114,17 +134,17 @@ class FrameStore:
                     kept.num_pins += 1
                     pinned.append(place)
                     if any(demand not in kept.products for demand in wanted):
-                        decode_s += await self._decode(segment, place, kept, wanted)
+                        decodings += await self._decode(segment, place, kept, wanted)
                     self._kept.move_to_end(place)
                     products[segment.index] |= {demand: kept.products[demand] for demand in wanted}
         except BaseException:
             self._unpin(pinned)
             raise
         media = {segment.index: Media(segment, products[segment.index]) for segment in segments}
-        return Hold(media, decode_s, partial(self._unpin, pinned))
+        return Hold(media, decodings, partial(self._unpin, pinned))
 
-    async def _decode(self, segment: Segment, place: Place, kept: _Decoded, wanted: Sequence[Demand]) -> float:
-        """What is not there yet, for all groups that will ask; the seconds it took, 0 where another has done it."""
+    async def _decode(self, segment: Segment, place: Place, kept: _Decoded, wanted: Sequence[Demand]) -> list[Decoding]:
+        """What is not there yet, for all groups that will ask; none where another has done it."""
         stream, _, kind = place
         async with kept.lock:
             everyone = (each for demands in self._demands.get(stream, {}).values() for each in demands)
@@ -134,7 +154,7 @@ class FrameStore:
                 if each not in kept.products
             ]
             if all(each in kept.products for each in wanted):
-                return 0.0
+                return []
             await self._room()
             alone = anyio.CapacityLimiter(1)
             async with self._limiter:  # waiting for a core is no part of decoding
@@ -157,7 +177,7 @@ class FrameStore:
             if self._on_decoded is not None:
                 self._on_decoded(stream, segment, kind, began_ns, ended_ns)
             self._evict()
-            return (ended_ns - began_ns) / 1e9
+            return [Decoding(segment.index, kind.__name__, began_ns, ended_ns)]
 
     # --- memory ------------------------------------------------------------------------------------------------
 

@@ -313,6 +313,7 @@ class Group:
             log.error("not_decoded", stage=told.stage.name, key=str(told.key), exc_info=error)
             self._failed(told, span, Permanent(f"decoding raised {type(error).__name__}: {error}"))
             return
+        span.decoded(hold.decodings)
         self._holds[id(told)] = hold
         self._submit(told, stage, span, hold.media, hold.decode_s)
 
@@ -340,6 +341,7 @@ class Group:
             due_ns=told.due_ns,
             alone=told.event.num_delivered > 1,
             emit=partial(self._emit, told),
+            span=span.item,
         )
         self._tickets[id(told)] = stage.pool, ticket
 
@@ -361,10 +363,9 @@ class Group:
         if (hold := self._holds.pop(id(told), None)) is not None:
             hold.let_go()
         if isinstance(ran.error, Late):
-            span.end("late")
             self._do(self.rule.late(told, "its time was up before its turn came"))
         elif isinstance(ran.error, Canceled):
-            span.end("canceled")
+            span.end(error="canceled")
             self._do(self.rule.abandoned(told, 0.0, "it was canceled"))
         elif ran.error is not None:
             self._failed(told, span, ran.error, ran)
@@ -376,7 +377,7 @@ class Group:
     def _failed(self, told: Compute, span: WorkSpan, error: Exception, ran: Done | None = None) -> None:
         if ran is not None:
             span.ran(ran)
-        span.end(cause_of(error))
+        span.end(error=cause_of(error))
         log.warning("stage_failed", stage=told.stage.name, key=str(told.key), error=cause_of(error))
         self._do(self.rule.failed(told, error, 0.5 + self.host.random.random()))
 
@@ -397,6 +398,7 @@ class Group:
         self.host.outbox.put(letter, lambda placed: store(), partial(self._not_stored, told, span))
 
     def _store(self, told: Compute | GiveGap, record: Result | Gap, value: Any, span: WorkSpan) -> None:
+        span.storing()
         entry = NewRecord(
             subjects.result(told.stage.id, self.stream, told.key),
             encode(record),
@@ -415,7 +417,10 @@ class Group:
         due_ns: int,
         placed: Placed,
     ) -> None:
-        span.end(record.cause if isinstance(record, Gap) else "")
+        if isinstance(record, Gap):
+            span.end(record.cause, f"{record.cause}: {record.detail}")
+        else:
+            span.end()
         self.num_stored += 1
         arrival = self._arrivals.get(told.event.root)
         if arrival is not None:
@@ -426,7 +431,7 @@ class Group:
                 self.gaps[gap.cause] += 1
                 note = NewRecord(subjects.gap(gap.cause, gap.stage, gap.stream, told.key), msgspec.json.encode(gap))
                 self.host.outbox.put(note, lambda placed: None, partial(self._not_noted, told))
-            known = Known(placed.seq, span.traceparent, value, gap, due_ns)
+            known = Known(placed.seq, span.traceparent, value, gap, due_ns, time.time_ns())
             self.cache.keep_value(told.stage.id, told.key, known)
         elif told.stage.read_inside:
             self.host.tasks.start_soon(self._stands, told)
@@ -449,7 +454,7 @@ class Group:
         self._do(self.rule.placed(told, known, self.host.now_ns()))
 
     def _not_stored(self, told: Compute | GiveGap, span: WorkSpan, error: PenstockError) -> None:
-        span.end(str(error))
+        span.end(error=str(error))
         log.warning("not_stored", stage=told.stage.name, key=str(told.key), error=str(error))
         self._do(self.rule.abandoned(told, BROKEN_PAUSE_S, str(error)))
 

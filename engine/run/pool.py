@@ -22,7 +22,8 @@ import structlog
 
 from engine.decide import lanes
 from engine.decide.batcher import Batcher, Drop, Item, Run, WakeAt
-from engine.decide.signals import PoolSignals, ServiceTime
+from engine.decide.signals import PoolSignals
+from engine.run.service_times import ServiceTimes
 from engine.spec.operator import Device, Inputs, Operator, Settings
 from streams.errors import Permanent, Transient
 from streams.records import encode
@@ -30,7 +31,6 @@ from streams.records import encode
 log = structlog.get_logger(__name__)
 
 NUM_RECENT = 64  # items and batches that the means are over
-MAX_BATCH_SIZES = 64  # of which service times are kept
 
 
 class Late(Exception):
@@ -52,6 +52,7 @@ class Done(msgspec.Struct, frozen=True, eq=False):
     batch_size: int
     batch: int = 0  # its number in this pool
     why: str = ""  # it ran when it ran
+    items: tuple[str, ...] = ()  # the spans of all items of the batch, where anybody traces
 
     @property
     def compute_s(self) -> float:
@@ -65,14 +66,17 @@ OnDone = Callable[[Done], None]
 class Ticket:
     """An item that was handed in."""
 
-    __slots__ = ("emit", "id", "inputs", "on_done", "scope", "since_ns")
+    __slots__ = ("emit", "id", "inputs", "on_done", "scope", "since_ns", "span")
 
-    def __init__(self, id: int, inputs: Inputs, on_done: OnDone, emit: Callable[[str], None], since_ns: int) -> None:
+    def __init__(
+        self, id: int, inputs: Inputs, on_done: OnDone, emit: Callable[[str], None], since_ns: int, span: str
+    ) -> None:
         self.id = id
         self.inputs = inputs
         self.on_done = on_done
         self.emit = emit
         self.since_ns = since_ns
+        self.span = span
         self.scope: anyio.CancelScope | None = None  # of one that runs by itself
 
 
@@ -103,6 +107,7 @@ class Pool:
         name: str = "",
         now_ns: Callable[[], int] = time.time_ns,
         on_change: Callable[[], None] = lambda: None,
+        on_batch: Callable[[int, float], None] = lambda batch_size, service_s: None,
     ) -> None:
         self.operator = operator
         self.name = name or operator.name
@@ -134,7 +139,8 @@ class Pool:
         self._wake_ns = 0
         self._waits_s: deque[float] = deque(maxlen=NUM_RECENT)
         self._services_s: deque[float] = deque(maxlen=NUM_RECENT)
-        self._service_times: dict[int, tuple[int, float, float]] = {}
+        self._service_times = ServiceTimes()
+        self._on_batch = on_batch
         self._num_done = self._num_failed = self._num_late = 0
 
     # --- handing in ----------------------------------------------------------------------------------------------
@@ -147,10 +153,11 @@ class Pool:
         due_ns: int = 0,
         alone: bool = False,
         emit: Callable[[str], None] = no_word,
+        span: str = "",
     ) -> Ticket:
         """Have an item computed; `on_done` is called with what became of it, once, unless it is canceled."""
         self._num_tickets += 1
-        ticket = Ticket(self._num_tickets, inputs, on_done, emit, time.time_ns())
+        ticket = Ticket(self._num_tickets, inputs, on_done, emit, time.time_ns(), span)
         self._tickets[ticket.id] = ticket
         self._batcher.add(Item(ticket.id, due_ns, alone=alone))
         self._wake()
@@ -195,10 +202,7 @@ class Pool:
             num_instances=self._num_loaded,
             queue_wait_s=sum(self._waits_s) / len(self._waits_s) if self._waits_s else None,
             service_s=sum(self._services_s) / len(self._services_s) if self._services_s else None,
-            service_times=tuple(
-                ServiceTime(batch_size=size, num=num, mean_s=total_s / num, max_s=max_s)
-                for size, (num, total_s, max_s) in sorted(self._service_times.items())
-            ),
+            service_times=self._service_times.so_far(),
             num_arrived=self._num_tickets,
             num_done=self._num_done,
             num_failed=self._num_failed,
@@ -272,6 +276,7 @@ class Pool:
 
     async def _run(self, tickets: list[Ticket], number: int, why: str) -> None:
         batch = [ticket.inputs for ticket in tickets]
+        spans = tuple(ticket.span for ticket in tickets if ticket.span)
         started_ns = time.time_ns()
         try:
             outputs, started_ns, ended_ns = await self._call(batch)
@@ -284,11 +289,11 @@ class Pool:
             failed = _translated(error, self.operator)
             ended_ns = time.time_ns()
             for ticket in tickets:
-                self._settle(ticket, Done(None, b"", failed, started_ns, ended_ns, len(batch), number, why))
+                self._settle(ticket, Done(None, b"", failed, started_ns, ended_ns, len(batch), number, why, spans))
             return
         self._note_service(len(batch), (ended_ns - started_ns) / 1e9)
         for ticket, output, data in zip(tickets, outputs, encoded, strict=True):
-            self._settle(ticket, Done(output, data, None, started_ns, ended_ns, len(batch), number, why))
+            self._settle(ticket, Done(output, data, None, started_ns, ended_ns, len(batch), number, why, spans))
 
     async def _run_async(self, ticket: Ticket, number: int, why: str) -> None:
         started_ns = time.time_ns()
@@ -325,9 +330,8 @@ class Pool:
 
     def _note_service(self, batch_size: int, service_s: float) -> None:
         self._services_s.append(service_s)
-        num, total_s, max_s = self._service_times.get(batch_size, (0, 0.0, 0.0))
-        if num or len(self._service_times) < MAX_BATCH_SIZES:
-            self._service_times[batch_size] = num + 1, total_s + service_s, max(max_s, service_s)
+        self._service_times.note(batch_size, service_s)
+        self._on_batch(batch_size, service_s)
 
     # --- the operator --------------------------------------------------------------------------------------------
 

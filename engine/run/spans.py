@@ -1,37 +1,119 @@
-"""The spans of a worker's work: one for each output, in the trace of its segment, with its steps inside."""
+"""The spans of a worker's work: one for each output, in the trace of its segment, with its steps inside.
 
-from collections.abc import Mapping
+An output's span begins when its last input becomes known and ends when it is stored. The steps follow one another
+without a gap, so they add up to it:
+
+    process penstock.results.{stage}.{stream}.{segment}
+      wait | decode | wait | compute {capability} | publish penstock.results.{stage}.{stream}.{segment}
+
+What is made from the output goes on from the span of its publishing. A batch has no span: the items of one are linked
+to each other. An output that is made from a range belongs to no segment: it has a trace of its own, linked to theirs.
+"""
+
+import time
+from collections.abc import Sequence
 
 from engine.decide.instructions import Compute, GiveGap, Known
+from engine.run import conventions as names
+from engine.run.frames import Decoding
 from engine.run.pool import Done
-from engine.run.telemetry import Attributes, Span, Telemetry
+from engine.run.telemetry import Attributes, Span, Telemetry, new_traceparent
 from engine.spec.operator import Reduce
 
 
 class WorkSpan:
-    """An output being made. `traceparent` goes on with what is stored."""
+    """An output being made. `traceparent` goes on with what is stored. Where nobody traces, that is all it does."""
 
-    __slots__ = ("_since_ns", "_span", "_traces", "traceparent")
+    __slots__ = ("traceparent",)
 
-    def __init__(self, traces: Telemetry, span: Span, since_ns: int) -> None:
-        self._traces = traces
-        self._span = span
-        self._since_ns = since_ns
-        self.traceparent = span.traceparent
+    def __init__(self, traceparent: str) -> None:
+        self.traceparent = traceparent
+
+    @property
+    def item(self) -> str:
+        """What the others of a batch link to; empty where nobody traces."""
+        return ""
+
+    def decoded(self, decodings: Sequence[Decoding]) -> None:
+        """Its media were decoded for it."""
 
     def ran(self, done: Done) -> None:
         """It waited, then it was computed."""
-        if self._traces.enabled:
-            waited_ns = min(self._since_ns, done.started_ns)
-            self._traces.record("queue wait", self.traceparent, waited_ns, done.started_ns)
-            attributes: Attributes = {"batch.size": done.batch_size, "batch": done.batch, "decision.reason": done.why}
-            self._traces.record("process", self.traceparent, done.started_ns, done.ended_ns, attributes=attributes)
 
-    def end(self, said: str = "") -> None:
-        if said:
-            self._span.end(said=said)
-        else:
-            self._span.end()
+    def storing(self) -> None:
+        """From now on it is being stored."""
+
+    def end(self, gap: str = "", error: str = "") -> None:
+        """It is stored, or failed."""
+
+
+class TracedSpan(WorkSpan):
+    """The same, told to whoever collects it."""
+
+    __slots__ = ("_capability", "_has_run", "_now_ns", "_process", "_stored", "_traces")
+
+    def __init__(self, traces: Telemetry, process: Span, capability: str, since_ns: int) -> None:
+        super().__init__(process.traceparent)
+        self._traces = traces
+        self._process = process
+        self._capability = capability
+        self._now_ns = since_ns  # up to here it has been told
+        self._has_run = False
+        self._stored: Span | None = None
+
+    @property
+    def item(self) -> str:
+        return self._process.traceparent
+
+    def decoded(self, decodings: Sequence[Decoding]) -> None:
+        for decoding in decodings:
+            self._wait(decoding.began_ns)
+            told: Attributes = {
+                names.DECODE_PATH: decoding.path,
+                names.DECODE_KIND: decoding.kind,
+                names.SEGMENT: decoding.index,
+            }
+            self._step(names.DECODE, decoding.ended_ns, told)
+
+    def ran(self, done: Done) -> None:
+        self._has_run = True
+        self._wait(done.started_ns)
+        told: Attributes = {
+            names.BATCH_SIZE: done.batch_size,
+            names.BATCH: done.batch,
+            names.REASON: done.why,
+            names.COMPUTE_S: done.compute_s,
+        }
+        others = [other for other in done.items if other != self.item]
+        error = "" if done.error is None else str(done.error)
+        self._step(names.compute(self._capability), done.ended_ns, told, others, error)
+
+    def storing(self) -> None:
+        if not self._has_run:  # a gap
+            self._wait(time.time_ns())
+        self._stored = self._traces.span(
+            names.PUBLISH_RESULT,
+            self._process.traceparent,
+            kind="producer",
+            started_ns=self._now_ns,
+            attributes=names.messaging("publish", names.RESULTS),
+        )
+        self.traceparent = self._stored.traceparent
+
+    def end(self, gap: str = "", error: str = "") -> None:
+        told = {names.GAP: gap} if gap else None
+        if self._stored is not None:
+            self._stored.end(error="" if gap else error)
+        self._process.end(None, told, error=error)
+
+    def _wait(self, until_ns: int) -> None:
+        if until_ns > self._now_ns:
+            self._step(names.WAIT, until_ns, {names.WAIT_S: (until_ns - self._now_ns) / 1e9})
+
+    def _step(self, name: str, until_ns: int, told: Attributes, links: Sequence[str] = (), error: str = "") -> None:
+        since_ns, self._now_ns = self._now_ns, max(self._now_ns, until_ns)
+        parent = self._process.traceparent
+        self._traces.record(name, parent, since_ns, self._now_ns, links=links, attributes=told, error=error)
 
 
 class WorkSpans:
@@ -45,29 +127,44 @@ class WorkSpans:
         """In the trace of the output's own segment, linked to its other inputs."""
         parent = _parent(work)
         if not self._traces.enabled:
-            return WorkSpan(self._traces, Span(parent or self._traces.span("").traceparent), work.event.since_ns)
+            return WorkSpan(parent or new_traceparent())
         planned = work.stage.running.planned
-        attributes: Attributes = {
-            "stage": planned.name,
-            "stage.id": planned.id,
-            "implementation": planned.rung.rung,
-            "stream": stream,
-            "segment": str(work.key),
-            "worker": self._worker,
-            "delivery": work.event.num_delivered,
-            "decision.reason": work.why,
+        told = {
+            **names.messaging("process", names.RESULTS),
+            names.STAGE: planned.name,
+            names.STAGE_ID: planned.id,
+            names.CAPABILITY: planned.capability,
+            names.RUNG: planned.rung.rung,
+            names.STREAM: stream,
+            names.SEGMENT: str(work.key),
+            names.WORKER: self._worker,
+            names.ATTEMPT: work.event.num_delivered,
+            names.REASON: work.why,
         }
-        others = dict.fromkeys(known.traceparent for found in work.inputs.values() for known in found.values())
-        links = tuple(other for other in others if other != parent)
+        others = [known.traceparent for found in work.inputs.values() for known in found.values()]
         since_ns = work.event.since_ns
-        span = self._traces.span(planned.name, parent, started_ns=since_ns, links=links, attributes=attributes)
-        return WorkSpan(self._traces, span, since_ns)
+        span = self._traces.span(
+            names.PROCESS,
+            parent,
+            kind="consumer",
+            started_ns=since_ns,
+            links=_one_of_each_trace(others, parent),
+            attributes=told,
+        )
+        return TracedSpan(self._traces, span, planned.capability, since_ns)
 
 
 def _parent(work: Compute | GiveGap) -> str:
-    """The input at the output's own segment; of a range, the one that completed it."""
-    here: Mapping[str, Known | None] = {source: found.get(work.key.last) for source, found in work.inputs.items()}
-    own = here.get(work.event.source) or next(iter(here.values()), None)
-    if own is None or isinstance(work.stage.scope, Reduce):
-        return work.event.known.traceparent
-    return own.traceparent
+    """The input at the output's own segment; none where it is made from a range."""
+    if isinstance(work.stage.scope, Reduce):
+        return ""
+    inputs = {source: found.get(work.key.last) for source, found in work.inputs.items()}
+    own: Known | None = inputs.get(work.event.source) or next(iter(inputs.values()), None)
+    return work.event.known.traceparent if own is None else own.traceparent
+
+
+def _one_of_each_trace(traceparents: Sequence[str], parent: str) -> list[str]:
+    """A trace is read as a whole: one way into each of the others is enough."""
+    by_trace = {traceparent[3:35]: traceparent for traceparent in traceparents if traceparent}
+    by_trace.pop(parent[3:35], None)
+    return list(by_trace.values())

@@ -1,4 +1,4 @@
-"""Traces: one for each segment from ingest to the answer that used it, and log lines that carry its id.
+"""Traces: a short one for each answer, linked to one for each segment it used; and log lines that carry their ids.
 
 Spans go to an OTLP collector when the standard OTEL_* variables name one, and to a file of OTLP JSON, one export
 request a line, when asked (collectors read it with the `otlpjsonfile` receiver). Without either, contexts still travel,
@@ -7,15 +7,19 @@ so an answer always has a trace id, but no span is made.
 
 import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
+from engine.run.conventions import MAX_LINKS, SCHEMA_URL, SCOPE, UNLINKED, Kind
 from streams.errors import UserError
 
 OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -30,10 +34,22 @@ class Span:
         self.traceparent = traceparent
         self._span = span
 
-    def end(self, ended_ns: int | None = None, **attributes: str | int | float | bool) -> None:
+    def rename(self, name: str) -> None:
+        """What it is about has turned out only now."""
         if self._span is not None:
+            self._span.update_name(name)
+
+    def end(self, ended_ns: int | None = None, attributes: Attributes | None = None, *, error: str = "") -> None:
+        """It is over; `error` says what failed, where something did."""
+        if self._span is None:
+            return
+        if attributes:
             self._span.set_attributes(attributes)
-            self._span.end(ended_ns or time.time_ns())
+        if error:
+            from opentelemetry.trace import StatusCode
+
+            self._span.set_status(StatusCode.ERROR, error)
+        self._span.end(ended_ns or time.time_ns())
 
 
 class Telemetry:
@@ -45,7 +61,7 @@ class Telemetry:
         self._provider: Any = None
         if wanted and (exports_otlp or trace_file is not None):
             self._provider, self._otlp = _provider(service, instance, trace_file, exports_otlp)
-            self._tracer = self._provider.get_tracer("penstock")
+            self._tracer = self._provider.get_tracer(SCOPE, product_version(), schema_url=SCHEMA_URL)
 
     @property
     def enabled(self) -> bool:
@@ -56,19 +72,28 @@ class Telemetry:
         name: str,
         parent: str = "",
         *,
+        kind: Kind = "internal",
         started_ns: int | None = None,
         links: Iterable[str] = (),
         attributes: Attributes | None = None,
     ) -> Span:
-        """Begin a span under `parent` (a traceparent; a new trace where empty). Times are Unix nanoseconds."""
+        """Begin a span under `parent` (a traceparent; a new trace where empty), with MAX_LINKS of its links. Times are
+        Unix nanoseconds."""
         if self._provider is None:
             return Span(parent or new_traceparent())
         from opentelemetry import trace
 
-        context = _context(parent)
-        linked = [trace.Link(trace.get_current_span(_context(link)).get_span_context()) for link in links if link]
+        told = dict(attributes or {})
+        others = [link for link in dict.fromkeys(links) if link]
+        if len(others) > MAX_LINKS:
+            told[UNLINKED] = len(others) - MAX_LINKS
         span = self._tracer.start_span(
-            name, context, start_time=started_ns or time.time_ns(), links=linked, attributes=dict(attributes or {})
+            name,
+            _context(parent),
+            kind=trace.SpanKind[kind.upper()],
+            start_time=started_ns or time.time_ns(),
+            links=[_link(other) for other in others[:MAX_LINKS]],
+            attributes=told,
         )
         own = span.get_span_context()
         return Span(f"00-{own.trace_id:032x}-{own.span_id:016x}-{int(own.trace_flags):02x}", span)
@@ -80,14 +105,16 @@ class Telemetry:
         started_ns: int,
         ended_ns: int,
         *,
+        kind: Kind = "internal",
         links: Iterable[str] = (),
         attributes: Attributes | None = None,
+        error: str = "",
     ) -> str:
         """A span that is over already; its traceparent."""
         if self._provider is None:
             return parent
-        span = self.span(name, parent, started_ns=started_ns, links=links, attributes=attributes)
-        span.end(ended_ns)
+        span = self.span(name, parent, kind=kind, started_ns=started_ns, links=links, attributes=attributes)
+        span.end(ended_ns, error=error)
         return span.traceparent
 
     def close(self) -> None:
@@ -109,6 +136,37 @@ def trace_id(traceparent: str) -> str:
     return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else ""
 
 
+@cache
+def product_version() -> str:
+    try:
+        return version("penstock")
+    except PackageNotFoundError:  # run from a tree that is not installed
+        return "unknown"
+
+
+def resource(service: str, instance: str) -> Any:
+    """What spans and metrics of this process are of."""
+    from opentelemetry.sdk.resources import Resource
+
+    told: dict[str, str | int] = {
+        "service.name": service,
+        "service.namespace": "penstock",
+        "service.version": product_version(),
+        "service.instance.id": instance or str(os.getpid()),
+        "host.name": socket.gethostname(),
+        "process.pid": os.getpid(),
+        "process.runtime.name": sys.implementation.name,
+        "process.runtime.version": ".".join(map(str, sys.version_info[:3])),
+    }
+    return Resource.create({**told}, SCHEMA_URL)  # $OTEL_RESOURCE_ATTRIBUTES and $OTEL_SERVICE_NAME add to it
+
+
+def _link(traceparent: str) -> Any:
+    from opentelemetry import trace
+
+    return trace.Link(trace.get_current_span(_context(traceparent)).get_span_context())
+
+
 def _context(traceparent: str) -> Any:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -117,12 +175,10 @@ def _context(traceparent: str) -> Any:
 
 def _provider(service: str, instance: str, trace_file: Path | None, exports_otlp: bool) -> tuple[Any, Any]:
     """A tracer provider, and its OTLP exporter where it has one."""
-    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    resource = Resource.create({"service.name": service, "service.instance.id": instance or str(os.getpid())})
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource(service, instance), shutdown_on_exit=False)
     otlp = None
     if exports_otlp:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -157,9 +213,10 @@ def _file_exporter(path: Path) -> Any:
 def _otlp(spans: Sequence[Any]) -> dict[str, Any]:
     """Spans of one process as an OTLP ExportTraceServiceRequest in its JSON form (ids in hex, 64-bit integers as
     strings). Source: OpenTelemetry Protocol 1.x, "JSON Protobuf Encoding"."""
-    scope_spans = [{"scope": {"name": "penstock"}, "spans": [_otlp_span(span) for span in spans]}]
-    resource = {"attributes": _otlp_attributes(spans[0].resource.attributes)} if spans else {}
-    return {"resourceSpans": [{"resource": resource, "scopeSpans": scope_spans}]}
+    scope = {"name": SCOPE, "version": product_version()}
+    scope_spans = [{"scope": scope, "spans": [_otlp_span(span) for span in spans], "schemaUrl": SCHEMA_URL}]
+    of = {"attributes": _otlp_attributes(spans[0].resource.attributes)} if spans else {}
+    return {"resourceSpans": [{"resource": of, "scopeSpans": scope_spans, "schemaUrl": SCHEMA_URL}]}
 
 
 def _otlp_span(span: Any) -> dict[str, Any]:
@@ -169,16 +226,25 @@ def _otlp_span(span: Any) -> dict[str, Any]:
         "spanId": f"{context.span_id:016x}",
         "parentSpanId": f"{span.parent.span_id:016x}" if span.parent else "",
         "name": span.name,
-        "kind": 1,
+        "kind": span.kind.value + 1,  # OTLP begins with UNSPECIFIED
         "startTimeUnixNano": str(span.start_time),
         "endTimeUnixNano": str(span.end_time),
         "attributes": _otlp_attributes(span.attributes or {}),
         "links": [
-            {"traceId": f"{link.context.trace_id:032x}", "spanId": f"{link.context.span_id:016x}"}
+            {
+                "traceId": f"{link.context.trace_id:032x}",
+                "spanId": f"{link.context.span_id:016x}",
+                "attributes": _otlp_attributes(link.attributes or {}),
+            }
             for link in span.links
         ],
-        "status": {},
+        "status": _otlp_status(span.status),
     }
+
+
+def _otlp_status(status: Any) -> dict[str, Any]:
+    said = {"message": status.description} if status.description else {}
+    return {"code": status.status_code.value, **said} if status.status_code.value else {}
 
 
 def _otlp_attributes(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ from engine.run.journal import MAX_TOLD, STORY, Journal, Recall
 from engine.run.pool import Capacity, Pool
 from engine.run.registry import following
 from engine.run.segment_cache import SegmentCache
+from engine.run.signalling import Meters, say_signals
 from engine.run.spans import WorkSpans
 from engine.run.starting import where_to_start
 from engine.spec.catalogue import Catalogue, installed
@@ -103,7 +104,12 @@ class Worker:
     """Serves an assignment over a ledger until canceled."""
 
     def __init__(
-        self, ledger: Ledger, assignment: Assignment, catalogue: Catalogue, traces: telemetry.Telemetry
+        self,
+        ledger: Ledger,
+        assignment: Assignment,
+        catalogue: Catalogue,
+        traces: telemetry.Telemetry,
+        meters: Meters | None = None,
     ) -> None:
         self._ledger = ledger
         self._assignment = assignment
@@ -117,6 +123,7 @@ class Worker:
         self._frames = FrameStore(self._capacity.limiter, on_decoded=self._on_decoded)
         self._journal = Journal(assignment.name)
         self._spans = WorkSpans(traces, assignment.name)
+        self._meters = meters or Meters()
         self._credits: dict[str, Credit] = {}
         self._credits_at_s = 0.0
         self._freed = anyio.Event()
@@ -133,6 +140,7 @@ class Worker:
                 tasks.start_soon(self._ledger.clock.run)
                 tasks.start_soon(self._recall)
                 tasks.start_soon(self._show_progress)
+                tasks.start_soon(say_signals, self._ledger.link, self.signals, self._meters)
                 await self._follow(tasks)
         finally:
             with anyio.move_on_after(0.3, shield=True):
@@ -272,15 +280,17 @@ class Worker:
 
     def _new_pool(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
         operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
+        name = f"{planned.capability}/{planned.rung.implementation}/{planned.rung.rung}"
         return Pool(
             operator,
             settings_of(operator.Knobs, planned.rung.knobs),
             Device(planned.rung.device),
             self._capacity,
             tasks,
-            name=f"{planned.capability}/{planned.rung.implementation}/{planned.rung.rung}",
+            name=name,
             now_ns=self._ledger.clock.now_ns,
             on_change=self._on_freed,
+            on_batch=partial(self._meters.served, name),
         )
 
     # --- serving them ------------------------------------------------------------------------------------------
@@ -440,13 +450,15 @@ async def serve(assignment: Assignment) -> None:
     telemetry.configure_logging(assignment.log_level)
     trace_file = Path(assignment.trace_file) if assignment.trace_file else None
     traces = telemetry.Telemetry("penstock-worker", trace_file, assignment.name)
+    meters = Meters.of("penstock-worker", assignment.name)
     try:
         async with connect(assignment.url, name=assignment.name) as link, anyio.create_task_group() as tasks:
-            worker = Worker(await open_ledger(link), assignment, installed(), traces)
+            worker = Worker(await open_ledger(link), assignment, installed(), traces, meters)
             tasks.start_soon(_cancel_when_told, tasks.cancel_scope)
             tasks.start_soon(worker.run)
     finally:
         traces.close()
+        meters.close()
 
 
 async def _cancel_when_told(scope: anyio.CancelScope) -> None:

@@ -37,4 +37,4 @@ def application(face: Face, version: str) -> Wire:
         debug=False,
         pdb_on_exception=False,
     )
-    return Wire(app)
+    return Wire(app, face.traces)

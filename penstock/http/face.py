@@ -10,6 +10,7 @@ import anyio
 import msgspec
 
 from engine.node.endpoints import Services
+from engine.node.workers_heard import WorkersHeard
 from engine.run.registry import Registry, new_id
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
@@ -45,6 +46,7 @@ class Face:
     machine: Machine
     traces: Telemetry
     limits: Limits
+    workers: WorkersHeard
     id: str = field(default_factory=lambda: new_id("h"))
     closing: anyio.Event = field(default_factory=anyio.Event)
     num_uploads: int = 0

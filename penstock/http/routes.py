@@ -15,13 +15,14 @@ from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, Quer
 from litestar.response.base import ASGIResponse
 
 from engine.decide.answer import Answer
+from engine.decide.signals import WorkerSignals
 from engine.node.endpoints import MAX_WAIT_S, Output
 from engine.node.submission import JobRequest, Submitted
 from engine.node.views import JobView, StreamView, job_view, stream_views
 from engine.run.registry import NodeStatus, Policy, StreamSettings
 from engine.spec.jobs import JobSpec, State
 from engine.spec.operator import Capability, Media
-from penstock.http import document, events, uploads
+from penstock.http import document, events, metrics, uploads
 from penstock.http.face import Face
 from penstock.http.problems import Refusal, documented
 from penstock.http.uploads import Uploaded
@@ -231,6 +232,17 @@ async def list_nodes(face: Given) -> dict[str, list[NodeStatus]]:
         return {"nodes": await face.registry.nodes()}
 
 
+@get("/v1/signals", responses=documented(), summary="What the workers say of themselves")
+async def list_signals(face: Given) -> dict[str, list[WorkerSignals]]:
+    """Queues, service times, lag and memory of each worker this node has heard within the last seconds, as of then."""
+    return {"workers": face.workers.now}
+
+
+@get("/metrics", media_type=metrics.MEDIA_TYPE, summary="The same for Prometheus")
+async def show_metrics(face: Given) -> Response[bytes]:
+    return Response(metrics.exposition(face.workers.now), media_type=metrics.MEDIA_TYPE)
+
+
 @get("/healthz", summary="Whether this process is up")
 async def healthz() -> Health:
     return Health(status="up")
@@ -265,6 +277,8 @@ HANDLERS = (
     list_operators,
     run_operator,
     list_nodes,
+    list_signals,
+    show_metrics,
     healthz,
     readyz,
 )

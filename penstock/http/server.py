@@ -19,6 +19,7 @@ import structlog
 import uvicorn
 
 from engine.node.endpoints import Services
+from engine.node.workers_heard import WorkersHeard
 from engine.run.registry import Registry
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue, installed
@@ -52,7 +53,8 @@ async def serve_http(
     bounds = limits or limits_of_environment()
     own_traces = traces or Telemetry("penstock-http")
     listener = await _listener(address, bounds)
-    face = Face(services, registry, ledger, catalogue or installed(), this_machine(), own_traces, bounds)
+    workers = WorkersHeard(ledger.link)
+    face = Face(services, registry, ledger, catalogue or installed(), this_machine(), own_traces, bounds, workers)
     ended = anyio.Event()
     try:
         async with anyio.create_task_group() as tasks:
@@ -67,6 +69,7 @@ async def serve_http(
                     ended.set()
 
             tasks.start_soon(run)
+            tasks.start_soon(workers.run)
             try:
                 await ended.wait()
             finally:
@@ -75,6 +78,7 @@ async def serve_http(
                 with anyio.move_on_after(GRACE_S + 0.3, shield=True):
                     await ended.wait()
                 running.cancel()
+                tasks.cancel_scope.cancel()
     finally:
         listener.close()
         with anyio.move_on_after(0.2, shield=True):

@@ -15,7 +15,9 @@ import anyio
 import msgspec
 import structlog
 
+from engine.run.telemetry import Telemetry
 from penstock.http.problems import MEDIA_TYPE, Problem
+from penstock.http.spans import ExchangeSpan
 
 log = structlog.get_logger(__name__)
 
@@ -27,8 +29,9 @@ HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
 class Wire:
     """An ASGI application around another."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, traces: Telemetry) -> None:
         self._app = app
+        self._traces = traces
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -36,10 +39,14 @@ class Wire:
             return
         exchange = _Exchange(scope, receive, send)
         began_s = time.perf_counter()
-        if _is_of_another_site(scope):
-            await exchange.refuse(HTTPStatus.FORBIDDEN, "pages of other sites may not change anything here")
-        else:
-            await self._app(scope, exchange.receive, exchange.send)
+        span = ExchangeSpan(self._traces, scope)
+        try:
+            if _is_of_another_site(scope):
+                await exchange.refuse(HTTPStatus.FORBIDDEN, "pages of other sites may not change anything here")
+            else:
+                await self._app(scope, exchange.receive, exchange.send)
+        finally:
+            span.end(exchange.status)
         took_s = round(time.perf_counter() - began_s, 4)
         log.debug("http", method=scope["method"], path=scope["path"], status=exchange.status, took_s=took_s)
 

@@ -10,6 +10,7 @@ import pytest
 from clips import EXAMPLES, STATION
 
 from engine.decide.answer import Answer
+from engine.run import conventions as names
 from engine.spec.workflow import load_workflow
 from penstock.cli.show import is_right
 from penstock.demo import questions
@@ -19,7 +20,11 @@ from streams.wire.link import connect
 from streams.wire.server import embedded
 
 pytestmark = pytest.mark.anyio
+ALMOST_NS = 20_000_000
 WORKFLOW = load_workflow(EXAMPLES / "video_qa.toml")
+
+
+INTERNAL, PRODUCER, CONSUMER = 1, 4, 5  # as OTLP numbers the kinds
 
 
 class Attribute(msgspec.Struct):
@@ -37,13 +42,23 @@ class Span(msgspec.Struct):
     spanId: str
     parentSpanId: str
     name: str
+    kind: int
     startTimeUnixNano: str
     endTimeUnixNano: str
     attributes: list[Attribute] = []
     links: list[Link] = []
+    status: dict[str, Any] = {}
 
     def get(self, key: str) -> Any:
         return next((next(iter(a.value.values())) for a in self.attributes if a.key == key), None)
+
+    @property
+    def since_ns(self) -> int:
+        return int(self.startTimeUnixNano)
+
+    @property
+    def until_ns(self) -> int:
+        return int(self.endTimeUnixNano)
 
 
 def spans_in(path: Path) -> list[Span]:
@@ -53,6 +68,10 @@ def spans_in(path: Path) -> list[Span]:
             for scope in resource["scopeSpans"]:
                 found += msgspec.convert(scope["spans"], list[Span])
     return found
+
+
+def named(spans: Sequence[Span], name: str) -> list[Span]:
+    return [span for span in spans if span.name == name]
 
 
 async def ask(store: Path, clip: Path, asks: Sequence[str], trace: Path) -> list[Answer]:
@@ -104,38 +123,79 @@ async def test_the_demo_answers_rightly_computes_once_and_is_traced(tmp_path: Pa
     (added,) = set(after) - set(before)
     assert added.startswith("penstock.results.")
     assert second.stream == first[0].stream
-    computed = [span for span in spans_in(tmp_path / "second.jsonl") if span.name == "process"]
-    assert len(computed) == 1
+    spans = spans_in(tmp_path / "second.jsonl")
+    assert len(named(spans, names.PROCESS)) == 1
+    (answered,) = named(spans, names.ANSWER)
+    stages = {span.get(names.STAGE): span for span in spans if span.parentSpanId == answered.spanId}
+    for stage in ("scenes", "speech", "text"):  # computed before, so it took no time of this answer's
+        assert stages[stage].get(names.NUM_EARLIER) == stages[stage].get(names.NUM_OUTPUTS)
+        assert stages[stage].since_ns == stages[stage].until_ns == answered.since_ns
 
     (again,) = await ask(store, STATION, ["What is the name of the baker's shop?"], tmp_path / "third.jsonl")
     assert (again.answer, again.confidence) == (second.answer, second.confidence)
-    assert [span for span in spans_in(tmp_path / "third.jsonl") if span.name == "process"] == []
+    assert named(spans_in(tmp_path / "third.jsonl"), names.PROCESS) == []
 
 
 def assert_traced(spans: list[Span], answers: list[Answer]) -> None:
-    """One trace for each segment from its ingest on; what joins others links to them; an answer's trace reaches back to
-    every segment it used."""
+    """A trace for each segment, one for each answer, and a small one for what each was made by; linked, and each whole
+    in itself."""
+    published = named(spans, names.PUBLISH_MEDIA)
+    segments = {span.traceId for span in published}
+    assert len(segments) == len(published) > 10
     by_id = {span.spanId: span for span in spans}
-    ingests = {span.get("segment"): span for span in spans if span.name == "ingest"}
-    num_segments = len(ingests)
-    assert num_segments > 10
-    assert len({span.traceId for span in ingests.values()}) == num_segments
-    for name in ("scenes", "speech", "text"):
-        of_stage = {span.get("segment"): span for span in spans if span.name == name}
-        assert set(of_stage) == set(ingests)
-        for segment, span in of_stage.items():
-            assert span.traceId == ingests[segment].traceId
-            steps = {child.name for child in spans if child.parentSpanId == span.spanId}
-            assert steps >= {"queue wait", "process"}
-            assert int(span.startTimeUnixNano) <= int(span.endTimeUnixNano)
-    processes = {span.spanId for span in spans if span.name == "process"}
-    batches = [span for span in spans if span.name == "batch"]
-    assert {link.spanId for batch in batches for link in batch.links} == processes
+    traces: dict[str, list[Span]] = {}
+    for span in spans:
+        traces.setdefault(span.traceId, []).append(span)
+        assert not span.status, f"{span.name}: {span.status}"
+        assert answers[0].stream not in span.name
+        assert not any(character.isdigit() for character in span.name)
+        assert span.since_ns <= span.until_ns
+        assert not span.parentSpanId or by_id[span.parentSpanId].traceId == span.traceId
+        assert {link.spanId for link in span.links} <= by_id.keys()
+    kinds = {PRODUCER: {span.name for span in spans if span.name.startswith("publish ")}, CONSUMER: {names.PROCESS}}
+    for span in spans:
+        assert span.kind == next((kind for kind, of_it in kinds.items() if span.name in of_it), INTERNAL)
+
+    for process in named(spans, names.PROCESS):
+        assert_adds_up(process, [span for span in spans if span.parentSpanId == process.spanId])
+    for trace in segments:
+        done = {span.get(names.STAGE) for span in named(traces[trace], names.PROCESS)}
+        assert done == {"scenes", "speech", "text"}
+        assert len(traces[trace]) <= 20
+        assert named(traces[trace], names.DECODE)
+        computed = [span for span in traces[trace] if span.name.startswith("compute ")]
+        assert {span.name for span in computed} == {"compute detect_scenes", "compute transcribe", "compute read_text"}
+        assert all(span.get(names.REASON) for span in computed)
+
+    assert len({answer.trace_id for answer in answers}) == len(answers)
     for answer in answers:
-        (span,) = [s for s in spans if s.name.startswith("answer") and s.traceId == answer.trace_id and _is(s, answer)]
-        reached = {span.traceId} | {by_id[link.spanId].traceId for link in span.links}
-        assert reached == {ingest.traceId for ingest in ingests.values()}
+        trace = traces[answer.trace_id]
+        assert 10 <= len(trace) <= 20, [span.name for span in trace]
+        (root,) = [span for span in trace if not span.parentSpanId]
+        assert root.name == names.ANSWER
+        assert root.since_ns <= min(span.since_ns for span in published)
+        assert root.until_ns == max(span.until_ns for span in trace)
+        assert named(trace, names.PUBLISH_ANSWER)
+        assert segments == {link.traceId for link in root.links}
+        children = [span for span in trace if span.parentSpanId == root.spanId]
+        assert {span.get(names.STAGE) for span in children} >= {note.stage for note in answer.stages}
+        assert_covers(root, children)
 
 
-def _is(span: Span, answer: Answer) -> bool:
-    return span.name == next(note.stage for note in answer.stages if note.capability == "answer_question")
+def assert_adds_up(whole: Span, parts: list[Span]) -> None:
+    """The parts follow one another without a gap, from beginning to end."""
+    at_ns = whole.since_ns
+    for part in sorted(parts, key=lambda part: part.since_ns):
+        assert part.since_ns == at_ns, f"{part.name} begins {part.since_ns - at_ns} ns after what was before it"
+        at_ns = part.until_ns
+    assert 0 <= whole.until_ns - at_ns < ALMOST_NS
+
+
+def assert_covers(whole: Span, parts: list[Span]) -> None:
+    """The parts lie within the whole, and hardly any time of it is in none of them."""
+    at_ns, uncovered_ns = whole.since_ns, 0
+    for part in sorted(parts, key=lambda part: part.since_ns):
+        assert whole.since_ns <= part.since_ns <= part.until_ns <= whole.until_ns, part.name
+        uncovered_ns += max(0, part.since_ns - at_ns)
+        at_ns = max(at_ns, part.until_ns)
+    assert uncovered_ns + whole.until_ns - at_ns < ALMOST_NS

@@ -5,10 +5,8 @@ import hashlib
 import hmac
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
@@ -18,6 +16,7 @@ import msgspec
 import pytest
 import structlog
 from conftest import Eventually
+from receiver import Got, receiving
 from sites import CATALOGUE, EACH, site
 
 from engine.node.tasks import Sink
@@ -36,74 +35,6 @@ pytestmark = pytest.mark.anyio
 SECRET = "the key"
 QUICK = Pace(request_s=5.0, first_pause_s=0.01, max_pause_s=0.05, ack_wait_s=1.0, look_s=0.05)
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-@dataclass(frozen=True, slots=True)
-class Got:
-    """A request as it came."""
-
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-    replied: int
-
-    @property
-    def key(self) -> str:
-        return self.headers["idempotency-key"]
-
-
-Reply = Callable[[int, bytes], tuple[int, dict[str, str]]]
-
-
-@dataclass(slots=True)
-class Receiver:
-    """An HTTP server that keeps what it gets and replies as it is told: `reply(number of the request, body)`."""
-
-    url: str = ""
-    reply: Reply = lambda number, body: (204, {})
-    got: list[Got] = field(default_factory=list)
-
-    @property
-    def taken(self) -> list[bytes]:
-        return [got.body for got in self.got if 200 <= got.replied < 300]
-
-
-@contextmanager
-def receiving(reply: Reply = lambda number, body: (204, {})) -> Iterator[Receiver]:
-    receiver = Receiver(reply=reply)
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            with lock:
-                status, headers = receiver.reply(len(receiver.got), body)
-                lowered = {name.lower(): value for name, value in self.headers.items()}
-                receiver.got.append(Got(self.path, lowered, body, status))
-            if not status:  # no reply at all
-                self.close_connection = True
-                return
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        receiver.url = f"http://127.0.0.1:{server.server_address[1]}/hook"
-        yield receiver
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class Case:

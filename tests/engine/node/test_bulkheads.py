@@ -56,6 +56,9 @@ class Here:
             yield
             group.cancel_scope.cancel()
 
+    def answering(self, job: JobSpec) -> Answering:
+        return Answering(self.ledger, self.registry, job, CATALOGUE, Moments(self.ledger), Telemetry("test"))
+
     async def write(self, bucket: str, entries: dict[str, bytes]) -> None:
         written = await open_bucket(self.ledger.link, bucket)
         for key, value in entries.items():
@@ -239,7 +242,7 @@ async def test_a_foreign_answer_with_bad_progress_is_passed_over(here: Here, hea
     with anyio.move_on_after(10) as first:
 
         async def begin() -> None:
-            await Answering(here.ledger, here.registry, job, CATALOGUE, Moments(here.ledger)).run()
+            await here.answering(job).run()
 
         async with anyio.create_task_group() as group:
             group.start_soon(begin)
@@ -251,7 +254,7 @@ async def test_a_foreign_answer_with_bad_progress_is_passed_over(here: Here, hea
     await here.ledger.link.jetstream.publish(subject, b"foreign", headers=bad or None)
     await here.results(job, range(4))
     with anyio.fail_after(20):
-        await Answering(here.ledger, here.registry, job, CATALOGUE, Moments(here.ledger)).run()
+        await here.answering(job).run()
     assert [answer.first for answer in await here.answers(job)] == [0, 1, 2, 3]
 
 

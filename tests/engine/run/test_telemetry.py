@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from engine.run import conventions
 from engine.run.telemetry import OTLP_ENDPOINTS, Telemetry, new_traceparent, trace_id
 from streams.errors import UserError
 from streams.wire.ledger import NewRecord, open_ledger
@@ -43,16 +46,16 @@ def test_spans_are_written_as_otlp_json(tmp_path: Path) -> None:
     telemetry = Telemetry("penstock", path, instance="w1")
     assert telemetry.enabled
     other = new_traceparent()
-    root = telemetry.span("ingest", started_ns=10**18)
+    root = telemetry.span("ingest", started_ns=10**18, kind="producer")
     child = telemetry.span(
         "stage",
         root.traceparent,
         links=[other, ""],
         attributes={"stage": "read", "segment": 7, "share": 0.5, "fused": True, "long": 2**53 + 1},
     )
-    child.end(error="none")
+    child.end(None, {"more": "later"}, error="it broke")
     root.end(10**18 + 5)
-    step = telemetry.record("process", child.traceparent, 10**18 + 1, 10**18 + 2)
+    step = telemetry.record("process", child.traceparent, 10**18 + 1, 10**18 + 2, kind="client")
     telemetry.close()
     spans = spans_in(path)
     assert list(spans) == ["stage", "ingest", "process"]
@@ -67,19 +70,42 @@ def test_spans_are_written_as_otlp_json(tmp_path: Path) -> None:
     assert step.split("-")[2] == process["spanId"]
     assert (ingest["startTimeUnixNano"], ingest["endTimeUnixNano"]) == (str(10**18), str(10**18 + 5))
     assert int(stage["startTimeUnixNano"]) <= int(stage["endTimeUnixNano"])
-    assert stage["links"] == [{"traceId": trace_id(other), "spanId": other.split("-")[2]}]
+    assert stage["links"] == [{"traceId": trace_id(other), "spanId": other.split("-")[2], "attributes": []}]
+    assert [span["kind"] for span in (stage, ingest, process)] == [1, 4, 3]  # internal, producer, client
+    assert [span["status"] for span in (stage, ingest)] == [{"code": 2, "message": "it broke"}, {}]
     assert {attribute["key"]: attribute["value"] for attribute in stage["attributes"]} == {
         "stage": {"stringValue": "read"},
         "segment": {"intValue": "7"},
         "share": {"doubleValue": 0.5},
         "fused": {"boolValue": True},
         "long": {"intValue": str(2**53 + 1)},
-        "error": {"stringValue": "none"},
+        "more": {"stringValue": "later"},
     }
-    resource = json.loads(path.read_text().splitlines()[0])["resourceSpans"][0]["resource"]
-    named = {attribute["key"]: attribute["value"] for attribute in resource["attributes"]}
+    told = json.loads(path.read_text().splitlines()[0])["resourceSpans"][0]
+    assert told["schemaUrl"] == told["scopeSpans"][0]["schemaUrl"] == conventions.SCHEMA_URL
+    named = {attribute["key"]: attribute["value"] for attribute in told["resource"]["attributes"]}
     assert named["service.name"] == {"stringValue": "penstock"}
     assert named["service.instance.id"] == {"stringValue": "w1"}
+    assert named["process.pid"] == {"intValue": str(os.getpid())}
+    assert named.keys() >= {"service.version", "host.name", "telemetry.sdk.language"}
+
+
+def test_of_too_many_links_it_says_how_many_there_were(tmp_path: Path) -> None:
+    telemetry = Telemetry("penstock", tmp_path / "trace.jsonl")
+    others = [new_traceparent() for _ in range(conventions.MAX_LINKS + 3)]
+    telemetry.span("many", links=[*others, *others]).end()
+    telemetry.close()
+    span = spans_in(tmp_path / "trace.jsonl")["many"]
+    assert len(span["links"]) == conventions.MAX_LINKS
+    assert span["attributes"] == [{"key": conventions.UNLINKED, "value": {"intValue": "3"}}]
+
+
+def test_no_name_tells_one_thing_from_another() -> None:
+    """Names of spans are templates: what is in braces is never filled in."""
+    templates = [value for name, value in vars(conventions).items() if isinstance(value, str) and "{" in value]
+    assert len(templates) >= 8
+    for template in templates:
+        assert re.fullmatch(r"(\w+ )?penstock\.[a-z]+(\.\{[a-z]+\})+", template), template
 
 
 def test_two_processes_can_write_one_file(tmp_path: Path) -> None:
@@ -138,7 +164,7 @@ def test_nothing_is_made_when_nobody_asked(monkeypatch: pytest.MonkeyPatch, tmp_
     root, another = telemetry.span("root"), telemetry.span("root")
     assert trace_id(root.traceparent)
     assert root.traceparent != another.traceparent
-    root.end(attribute="x")
+    root.end(None, {"attribute": "x"}, error="none")
     telemetry.close()
     monkeypatch.setenv("OTEL_SDK_DISABLED", "TRUE")
     monkeypatch.setenv(OTLP_ENDPOINTS[0], "http://127.0.0.1:1")

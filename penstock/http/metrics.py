@@ -1,0 +1,69 @@
+"""What the workers say of themselves, in the form that Prometheus reads.
+
+Names are those of OpenTelemetry as its Prometheus exporters write them: dots become underscores, the unit a suffix.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from engine.decide.signals import SERVICE_BOUNDS_S, WorkerSignals
+from engine.run import conventions as names
+from engine.run import measures
+
+MEDIA_TYPE = "text/plain; version=0.0.4"  # a charset is added to it
+SUFFIXES = {"s": "_seconds", "By": "_bytes"}
+OF_ALL = ("node", "worker")
+
+
+def exposition(workers: Sequence[WorkerSignals]) -> bytes:
+    """All of it, as text."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(workers))
+    return generate_latest(registry)
+
+
+def name_of(metric: names.Metric) -> str:
+    return metric.name.replace(".", "_") + SUFFIXES.get(metric.unit, "")
+
+
+def label_of(attribute: str) -> str:
+    return attribute.removeprefix("penstock.").replace(".", "_")
+
+
+class _Collector:
+    """Made for one look at it."""
+
+    def __init__(self, workers: Sequence[WorkerSignals]) -> None:
+        self._workers = workers
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        heard = GaugeMetricFamily("penstock_workers", "Workers that this node hears")
+        heard.add_metric([], len(self._workers))
+        yield heard
+        found: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for worker in self._workers:
+            for metric, value, attributes in measures.samples(worker):
+                if metric.name not in found:
+                    kind = GaugeMetricFamily if metric.kind == "gauge" else CounterMetricFamily
+                    labels = [*OF_ALL, *map(label_of, attributes)]
+                    found[metric.name] = kind(name_of(metric), metric.about, labels=labels)
+                found[metric.name].add_metric([worker.node, worker.worker, *attributes.values()], value)
+        yield from found.values()
+        yield self._durations()
+
+    def _durations(self) -> Metric:
+        metric = names.PROCESS_DURATION
+        labels = [*OF_ALL, label_of(names.POOL), label_of(names.BATCH_SIZE)]
+        family = HistogramMetricFamily(name_of(metric), metric.about, labels=labels)
+        for worker in self._workers:
+            for pool in worker.pools:
+                for took in pool.service_times:
+                    buckets = [(str(bound), num) for bound, num in zip(SERVICE_BOUNDS_S, took.num_within, strict=False)]
+                    of = [worker.node, worker.worker, pool.pool, str(took.batch_size)]
+                    family.add_metric(of, [*buckets, ("+Inf", took.num)], took.mean_s * took.num)
+        return family
