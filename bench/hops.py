@@ -30,13 +30,14 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 
 from engine.node.submission import submit_whole
-from engine.run.registry import StreamSpec, open_registry
+from engine.run.registry import open_registry
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Assignment, Worker
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings
 from engine.spec.plan import Plan, make_plan
+from engine.spec.stream import StreamSpec
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.records import Packet, Record, Segment, Track, encode

@@ -36,7 +36,7 @@ MARK = "PENSTOCK_BENCH_RUN"
 WORKFLOW = ROOT / "examples" / "video_qa.toml"
 SCRIPT = ROOT / "bench" / "sequential.py"
 ROLES = {  # a word of the command line -> what the process is
-    "engine.run.worker": "worker",
+    "engine.run.process": "worker",
     "keeper.py": "keeper",
     "nats-server": "nats-server",
     "anyio.to_process": "child of a worker",

@@ -29,10 +29,11 @@ from engine.node.endpoints import Declare, Filter, Nothing, OfStream
 from engine.node.feeding import feed, policy_for, source_of, treated
 from engine.node.submission import JobRequest, Submitted
 from engine.node.views import JobView, StreamView
-from engine.run.registry import NodeStatus, Policy, Registry, new_id, open_registry
+from engine.run.registry import NodeStatus, Registry, new_id, open_registry
 from engine.run.telemetry import Telemetry, configure_logging_once
 from engine.spec.catalogue import installed
 from engine.spec.jobs import BUCKET, State
+from engine.spec.stream import Policy
 from engine.spec.workflow import Workflow
 from penstock.running import default_store
 from streams import subjects

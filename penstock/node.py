@@ -22,12 +22,13 @@ from engine.node.intake import Intake
 from engine.node.submission import JobRequest
 from engine.node.tasks import Duties
 from engine.node.worker_processes import node
-from engine.run.registry import NodeStatus, Registry, StreamSettings, new_id, open_registry
+from engine.run.registry import NodeStatus, Registry, new_id, open_registry
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Assignment
 from engine.spec.catalogue import installed
 from engine.spec.operator import Machine
 from engine.spec.plan import runnable
+from engine.spec.stream import StreamSettings
 from engine.spec.workflow import load_workflow
 from penstock import demo
 from penstock.cli.tables import Running

@@ -16,12 +16,13 @@ from engine.node.feeding import Resume, Source
 from engine.node.progress import Progress
 from engine.node.whole_file import answers_about
 from engine.node.worker_processes import node
-from engine.run.registry import BOUNDS, Registry, StreamSpec, open_registry
+from engine.run.registry import Registry, open_registry
 from engine.run.telemetry import Telemetry, configure_logging_once
 from engine.run.worker import Assignment
 from engine.spec.catalogue import installed
 from engine.spec.operator import Machine
 from engine.spec.plan import Plan, make_plan
+from engine.spec.stream import BOUNDS, StreamSpec
 from engine.spec.workflow import Workflow
 from streams.errors import UserError, first_error
 from streams.media.probe import probe

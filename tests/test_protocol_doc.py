@@ -36,6 +36,7 @@ from engine.run import registry
 from engine.run.registry import NodeStatus, open_registry
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Assignment, Worker
+from engine.spec import stream
 from engine.spec.catalogue import installed
 from engine.spec.operator import Machine
 from engine.spec.workflow import Stage, Workflow
@@ -234,7 +235,7 @@ def test_limits_and_lists_are_those_of_the_code() -> None:
         "`timeout_s`": services.MAX_WAIT_S,
         "requests under way at one service of one node": service.MAX_IN_FLIGHT,
         "text of an error": service.MAX_LINE,
-        "`segment_s`": registry.BOUNDS["segment_s"][1],
+        "`segment_s`": stream.BOUNDS["segment_s"][1],
         "silence of a sender": intake.SILENCE_S,
         "bytes published without a reply that wait": intake.MAX_WAITING_BYTES / 2**20,
         "ended jobs that are remembered": registry.KEEP_JOBS,

@@ -12,13 +12,18 @@ from engine.spec.operator import Reduce
 from streams.subjects import Key
 
 
-def due_ns(stage: RunningStage, key: Key, said_ns: int, inputs: Mapping[str, Mapping[int, Any]]) -> int:
-    """When an output is due, by the inputs at its own segment; 0 where it is wanted however late. `said_ns` is what the
-    arrival that completed it says."""
-    if isinstance(stage.planned.scope, Reduce) or not stage.is_prompt(key):
-        return 0
+def due_of(key: Key, said_ns: int, inputs: Mapping[str, Mapping[int, Any]]) -> int:
+    """When the segment that an output stands for is due, by the inputs at that segment; `said_ns` is what the arrival
+    that completed it says. 0: never."""
     here = (known.get(key.last) for known in inputs.values())
     return max((known.due_ns for known in here if known is not None), default=0) or said_ns
+
+
+def due_ns(stage: RunningStage, key: Key, said_ns: int, inputs: Mapping[str, Mapping[int, Any]]) -> int:
+    """When an output is due; 0 where it is wanted however late."""
+    if isinstance(stage.planned.scope, Reduce) or not stage.is_prompt(key):
+        return 0
+    return due_of(key, said_ns, inputs)
 
 
 def is_late(due_ns: int, now_ns: int) -> bool:

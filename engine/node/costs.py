@@ -6,22 +6,16 @@ from collections.abc import Iterable, Sequence
 
 import structlog
 
+from engine.decide.redundancy.findings import Cost
 from engine.spec.jobs import JobSpec, Span, merged
 from streams import subjects
 from streams.errors import Malformed, Permanent
-from streams.records import Record, Result, Segment, decode_media, decode_result
+from streams.records import Result, Segment, decode_media, decode_result
 from streams.wire.ledger import Ledger
 
 log = structlog.get_logger(__name__)
 
 MAX_LOOKS = 5  # at segments of a stream, to learn how long they are
-
-
-class Cost(Record, frozen=True):
-    """What a stage has cost: seconds of compute for each second of media, the mean of `num_results`."""
-
-    compute_s_per_s: float
-    num_results: int = 1
 
 
 async def measured_costs(ledger: Ledger, jobs: Sequence[JobSpec], max_results: int = 64) -> dict[str, Cost]:

@@ -24,11 +24,12 @@ import structlog
 from engine.decide.answer import Answer
 from engine.node.submission import JobRequest, Submitted, submit
 from engine.node.views import JobView, StreamView, faulty_job, job_view, stream_views
-from engine.run.registry import NodeStatus, Registry, StreamSettings
+from engine.run.registry import NodeStatus, Registry
 from engine.spec.catalogue import Catalogue
 from engine.spec.compose import compose
 from engine.spec.jobs import JobSpec, State
 from engine.spec.operator import Machine
+from engine.spec.stream import StreamSettings
 from engine.spec.workflow import Workflow
 from streams import subjects
 from streams.decoding import from_json

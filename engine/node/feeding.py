@@ -16,8 +16,9 @@ import structlog
 from engine.node.answering import stored_end
 from engine.node.ingest import ingest
 from engine.node.room import held_back
-from engine.run.registry import LEASE_TTL_S, Policy, Registry, StreamSpec, checked
+from engine.run.registry import LEASE_TTL_S, Registry
 from engine.run.telemetry import Telemetry
+from engine.spec.stream import Policy, StreamSpec, checked
 from engine.spec.workflow import MEDIA
 from streams import subjects
 from streams.errors import UserError

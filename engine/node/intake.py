@@ -25,8 +25,9 @@ import structlog
 
 from engine.node.feeding import Resume, Source, feed, lease_of
 from engine.run import conventions as names
-from engine.run.registry import Policy, Registry, StreamSpec, checked
+from engine.run.registry import Registry
 from engine.run.telemetry import Telemetry
+from engine.spec.stream import Policy, StreamSpec, checked
 from streams import subjects
 from streams.decoding import converted, seconds, shown, whole_number
 from streams.errors import LinkError, Malformed, PenstockError, UserError, first_error

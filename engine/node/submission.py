@@ -18,11 +18,12 @@ from engine.decide.running_graph import RunningStage, running_stages
 from engine.node.answering import stored_end
 from engine.node.recovery import lost
 from engine.run.gaps import put_gaps
-from engine.run.registry import Registry, StreamSpec, new_id
+from engine.run.registry import Registry, new_id
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, Span, spans_of
 from engine.spec.operator import Machine, Reduce
 from engine.spec.plan import Plan, make_plan
+from engine.spec.stream import StreamSpec
 from engine.spec.webhook_url import check_webhook
 from engine.spec.workflow import Workflow
 from streams import subjects

@@ -18,10 +18,11 @@ import structlog
 
 from engine.node.answering import Answering, Moments, stored_end
 from engine.node.feeding import feed, source_of
-from engine.run.registry import NODE_TTL_S, NodeStatus, Registry, StreamSpec
+from engine.run.registry import NODE_TTL_S, NodeStatus, Registry
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, State
+from engine.spec.stream import StreamSpec
 from streams.errors import Malformed, PenstockError, UserError, first_error
 from streams.media.addresses import public_url
 from streams.wire.ledger import Ledger

@@ -21,11 +21,12 @@ from engine.node.feeding import Source, feed
 from engine.node.progress import Progress, show_progress
 from engine.node.submission import submit_whole
 from engine.node.tasks import Duties
-from engine.run.registry import NodeStatus, Registry, StreamSpec, new_id
+from engine.run.registry import NodeStatus, Registry, new_id
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import BUCKET, JobSpec, State
 from engine.spec.plan import Plan
+from engine.spec.stream import StreamSpec
 from streams import subjects
 from streams.errors import PenstockError, UserError, first_error
 from streams.wire.follow import follow

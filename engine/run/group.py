@@ -7,10 +7,9 @@ decoding, computing, storing) comes back later, by a callback, and each output b
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from random import Random
 from typing import Any
 
 import anyio
@@ -30,56 +29,28 @@ from engine.decide.instructions import (
     Read,
     Redeliver,
     Release,
-    StageRule,
 )
+from engine.decide.lateness import due_of
 from engine.decide.readiness import Readiness
-from engine.decide.retry import RetryPolicy, cause_of
-from engine.run.frames import FrameStore, Hold
-from engine.run.journal import Journal
+from engine.decide.retry import cause_of
+from engine.run.frames import Hold
+from engine.run.host import GroupStage, Host
 from engine.run.pool import Canceled, Done, Late, Pool, Ticket
 from engine.run.segment_cache import SegmentCache
-from engine.run.spans import WorkSpan, WorkSpans
+from engine.run.spans import WorkSpan
 from engine.run.work import dead_letter_of, gap_of, result_of
-from engine.spec.operator import Demand, Entry, Inputs, Media
+from engine.spec.operator import Entry, Inputs, Media
 from engine.spec.workflow import MEDIA
 from streams import subjects
 from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
 from streams.records import Gap, Result, encode
 from streams.wire import ledger as ledgers
-from streams.wire.ledger import Ledger, NewRecord, Placed, Stored
-from streams.wire.outbox import Outbox
+from streams.wire.ledger import NewRecord, Placed, Stored
 from streams.wire.pull import Arrival
 
 log = structlog.get_logger(__name__)
 
 BROKEN_PAUSE_S = 1.0  # before a message comes again of which something could not be read or stored
-
-
-@dataclass(frozen=True, slots=True)
-class GroupStage:
-    """A stage as its group runs it: the rule's view of it, and what computes it."""
-
-    rule: StageRule
-    params: Any
-    pool: Pool
-    demands: tuple[Demand, ...] = ()
-
-
-@dataclass(slots=True)
-class Host:
-    """What a worker lends its groups."""
-
-    worker: str
-    ledger: Ledger
-    outbox: Outbox
-    frames: FrameStore
-    journal: Journal
-    spans: WorkSpans
-    policy: RetryPolicy
-    random: Random
-    tasks: anyio.abc.TaskGroup
-    now_ns: Callable[[], int] = time.time_ns  # the server's time
-    on_done: Callable[[], None] = lambda: None  # a message was finished
 
 
 @dataclass(slots=True)
@@ -403,7 +374,7 @@ class Group:
             subjects.result(told.stage.id, self.stream, told.key),
             encode(record),
             span.traceparent,
-            _due_of(told),
+            due_of(told.key, told.event.known.due_ns, told.inputs),
         )
         placed = partial(self._placed, told, record, value, span, entry.due_ns)
         self.host.outbox.put(entry, placed, partial(self._not_stored, told, span))
@@ -460,9 +431,3 @@ class Group:
 
     def _not_noted(self, told: Compute | GiveGap, error: PenstockError) -> None:
         log.warning("gap_not_noted", stage=told.stage.name, key=str(told.key), error=str(error))
-
-
-def _due_of(told: Compute | GiveGap) -> int:
-    """What the segment is due, which its results hand on whether or not this stage goes by it."""
-    here = (known.get(told.key.last) for known in told.inputs.values())
-    return max((known.due_ns for known in here if known is not None), default=0) or told.event.known.due_ns

@@ -3,11 +3,17 @@ the ledger."""
 
 import time
 from collections import deque
+from typing import Any
 
+import anyio
 import msgspec
 
 from engine.decide.story import Remembered
+from streams.decoding import from_json
+from streams.errors import Malformed
 from streams.subjects import PREFIX
+from streams.wire.link import Link
+from streams.wire.outbox import Outbox
 
 MAX_ENTRIES = 20_000
 MAX_TOLD = 2_000  # in one answer
@@ -39,6 +45,24 @@ class Journal:
             for at, of, place, stage, what, why in self._entries
             if of == stream and (segment is None or _holds(str(place), segment))
         ]
+
+
+async def tell_stories(journal: Journal, link: Link, outbox: Outbox) -> None:
+    """Tell whoever asks for a story what is remembered of it here. Until canceled."""
+
+    async def on_question(message: Any) -> None:
+        try:
+            asked = from_json(message.data, Recall)
+        except Malformed:
+            return
+        if message.reply:
+            outbox.send(message.reply, msgspec.json.encode(journal.told(asked.stream, asked.segment)[-MAX_TOLD:]))
+
+    watch = await link.subscribe(STORY, on_question)
+    try:
+        await anyio.sleep_forever()
+    finally:
+        await link.unsubscribe(watch)
 
 
 def _holds(place: str, segment: int) -> bool:

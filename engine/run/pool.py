@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import anyio
 import anyio.abc
@@ -23,10 +22,9 @@ import structlog
 from engine.decide import lanes
 from engine.decide.batcher import Batcher, Drop, Item, Run, WakeAt
 from engine.decide.signals import PoolSignals
+from engine.run.instances import Instances, encoded, translated
 from engine.run.service_times import ServiceTimes
 from engine.spec.operator import Device, Inputs, Operator, Settings
-from streams.errors import Permanent, Transient
-from streams.records import encode
 
 log = structlog.get_logger(__name__)
 
@@ -112,8 +110,8 @@ class Pool:
         self.operator = operator
         self.name = name or operator.name
         self.max_batch = 1 if operator.runs_in == "async" else operator.max_batch
-        self._knobs = knobs
         self._device = device
+        self._instances = Instances(operator, knobs, device)
         self._capacity = capacity
         self._tasks = tasks
         self._now_ns = now_ns
@@ -125,15 +123,12 @@ class Pool:
             max_async=operator.max_in_flight,
         )
         self._batcher = Batcher(self.max_batch)
+        self._cores = capacity.limiter if lanes.uses_cores(self._shape) else None
         self._tickets: dict[int, Ticket] = {}  # that wait
         self._running: dict[int, Ticket] = {}
         self._num_lanes = 0
         self._num_tickets = 0
         self._num_batches = 0
-        self._num_loaded = 0
-        self._warmed = False
-        self._idle: list[Operator] = []
-        self._loading = anyio.Lock()
         self._news = anyio.Event()
         self._is_kept = False
         self._wake_ns = 0
@@ -142,6 +137,10 @@ class Pool:
         self._service_times = ServiceTimes()
         self._on_batch = on_batch
         self._num_done = self._num_failed = self._num_late = 0
+
+    async def warm_up(self) -> None:
+        """Load the first instance ahead of the work, once."""
+        await self._instances.warm_up()
 
     # --- handing in ----------------------------------------------------------------------------------------------
 
@@ -199,7 +198,7 @@ class Pool:
             num_in_service=num_in_service,
             num_in_flight=self._num_lanes,
             max_in_flight=limits.max_in_flight,
-            num_instances=self._num_loaded,
+            num_instances=self._instances.num_loaded,
             queue_wait_s=sum(self._waits_s) / len(self._waits_s) if self._waits_s else None,
             service_s=sum(self._services_s) / len(self._services_s) if self._services_s else None,
             service_times=self._service_times.so_far(),
@@ -256,6 +255,7 @@ class Pool:
         if lanes.uses_cores(self._shape):
             self._capacity.num_lanes += 1
         self._num_batches += 1
+        self._instances.note_children(self._num_lanes)
         self._tasks.start_soon(self._lane, tickets, self._num_batches, why)
 
     async def _lane(self, tickets: list[Ticket], number: int, why: str) -> None:
@@ -279,20 +279,20 @@ class Pool:
         spans = tuple(ticket.span for ticket in tickets if ticket.span)
         started_ns = time.time_ns()
         try:
-            outputs, started_ns, ended_ns = await self._call(batch)
-            encoded = self._encoded(outputs, len(batch))
+            outputs, started_ns, ended_ns = await self._instances.call(batch, self._cores)
+            written = encoded(self.operator, outputs, len(batch))
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, TimeoutError):
                 for ticket in tickets:
                     await self._run([ticket], number, f"{why}; run again alone, for the batch failed")
                 return
-            failed = _translated(error, self.operator)
+            failed = translated(error, self.operator)
             ended_ns = time.time_ns()
             for ticket in tickets:
                 self._settle(ticket, Done(None, b"", failed, started_ns, ended_ns, len(batch), number, why, spans))
             return
         self._note_service(len(batch), (ended_ns - started_ns) / 1e9)
-        for ticket, output, data in zip(tickets, outputs, encoded, strict=True):
+        for ticket, output, data in zip(tickets, outputs, written, strict=True):
             self._settle(ticket, Done(output, data, None, started_ns, ended_ns, len(batch), number, why, spans))
 
     async def _run_async(self, ticket: Ticket, number: int, why: str) -> None:
@@ -300,12 +300,10 @@ class Pool:
         output, data, failed = None, b"", None
         with anyio.CancelScope() as ticket.scope:
             try:
-                operator = await self._one()
-                with anyio.fail_after(self.operator.timeout_s):
-                    output = await operator.process_one(ticket.inputs, ticket.emit)
-                (data,) = self._encoded([output], 1)
+                output = await self._instances.call_one(ticket.inputs, ticket.emit)
+                (data,) = encoded(self.operator, [output], 1)
             except Exception as error:
-                output, failed = None, _translated(error, self.operator)
+                output, failed = None, translated(error, self.operator)
         if ticket.scope.cancelled_caught:
             failed = Canceled()
         ended_ns = time.time_ns()
@@ -332,124 +330,3 @@ class Pool:
         self._services_s.append(service_s)
         self._service_times.note(batch_size, service_s)
         self._on_batch(batch_size, service_s)
-
-    # --- the operator --------------------------------------------------------------------------------------------
-
-    async def warm_up(self) -> None:
-        """Load the first instance ahead of the work, once. What fails here will be reported by the work."""
-        if self._warmed or self.operator.runs_in == "loop":
-            return
-        self._warmed = True
-        load_one = (self.operator, self._knobs, self._device)
-        try:
-            with anyio.move_on_after(self.operator.timeout_s):
-                if self.operator.runs_in == "process":
-                    await anyio.to_process.run_sync(_warm_child, *load_one, cancellable=True)
-                    self._num_loaded = max(1, self._num_loaded)
-                elif self.operator.runs_in == "async":
-                    await self._one()
-                else:
-                    self._idle.append(await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True))
-        except Exception as error:
-            log.info("not_warmed_up", operator=self.operator.name, error=str(error))
-
-    async def _one(self) -> Operator:
-        """The one instance that all items share."""
-        async with self._loading:
-            if not self._idle:
-                self._idle.append(await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True))
-        return self._idle[0]
-
-    def _load(self) -> Operator:
-        loaded = load(self.operator, self._knobs, self._device)
-        self._num_loaded += 1
-        return loaded
-
-    async def _call(self, batch: list[Inputs]) -> tuple[Sequence[msgspec.Struct], int, int]:
-        if self.operator.runs_in == "loop":
-            if not self._idle:
-                self._idle.append(self._load())
-            return _timed(self._idle[0], batch)
-        limiter = self._capacity.limiter if lanes.uses_cores(self._shape) else anyio.CapacityLimiter(1)
-        async with limiter:  # waiting for a core is no part of the operator's time
-            with anyio.fail_after(self.operator.timeout_s):
-                if self.operator.runs_in == "process":
-                    call = (self.operator, self._knobs, self._device, batch)
-                    own = anyio.CapacityLimiter(1)
-                    self._num_loaded = max(self._num_lanes, self._num_loaded)
-                    return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=own)
-                own = anyio.CapacityLimiter(1)
-                return await anyio.to_thread.run_sync(self._in_thread, batch, abandon_on_cancel=True, limiter=own)
-
-    def _in_thread(self, batch: list[Inputs]) -> tuple[Sequence[msgspec.Struct], int, int]:
-        operator = self._idle.pop() if self._idle else self._load()
-        try:
-            answer = _timed(operator, batch)
-        except BaseException:
-            self._num_loaded -= 1  # one that raised is left to be loaded anew
-            raise
-        self._idle.append(operator)
-        return answer
-
-    def _encoded(self, outputs: Sequence[msgspec.Struct], num_expected: int) -> list[bytes]:
-        """What was returned, as it will be stored. Raises Permanent for what breaks the operator's contract."""
-        wanted = self.operator.capability.output
-        if len(outputs) != num_expected:
-            raise Permanent(f"{self.operator.name} returned {len(outputs)} outputs for {num_expected} inputs")
-        for output in outputs:
-            if not isinstance(output, wanted):
-                raise Permanent(f"{self.operator.name} returned {type(output).__name__}, not {wanted.__name__}")
-        try:
-            return [encode(output) for output in outputs]
-        except (TypeError, ValueError, OverflowError) as error:
-            raise Permanent(f"{self.operator.name} returned what cannot be encoded: {error}") from error
-
-
-def load(operator: type[Operator], knobs: Settings, device: Device) -> Operator:
-    """An instance ready to process."""
-    instance = operator(knobs)
-    instance.load(device)
-    return instance
-
-
-def _timed(operator: Operator, batch: Sequence[Inputs]) -> tuple[Sequence[msgspec.Struct], int, int]:
-    started_ns = time.time_ns()
-    outputs = operator.process(batch)
-    return outputs, started_ns, time.time_ns()
-
-
-_children: dict[Any, Operator] = {}
-
-
-def _in_child(
-    operator: type[Operator], knobs: Settings, device: Device, batch: Sequence[Inputs]
-) -> tuple[Sequence[msgspec.Struct], int, int]:
-    """Runs in a child process, which keeps the operator loaded."""
-    return _timed(_load_in_child(operator, knobs, device), batch)
-
-
-def _warm_child(operator: type[Operator], knobs: Settings, device: Device) -> None:
-    _load_in_child(operator, knobs, device)
-
-
-def _load_in_child(operator: type[Operator], knobs: Settings, device: Device) -> Operator:
-    key = (operator, msgspec.json.encode(knobs), device)
-    if key not in _children:
-        _children[key] = load(operator, knobs, device)
-    return _children[key]
-
-
-def _translated(error: Exception, operator: type[Operator]) -> Exception:
-    """The failure as the retry rule understands it. What an operator did not foresee fails the same way each time,
-    unless it is the machine that ran short."""
-    if isinstance(error, Transient | Permanent):
-        return error
-    if isinstance(error, TimeoutError):
-        translated: Exception = Transient(f"{operator.name} did not finish within {operator.timeout_s:g} s")
-    elif isinstance(error, MemoryError | OSError | anyio.BrokenWorkerProcess):
-        translated = Transient(f"{operator.name}: {type(error).__name__}: {error}")
-    else:
-        translated = Permanent(f"{operator.name} raised {type(error).__name__}: {error}")
-        log.error("operator_raised", operator=operator.name, exc_info=error)
-    translated.__cause__ = error
-    return translated

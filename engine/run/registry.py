@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 import msgspec
@@ -22,6 +22,7 @@ import structlog
 
 from engine.spec.entries import Faulty, named, sound_job
 from engine.spec.jobs import BUCKET, JobSpec
+from engine.spec.stream import StreamSpec, checked, within_bounds
 from streams.decoding import from_json, printable
 from streams.errors import LinkError, Malformed, PenstockError, UserError
 from streams.media.addresses import kind_of
@@ -39,70 +40,13 @@ LOOK_S = 5.0  # how often the registry is read though nothing hints that it has 
 KEEP_JOBS = 500  # of those that have ended, the newest
 MAX_TRIES = 20  # of changing an entry that others change, too
 
-MAX_URL = 4096  # characters
-
-Policy = Literal["durable", "live"]
-
-
-class StreamSpec(Record, frozen=True):
-    """A stream: how it is treated, and where nodes get it from, if it is they who do."""
-
-    name: str
-    policy: Policy = "durable"
-    segment_s: float = 5.0
-    max_lag_s: float = 10.0  # live: what is older when its turn comes becomes a gap
-    gop_s: float | None = None  # transcode to pictures that begin anew this often
-    url: str = ""  # nodes read it from there; empty: a client brings it. May hold credentials: never shown
-    declared_ns: int = 0  # Unix time
-
-
-BOUNDS = {"segment_s": (0.2, 60.0), "max_lag_s": (1e-6, 86400.0), "gop_s": (0.1, 60.0)}  # of what a stream may be
-
-
-def _between(name: str) -> msgspec.Meta:
-    """For those who read the schema; who breaks the bounds is told so by `checked`."""
-    least, most = BOUNDS[name]
-    return msgspec.Meta(extra_json_schema={"minimum": least, "maximum": most})
-
-
-class StreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How somebody wants a stream treated. With a `url`, nodes read it from there."""
-
-    policy: Policy = "live"
-    segment_s: Annotated[float, _between("segment_s")] = 5.0
-    max_lag_s: Annotated[float, _between("max_lag_s")] = 10.0
-    gop_s: Annotated[float, _between("gop_s")] | None = None
-    url: str = ""
-
-    def spec(self, name: str) -> StreamSpec:
-        """Of a stream of that name."""
-        return StreamSpec(name=name, **{field: getattr(self, field) for field in StreamSettings.__struct_fields__})
-
-
-def checked(spec: StreamSpec) -> StreamSpec:
-    """Raises UserError where a stream cannot be treated so."""
-    _within_bounds(spec)
-    if spec.url:
-        kind_of(spec.url)
-    token(spec.name)
-    return spec
-
-
-def _within_bounds(spec: StreamSpec) -> None:
-    for name, (least, most) in BOUNDS.items():
-        value = getattr(spec, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"{name}: {value:g}: give between {least:g} and {most:g} seconds")
-    if len(spec.url) > MAX_URL or not spec.url.isprintable():
-        raise UserError(f"url: give at most {MAX_URL} printable characters")
-
 
 def _sound_stream(key: str, value: bytes) -> StreamSpec:
     """The entry of a stream. Its file or device need not be on this machine. Raises Malformed."""
     spec = from_json(value, StreamSpec)
     named(key, spec.name)
     try:
-        _within_bounds(spec)
+        within_bounds(spec)
         if "://" in spec.url and not spec.url.lower().startswith("file:"):
             kind_of(spec.url)
     except UserError as error:

@@ -28,7 +28,7 @@ _ahead: list[Process] = []
 def worker(errors: IO[bytes] | int) -> Process:
     """A worker that waits for its assignment, on standard input. What it says goes to `errors` until then."""
     return subprocess.Popen(
-        [sys.executable, "-m", "engine.run.worker"],
+        [sys.executable, "-m", "engine.run.process"],
         stdin=subprocess.PIPE,
         stdout=errors,
         stderr=errors,

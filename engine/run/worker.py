@@ -1,23 +1,15 @@
 """A worker: a process that hosts pools and runs the groups of stages that the jobs need.
 
 It takes a message only when there is a slot for it, shows progress while it works, acknowledges after what it set off
-is stored, and holds nothing that its death would lose. It is started with an assignment on standard input and ends when
-that closes, so it never outlives whoever started it.
+is stored, and holds nothing that its death would lose.
 """
 
-import ctypes
-import os
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from random import Random
-from typing import Any
 
 import anyio
 import anyio.abc
@@ -26,39 +18,38 @@ import msgspec
 import structlog
 
 from engine.decide import joins
-from engine.decide.admission import Credit, Demand, credits
+from engine.decide.admission import Demand
 from engine.decide.instructions import StageRule
 from engine.decide.reconcile import GroupName, Reconciled, devices_of, offers, reconcile
 from engine.decide.retry import RetryPolicy
 from engine.decide.running_graph import RunningGroup, RunningStage, in_order
-from engine.decide.signals import StreamSignals, WorkerSignals
+from engine.decide.signals import PoolSignals, StreamSignals, WorkerSignals
 from engine.run import telemetry
+from engine.run.credit import CreditDesk
 from engine.run.frames import FrameStore
-from engine.run.group import Group, GroupStage, Host
-from engine.run.journal import MAX_TOLD, STORY, Journal, Recall
+from engine.run.group import Group
+from engine.run.host import GroupStage, Host
+from engine.run.journal import Journal, tell_stories
 from engine.run.pool import Capacity, Pool
 from engine.run.registry import following
 from engine.run.segment_cache import SegmentCache
 from engine.run.signalling import Meters, say_signals
 from engine.run.spans import WorkSpans
 from engine.run.starting import where_to_start
-from engine.spec.catalogue import Catalogue, installed
+from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Device, Fold, Machine
 from engine.spec.plan import PlannedStage, ancestors, settings_of
 from engine.spec.workflow import MEDIA
-from streams.decoding import from_json
-from streams.errors import LinkError, Malformed, PenstockError
+from streams.errors import LinkError, PenstockError
 from streams.records import Segment, encode
-from streams.wire.ledger import Ledger, open_ledger
-from streams.wire.link import connect
+from streams.wire.ledger import Ledger
 from streams.wire.outbox import Outbox
 from streams.wire.pull import Arrival, Pull
 
 log = structlog.get_logger(__name__)
 
 HAND_BACK, PROGRESS = b'-NAK {"delay": 0}', b"+WPI"
-CREDIT_S = 0.01  # how long the credits of all groups hold before they are worked out anew
 DRAIN_S = 30.0  # what a group that is replaced gets to finish what it has taken
 KEEP_POOL_S = 600.0  # a pool that no job needs: the next job that does finds its models loaded
 
@@ -124,10 +115,7 @@ class Worker:
         self._journal = Journal(assignment.name)
         self._spans = WorkSpans(traces, assignment.name)
         self._meters = meters or Meters()
-        self._credits: dict[str, Credit] = {}
-        self._credits_at_s = 0.0
-        self._freed = anyio.Event()
-        self._has_freed = True  # since the credits were worked out
+        self._credit = CreditDesk(self._demands, self._pool_signals, self._frames)
         machine = Machine(num_cores=assignment.num_cores, has_gpu=assignment.has_gpu)
         self._offers = offers(catalogue, devices_of(machine))
         self._said: dict[str, str] = {}  # of stages, why they were not served when last looked at
@@ -138,7 +126,7 @@ class Worker:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._outbox.run)
                 tasks.start_soon(self._ledger.clock.run)
-                tasks.start_soon(self._recall)
+                tasks.start_soon(tell_stories, self._journal, self._ledger.link, self._outbox)
                 tasks.start_soon(self._show_progress)
                 tasks.start_soon(say_signals, self._ledger.link, self.signals, self._meters)
                 await self._follow(tasks)
@@ -147,24 +135,6 @@ class Worker:
                 for arrival in self._unfinished():
                     self._outbox.send(arrival.reply, HAND_BACK)
                 await self._outbox.drained()
-
-    async def _recall(self) -> None:
-        """Tell whoever asks for a story what is remembered of it here."""
-
-        async def on_question(message: Any) -> None:
-            try:
-                asked = from_json(message.data, Recall)
-            except Malformed:
-                return
-            if message.reply:
-                told = self._journal.told(asked.stream, asked.segment)[-MAX_TOLD:]
-                self._outbox.send(message.reply, msgspec.json.encode(told))
-
-        watch = await self._ledger.link.subscribe(STORY, on_question)
-        try:
-            await anyio.sleep_forever()
-        finally:
-            await self._ledger.link.unsubscribe(watch)
 
     # --- which groups ------------------------------------------------------------------------------------------
 
@@ -220,7 +190,7 @@ class Worker:
             random=Random(),
             tasks=tasks,
             now_ns=self._ledger.clock.now_ns,
-            on_done=self._on_freed,
+            on_done=self._credit.note_change,
         )
 
     def _say(self, told: Reconciled) -> None:
@@ -289,7 +259,7 @@ class Worker:
             tasks,
             name=name,
             now_ns=self._ledger.clock.now_ns,
-            on_change=self._on_freed,
+            on_change=self._credit.note_change,
             on_batch=partial(self._meters.served, name),
         )
 
@@ -313,7 +283,7 @@ class Worker:
                 pull = Pull(self._ledger.link, stream, durable, filters, self._assignment.ack_wait_s, starts[stream])
                 await pull.open()
                 served.pulls.append(pull)
-                self._on_freed()
+                self._credit.note_change()
                 tasks.start_soon(self._serve, served, pull)
         except PenstockError as error:
             log.warning("cannot_start", group=running.name, stream=running.stream, error=str(error))
@@ -325,7 +295,7 @@ class Worker:
         with anyio.CancelScope() as scope:
             served.scopes.append(scope)
             while not served.group.is_leaving:
-                num = await self._credit(served)
+                num = await self._credit.of(_place(served))
                 try:
                     arrivals = await pull.take(num)
                 except LinkError as error:
@@ -335,32 +305,14 @@ class Worker:
                 served.num_pending = arrivals[-1].num_pending
                 for arrival in arrivals:
                     served.group.take(arrival)
-                self._has_freed = True
+                self._credit.note_change()
         left = pull.waiting
         await pull.close()
         for arrival in left:
             self._outbox.send(arrival.reply, HAND_BACK)
 
-    async def _credit(self, served: _Served) -> int:
-        """How many messages a group may take now, once it is any."""
-        while True:
-            freed = self._freed
-            if time.monotonic() - self._credits_at_s > CREDIT_S:
-                self._admit()
-            credit = self._credits.get(_place(served))
-            if self._has_freed and (credit is None or credit.num == 0):
-                self._admit()
-                credit = self._credits.get(_place(served))
-            if credit is not None and credit.num > 0:
-                return credit.num
-            await freed.wait()
-
-    def _admit(self) -> None:
-        """Work out the credits of all groups. They hold for a moment, for there may be hundreds of groups."""
-        self._has_freed = False
-        self._credits_at_s = time.monotonic()
-        signals = {pool.name: pool.signals() for pool, _ in self._pools.values()}
-        demands = [
+    def _demands(self) -> list[Demand]:
+        return [
             Demand(
                 group=_place(served),
                 pools=tuple(pool.name for pool in served.pools),
@@ -370,13 +322,9 @@ class Worker:
             for served in self._served.values()
             if served.pulls
         ]
-        self._credits = credits(demands, signals, is_over_budget=self._frames.is_over_budget)
 
-    def _on_freed(self) -> None:
-        """A message was finished or a lane became free: there may be room for more."""
-        self._has_freed = True
-        self._freed.set()
-        self._freed = anyio.Event()
+    def _pool_signals(self) -> dict[str, PoolSignals]:
+        return {pool.name: pool.signals() for pool, _ in self._pools.values()}
 
     def _on_decoded(self, stream: str, segment: Segment, kind: type, began_ns: int, ended_ns: int) -> None:
         self._journal.note(
@@ -443,70 +391,3 @@ def _ancestors(groups: Sequence[RunningGroup]) -> dict[str, dict[str, frozenset[
     for group in groups:
         by_stream.setdefault(group.stream, []).extend(stage.planned for stage in group.stages)
     return {stream: ancestors(in_order(stages)) for stream, stages in by_stream.items()}
-
-
-async def serve(assignment: Assignment) -> None:
-    """Serve an assignment until standard input closes or a signal to end comes."""
-    telemetry.configure_logging(assignment.log_level)
-    trace_file = Path(assignment.trace_file) if assignment.trace_file else None
-    traces = telemetry.Telemetry("penstock-worker", trace_file, assignment.name)
-    meters = Meters.of("penstock-worker", assignment.name)
-    try:
-        async with connect(assignment.url, name=assignment.name) as link, anyio.create_task_group() as tasks:
-            worker = Worker(await open_ledger(link), assignment, installed(), traces, meters)
-            tasks.start_soon(_cancel_when_told, tasks.cancel_scope)
-            tasks.start_soon(worker.run)
-    finally:
-        traces.close()
-        meters.close()
-
-
-async def _cancel_when_told(scope: anyio.CancelScope) -> None:
-    async with anyio.create_task_group() as tasks:
-
-        async def at_end_of_input() -> None:
-            await anyio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
-            scope.cancel()
-
-        tasks.start_soon(at_end_of_input)
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                scope.cancel()
-
-
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, however that comes about (Linux; elsewhere the closing of
-    standard input does it)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _log_to(path: str) -> None:
-    """Have all that is written to standard output and error, by whatever library, go to a file."""
-    with Path(path).open("ab") as errors:
-        for standard in (sys.stdout, sys.stderr):
-            os.dup2(errors.fileno(), standard.fileno())
-
-
-def main() -> None:
-    die_with_parent()
-    with suppress(PenstockError):  # it will be raised again where it can be said
-        installed()  # imports what takes long, while the assignment is being made out
-    line = sys.stdin.buffer.readline()
-    if not line:
-        return
-    code = 0
-    try:
-        assignment = msgspec.json.decode(line, type=Assignment)
-        if assignment.log_file:
-            _log_to(assignment.log_file)
-        anyio.run(partial(serve, assignment))
-    except BaseException as error:
-        log.error("worker_failed", exc_info=error)
-        code = 4
-    sys.stderr.flush()
-    os._exit(code)  # a thread still inside an operator must not hold the process
-
-
-if __name__ == "__main__":
-    main()

@@ -19,9 +19,10 @@ from engine.decide.signals import WorkerSignals
 from engine.node.endpoints import MAX_WAIT_S, Output
 from engine.node.submission import JobRequest, Submitted
 from engine.node.views import JobView, StreamView, job_view, stream_views
-from engine.run.registry import NodeStatus, Policy, StreamSettings
+from engine.run.registry import NodeStatus
 from engine.spec.jobs import JobSpec, State
 from engine.spec.operator import Capability, Media
+from engine.spec.stream import Policy, StreamSettings
 from penstock.http import document, events, metrics, uploads
 from penstock.http.face import Face
 from penstock.http.problems import Refusal, documented

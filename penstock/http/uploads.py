@@ -22,7 +22,8 @@ from litestar import Request
 from engine.node.answering import stored_end
 from engine.node.endpoints import Call, Output
 from engine.node.feeding import Resume, Source, feed, treated, where_it_stands
-from engine.run.registry import LEASE_TTL_S, Policy, StreamSpec
+from engine.run.registry import LEASE_TTL_S
+from engine.spec.stream import Policy, StreamSpec
 from penstock.http import bodies
 from penstock.http.face import Face
 from penstock.http.problems import Refusal

@@ -14,7 +14,8 @@ import anyio
 import pytest
 from clips import first_seconds
 
-from engine.run.registry import StreamSpec, open_registry
+from engine.run.registry import open_registry
+from engine.spec.stream import StreamSpec
 from engine.spec.workflow import parse_workflow
 from penstock.client import connect
 from streams import subjects

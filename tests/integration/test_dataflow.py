@@ -13,10 +13,11 @@ import toys
 from engine.node.progress import Progress
 from engine.node.room import MAX_AHEAD
 from engine.node.submission import submit_whole
-from engine.run.registry import StreamSpec, open_registry
+from engine.run.registry import open_registry
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Fold, Machine, Map, Reduce, Window
 from engine.spec.plan import Plan, make_plan
+from engine.spec.stream import StreamSpec
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.errors import UserError

@@ -19,11 +19,12 @@ from engine.node.feeding import Resume, Source, feed, lease_of, source_of, where
 from engine.node.intake import Intake
 from engine.node.room import MAX_AHEAD
 from engine.run.gaps import count_gaps
-from engine.run.registry import Registry, StreamSpec, open_registry
+from engine.run.registry import Registry, open_registry
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Inputs, Machine
 from engine.spec.plan import make_plan
+from engine.spec.stream import StreamSpec
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.errors import UserError

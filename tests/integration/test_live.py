@@ -18,11 +18,12 @@ from engine.node.endpoints import Services
 from engine.node.submission import JobRequest, Submitted
 from engine.node.tasks import Duties, responsible
 from engine.run.gaps import count_gaps
-from engine.run.registry import NodeStatus, Registry, StreamSpec, open_registry
+from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Assignment, Worker
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Machine
+from engine.spec.stream import StreamSpec
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.errors import UserError

@@ -14,12 +14,13 @@ from engine.node import answering, recovery
 from engine.node.submission import submit_whole
 from engine.node.tasks import Duties
 from engine.run import segment_cache
-from engine.run.registry import NodeStatus, Registry, StreamSpec, open_registry
+from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Machine
 from engine.spec.plan import Plan, make_plan
+from engine.spec.stream import StreamSpec
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.records import EndOfStream, encode

@@ -14,7 +14,7 @@ from conftest import Eventually
 from sites import CountPackets, Site, remuxed, site
 
 from engine.node import feeding, room
-from engine.run.registry import StreamSpec
+from engine.spec.stream import StreamSpec
 from penstock.http import uploads
 from penstock.http.bodies import must_seek
 from streams import subjects

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sampled_records import MEDIA, RESULT, RESULT_MESSAGES
 
-from engine.run.registry import NodeStatus, StreamSpec
+from engine.run.registry import NodeStatus
 from engine.spec.jobs import JobSpec
+from engine.spec.stream import StreamSpec
 from streams.decoding import converted, decoded, from_json, seconds, shown, whole_number
 from streams.errors import Malformed, PenstockError
 from streams.records import Gap, Reply, Result, decode_media, decode_output, decode_result, encode

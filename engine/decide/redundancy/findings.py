@@ -5,11 +5,17 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from engine.decide.running_graph import RunningStage
-from engine.node.costs import Cost
 from streams.records import Record
 
 Kind = Literal["same-but-for-wording", "different-rungs", "windows", "same-source", "upstream"]
 Outputs = Literal["same", "other wording", "better rung", "other rung", "longer window", "other segments"]
+
+
+class Cost(Record, frozen=True):
+    """What a stage has cost: seconds of compute for each second of media, the mean of `num_results`."""
+
+    compute_s_per_s: float
+    num_results: int = 1
 
 
 class StageUse(Record, frozen=True, omit_defaults=False):

@@ -13,9 +13,8 @@ from typing import Any
 
 import msgspec
 
-from engine.decide.redundancy.findings import Kind, Outputs, Redundancy, StageUse, saving, use_of
+from engine.decide.redundancy.findings import Cost, Kind, Outputs, Redundancy, StageUse, saving, use_of
 from engine.decide.running_graph import RunningStage, in_order
-from engine.node.costs import Cost
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import Span, distinct, merged
 from engine.spec.operator import Reduce, Window

@@ -18,13 +18,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import get_args
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from engine.decide.redundancy.findings import Kind, Redundancy, StageUse, saving, use_of
+from engine.decide.redundancy.findings import Cost, Kind, Redundancy, StageUse, saving, use_of
 from engine.decide.redundancy.merging import Merging
 from engine.decide.running_graph import RunningStage, running_stages
-from engine.node.costs import Cost
-from engine.run.registry import StreamSpec
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
+from engine.spec.stream import StreamSpec
 from streams.media.addresses import public_url
 
 PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443}

@@ -10,16 +10,16 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decide.redundancy.findings import Redundancy
+from engine.decide.redundancy.findings import Cost, Redundancy
 from engine.decide.redundancy.merging import normalised
 from engine.decide.redundancy.report import find_redundancy, same_place
 from engine.decide.running_graph import in_order, running_stages
-from engine.node.costs import Cost, measured_costs
-from engine.run.registry import StreamSpec
+from engine.node.costs import measured_costs
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, Span, spans_of
 from engine.spec.operator import Capability, Machine, Media, Port, Reduce, Rung, Scope, Settings, Window
 from engine.spec.plan import Plan, PlannedStage, make_plan, stage_id
+from engine.spec.stream import StreamSpec
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.records import Gap, Measured, Result, encode

@@ -21,10 +21,11 @@ from engine.node.intake import MAX_LAG, OFFSET, SEGMENT, Intake
 from engine.node.submission import JobRequest
 from engine.node.tasks import Duties, _follow
 from engine.node.views import stream_views
-from engine.run.registry import NodeStatus, Registry, StreamSpec, open_registry
+from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.run.telemetry import Telemetry
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Machine
+from engine.spec.stream import StreamSpec
 from streams import subjects
 from streams.errors import Permanent
 from streams.records import EndOfStream, Result, encode

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from raw_nats import publish_line, send_raw
 
-from engine.run.registry import NodeStatus, Registry, StreamSpec, open_registry
+from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.spec.entries import sound_job
+from engine.spec.stream import StreamSpec
 from streams.errors import Malformed, PenstockError, UserError
 from streams.wire.kv import open_bucket
 from streams.wire.link import connect

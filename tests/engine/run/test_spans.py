@@ -14,12 +14,13 @@ import toys
 from engine.node.answer_spans import LEAST_WAIT_NS, holes
 from engine.node.submission import submit_whole
 from engine.run import conventions as names
-from engine.run.registry import StreamSpec, open_registry
+from engine.run.registry import open_registry
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Assignment, Worker
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Machine
 from engine.spec.plan import make_plan
+from engine.spec.stream import StreamSpec
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.records import EndOfStream, encode

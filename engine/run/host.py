@@ -1,0 +1,46 @@
+"""What a worker lends its groups, and a stage as its group runs it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import anyio.abc
+
+from engine.decide.instructions import StageRule
+from engine.decide.retry import RetryPolicy
+from engine.run.frames import FrameStore
+from engine.run.journal import Journal
+from engine.run.pool import Pool
+from engine.run.spans import WorkSpans
+from engine.spec.operator import Demand
+from streams.wire.ledger import Ledger
+from streams.wire.outbox import Outbox
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStage:
+    """A stage as its group runs it: the rule's view of it, and what computes it."""
+
+    rule: StageRule
+    params: Any
+    pool: Pool
+    demands: tuple[Demand, ...] = ()
+
+
+@dataclass(slots=True)
+class Host:
+    """What a worker lends its groups."""
+
+    worker: str
+    ledger: Ledger
+    outbox: Outbox
+    frames: FrameStore
+    journal: Journal
+    spans: WorkSpans
+    policy: RetryPolicy
+    random: Random
+    tasks: anyio.abc.TaskGroup
+    now_ns: Callable[[], int] = time.time_ns  # the server's time
+    on_done: Callable[[], None] = lambda: None  # a message was finished

@@ -1,0 +1,163 @@
+"""Instances: an operator loaded, as often as it takes, and called where it runs: in the loop, in a thread, in a
+process, or item by item side by side.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+import anyio.to_process
+import anyio.to_thread
+import msgspec
+import structlog
+
+from engine.spec.operator import Device, Inputs, Operator, Settings
+from streams.errors import Permanent, Transient
+from streams.records import encode
+
+log = structlog.get_logger(__name__)
+
+Answer = tuple[Sequence[msgspec.Struct], int, int]  # outputs, and when they were begun and done (Unix time, ns)
+
+
+class Instances:
+    """Those of one operator with one setting on one device."""
+
+    def __init__(self, operator: type[Operator], knobs: Settings, device: Device) -> None:
+        self.num_loaded = 0
+        self._operator = operator
+        self._knobs = knobs
+        self._device = device
+        self._warmed = False
+        self._idle: list[Operator] = []
+        self._loading = anyio.Lock()
+
+    async def warm_up(self) -> None:
+        """Load the first one ahead of the work, once. What fails here will be reported by the work."""
+        if self._warmed or self._operator.runs_in == "loop":
+            return
+        self._warmed = True
+        load_one = (self._operator, self._knobs, self._device)
+        try:
+            with anyio.move_on_after(self._operator.timeout_s):
+                if self._operator.runs_in == "process":
+                    await anyio.to_process.run_sync(_warm_child, *load_one, cancellable=True)
+                    self.num_loaded = max(1, self.num_loaded)
+                elif self._operator.runs_in == "async":
+                    await self._one()
+                else:
+                    self._idle.append(await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True))
+        except Exception as error:
+            log.info("not_warmed_up", operator=self._operator.name, error=str(error))
+
+    async def call(self, batch: list[Inputs], limiter: anyio.CapacityLimiter | None) -> Answer:
+        """Have a batch processed, with a core of `limiter`'s where one is needed. Raises what the operator raises, and
+        TimeoutError past its time."""
+        operator = self._operator
+        if operator.runs_in == "loop":
+            if not self._idle:
+                self._idle.append(self._load())
+            return _timed(self._idle[0], batch)
+        alone = anyio.CapacityLimiter(1)
+        async with limiter or alone:  # waiting for a core is no part of the operator's time
+            with anyio.fail_after(operator.timeout_s):
+                own = anyio.CapacityLimiter(1)
+                if operator.runs_in == "process":
+                    call = (operator, self._knobs, self._device, batch)
+                    return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=own)
+                return await anyio.to_thread.run_sync(self._in_thread, batch, abandon_on_cancel=True, limiter=own)
+
+    async def call_one(self, inputs: Inputs, emit: Callable[[str], None]) -> msgspec.Struct:
+        """Have one item processed beside others, by the one instance they share."""
+        operator = await self._one()
+        with anyio.fail_after(self._operator.timeout_s):
+            return await operator.process_one(inputs, emit)
+
+    def note_children(self, num: int) -> None:
+        """So many processes may have it loaded."""
+        if self._operator.runs_in == "process":
+            self.num_loaded = max(num, self.num_loaded)
+
+    async def _one(self) -> Operator:
+        async with self._loading:
+            if not self._idle:
+                self._idle.append(await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True))
+        return self._idle[0]
+
+    def _load(self) -> Operator:
+        loaded = load(self._operator, self._knobs, self._device)
+        self.num_loaded += 1
+        return loaded
+
+    def _in_thread(self, batch: list[Inputs]) -> Answer:
+        operator = self._idle.pop() if self._idle else self._load()
+        try:
+            answer = _timed(operator, batch)
+        except BaseException:
+            self.num_loaded -= 1  # one that raised is left to be loaded anew
+            raise
+        self._idle.append(operator)
+        return answer
+
+
+def encoded(operator: type[Operator], outputs: Sequence[msgspec.Struct], num_expected: int) -> list[bytes]:
+    """What was returned, as it will be stored. Raises Permanent for what breaks the operator's contract."""
+    wanted = operator.capability.output
+    if len(outputs) != num_expected:
+        raise Permanent(f"{operator.name} returned {len(outputs)} outputs for {num_expected} inputs")
+    for output in outputs:
+        if not isinstance(output, wanted):
+            raise Permanent(f"{operator.name} returned {type(output).__name__}, not {wanted.__name__}")
+    try:
+        return [encode(output) for output in outputs]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Permanent(f"{operator.name} returned what cannot be encoded: {error}") from error
+
+
+def load(operator: type[Operator], knobs: Settings, device: Device) -> Operator:
+    """An instance ready to process."""
+    instance = operator(knobs)
+    instance.load(device)
+    return instance
+
+
+def _timed(operator: Operator, batch: Sequence[Inputs]) -> Answer:
+    started_ns = time.time_ns()
+    outputs = operator.process(batch)
+    return outputs, started_ns, time.time_ns()
+
+
+_children: dict[Any, Operator] = {}
+
+
+def _in_child(operator: type[Operator], knobs: Settings, device: Device, batch: Sequence[Inputs]) -> Answer:
+    """Runs in a child process, which keeps the operator loaded."""
+    return _timed(_load_in_child(operator, knobs, device), batch)
+
+
+def _warm_child(operator: type[Operator], knobs: Settings, device: Device) -> None:
+    _load_in_child(operator, knobs, device)
+
+
+def _load_in_child(operator: type[Operator], knobs: Settings, device: Device) -> Operator:
+    key = (operator, msgspec.json.encode(knobs), device)
+    if key not in _children:
+        _children[key] = load(operator, knobs, device)
+    return _children[key]
+
+
+def translated(error: Exception, operator: type[Operator]) -> Exception:
+    """The failure as the retry rule understands it. What an operator did not foresee fails the same way each time,
+    unless it is the machine that ran short."""
+    if isinstance(error, Transient | Permanent):
+        return error
+    if isinstance(error, TimeoutError):
+        found: Exception = Transient(f"{operator.name} did not finish within {operator.timeout_s:g} s")
+    elif isinstance(error, MemoryError | OSError | anyio.BrokenWorkerProcess):
+        found = Transient(f"{operator.name}: {type(error).__name__}: {error}")
+    else:
+        found = Permanent(f"{operator.name} raised {type(error).__name__}: {error}")
+        log.error("operator_raised", operator=operator.name, exc_info=error)
+    found.__cause__ = error
+    return found

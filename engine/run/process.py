@@ -1,0 +1,93 @@
+"""The worker process: it is started with an assignment on standard input and ends when that closes, so it never
+outlives whoever started it.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from engine.run import telemetry
+from engine.run.signalling import Meters
+from engine.run.worker import Assignment, Worker
+from engine.spec.catalogue import installed
+from streams.errors import PenstockError
+from streams.wire.ledger import open_ledger
+from streams.wire.link import connect
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(assignment: Assignment) -> None:
+    """Serve an assignment until standard input closes or a signal to end comes."""
+    telemetry.configure_logging(assignment.log_level)
+    trace_file = Path(assignment.trace_file) if assignment.trace_file else None
+    traces = telemetry.Telemetry("penstock-worker", trace_file, assignment.name)
+    meters = Meters.of("penstock-worker", assignment.name)
+    try:
+        async with connect(assignment.url, name=assignment.name) as link, anyio.create_task_group() as tasks:
+            worker = Worker(await open_ledger(link), assignment, installed(), traces, meters)
+            tasks.start_soon(_cancel_when_told, tasks.cancel_scope)
+            tasks.start_soon(worker.run)
+    finally:
+        traces.close()
+        meters.close()
+
+
+async def _cancel_when_told(scope: anyio.CancelScope) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        async def at_end_of_input() -> None:
+            await anyio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
+            scope.cancel()
+
+        tasks.start_soon(at_end_of_input)
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                scope.cancel()
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, however that comes about (Linux; elsewhere the closing of
+    standard input does it)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _log_to(path: str) -> None:
+    """Have all that is written to standard output and error, by whatever library, go to a file."""
+    with Path(path).open("ab") as errors:
+        for standard in (sys.stdout, sys.stderr):
+            os.dup2(errors.fileno(), standard.fileno())
+
+
+def main() -> None:
+    die_with_parent()
+    with suppress(PenstockError):  # it will be raised again where it can be said
+        installed()  # imports what takes long, while the assignment is being made out
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return
+    code = 0
+    try:
+        assignment = msgspec.json.decode(line, type=Assignment)
+        if assignment.log_file:
+            _log_to(assignment.log_file)
+        anyio.run(partial(serve, assignment))
+    except BaseException as error:
+        log.error("worker_failed", exc_info=error)
+        code = 4
+    sys.stderr.flush()
+    os._exit(code)  # a thread still inside an operator must not hold the process
+
+
+if __name__ == "__main__":
+    main()
