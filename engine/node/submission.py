@@ -92,11 +92,11 @@ async def submit(
         raise UserError(f"{len(request.asks)} questions in one job: ask at most {MAX_ASKS}, in several jobs")
     if request.webhook:
         check_webhook(request.webhook)
-    workflow = (request.workflow or question_workflow).for_asks(request.asks)
     stream = await _known_stream(registry, ledger, request.stream)
     media = await _media(ledger, stream.name)
     window = _window(request, stream) if request.standing else None
     info = await _info(ledger, stream.name, media)
+    workflow = (request.workflow or question_workflow).for_asks(request.asks)
     elsewhere = {rung for node in await registry.nodes() for rung in node.rungs}
     plan = await anyio.to_thread.run_sync(make_plan, workflow, catalogue, machine, info, window, elsewhere)
     asked = await _asked(ledger, request, stream, media)

@@ -154,7 +154,6 @@ def test_standard_input_and_a_folder(penstock: Penstock, clip: str, tmp_path: Pa
         (["push", "/tmp", "--stream", "a b"], "cannot be part of a subject"),
         (["jobs", "show", "j0"], "no job 'j0'"),
         (["jobs", "cancel", "j0"], "no job 'j0'"),
-        (["jobs", "submit", "--stream", "file"], "ask at least one"),
         (["answers", "--job", "j0"], "no job 'j0'"),
         (["push", "x", "--stream", "s", "--live", "--durable"], "not allowed with"),
         (["serve", "--config", "/no/such.toml"], "cannot read /no/such.toml"),
@@ -165,6 +164,12 @@ def test_a_mistake_is_one_line_and_exit_2(penstock: Penstock, arguments: list[st
     (line,) = err.splitlines()
     assert line.startswith("penstock: ")
     assert said in line
+
+
+def test_a_job_that_asks_nothing_is_refused(penstock: Penstock, clip: str) -> None:
+    penstock("push", clip, "--stream", "unasked", "--detach")
+    _, err = penstock("jobs", "submit", "--stream", "unasked", code=2)
+    assert "ask at least one" in err
 
 
 def test_without_a_node_it_says_what_to_start(tmp_path: Path) -> None:
