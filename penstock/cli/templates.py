@@ -32,8 +32,19 @@ from typing import Annotated
 
 import numpy as np
 from msgspec import Meta
-from penstock.operators import AudioSpec, Capability, Demand, Inputs, Media, Operator, Port, Record, Rung, Settings
-from penstock.operators import audio
+from penstock.operators import (
+    AudioSpec,
+    Capability,
+    Demand,
+    Inputs,
+    Media,
+    Operator,
+    Port,
+    Record,
+    Rung,
+    Settings,
+    audio,
+)
 
 SOUND = AudioSpec(sample_rate=16_000)
 
