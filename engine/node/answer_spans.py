@@ -102,10 +102,14 @@ class AnswerSpan:
     def _stage(self, stage: PlannedStage, some: Sequence[Used], in_detail: bool) -> tuple[int, int]:
         """What a stage did since the job asked; when that was."""
         measured = [each.record.measured for each in some if isinstance(each.record, Result) and each.record.measured]
-        ran = [(_times(each.record.measured), each) for each in some if isinstance(each.record, Result)]
-        fresh = [(times, each) for times, each in ran if times is not None and times[1] > self._started_ns]
-        since_ns = max(self._started_ns, min((times[0] for times, _ in fresh), default=0))
-        until_ns = min(max((times[1] for times, _ in fresh), default=since_ns), self._reading_ns)
+        ran = [
+            (_times(each.record.measured), each)
+            for each in some
+            if isinstance(each.record, Result) and each.record.measured and each.record.measured.started_ns
+        ]
+        fresh = [(times, each) for times, each in ran if times.ended_ns > self._started_ns]
+        since_ns = max(self._started_ns, min((times.taken_ns for times, _ in fresh), default=0))
+        until_ns = min(max((times.ended_ns for times, _ in fresh), default=since_ns), self._reading_ns)
         told: Attributes = {
             names.STAGE: stage.name,
             names.STAGE_ID: stage.id,
@@ -121,12 +125,12 @@ class AnswerSpan:
         only = [some[0].traceparent] if len(some) == 1 else []
         parent = self._step(names.stage(stage.capability), since_ns, until_ns, told, links=only)
         if in_detail and len(fresh) > 1:
-            times, slowest = max(fresh, key=lambda one: one[0][1] - one[0][0])
+            times, slowest = max(fresh, key=lambda one: one[0].ended_ns - one[0].began_ns)
             self._traces.record(
                 names.slowest(stage.capability),
                 parent,
-                max(since_ns, times[0]),
-                min(times[1], max(until_ns, times[0])),
+                max(since_ns, times.began_ns),
+                min(times.ended_ns, max(until_ns, times.began_ns)),
                 links=[slowest.traceparent],
                 attributes={names.SEGMENT: str(slowest.record.last)},
             )
@@ -157,8 +161,15 @@ def holes(times: Iterable[tuple[int, int]], since_ns: int, until_ns: int) -> lis
     return found
 
 
-def _times(measured: Measured | None) -> tuple[int, int] | None:
-    """When an output's batch ran (Unix time, ns)."""
-    if measured is None or not measured.started_ns:
-        return None
-    return measured.started_ns, measured.started_ns + round(measured.compute_s * measured.batch_size * 1e9)
+class _Times(NamedTuple):
+    """When a worker took what an output is made from, and when its batch ran (Unix time, ns)."""
+
+    taken_ns: int
+    began_ns: int
+    ended_ns: int
+
+
+def _times(measured: Measured) -> _Times:
+    began_ns = measured.started_ns
+    took_s = measured.compute_s * measured.batch_size
+    return _Times(began_ns - round(measured.wait_s * 1e9), began_ns, began_ns + round(took_s * 1e9))

@@ -44,7 +44,7 @@ def compute(capability: str) -> str:
 
 
 def stage(capability: str) -> str:
-    """What a stage did for an answer, from its first output to its last."""
+    """What a stage did for an answer, from taking what its first output is made from to the end of its last."""
     return f"stage {capability}"
 
 
@@ -65,7 +65,6 @@ NATS: Final = "nats"
 OPERATION: Final = "messaging.operation.name"
 OPERATION_TYPE: Final = "messaging.operation.type"
 TEMPLATE: Final = "messaging.destination.template"
-DESTINATION: Final = "messaging.destination.name"
 BODY_BYTES: Final = "messaging.message.body.size"
 BATCH_SIZE: Final = "messaging.batch.message_count"
 
