@@ -36,7 +36,7 @@ check: $(VENV)/dev.stamp ## lint, format, types, layers, then the tests
 	$(PYTEST) $(ARGS)
 
 bench: $(VENV)/dev.stamp ## run every benchmark
-	for benchmark in hops job memory share live "live --long-run 2" "live --overload 1"; do \
+	for benchmark in decisions hops stages job memory share live "live --long-run 2" "live --overload 1"; do \
 		echo "== $$benchmark"; set -- $$benchmark; $(BIN)/python "bench/$$1.py" "$${@:2}" $(ARGS); done
 
 # Beside what pyproject.toml asks for: what builds the project.
