@@ -361,6 +361,7 @@ class Worker:
             num_decoded=self._frames.num_decoded,
             decode_s=self._frames.decode_s,
             acks_pending=self._outbox.num_open,
+            clock_offset_s=None if self._ledger.clock.error_ns is None else self._ledger.clock.offset_ns / 1e9,
         )
 
     def _stream_signals(self, stream: str, groups: Sequence[_Served]) -> StreamSignals:

@@ -15,6 +15,7 @@ from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, Quer
 from litestar.response.base import ASGIResponse
 
 from engine.decide.answer import Answer
+from engine.decide.reconcile import unserved
 from engine.decide.signals import WorkerSignals
 from engine.node.endpoints import MAX_WAIT_S, Output
 from engine.node.submission import JobRequest, Submitted
@@ -73,9 +74,13 @@ class OperatorView(Record, frozen=True, omit_defaults=False):
     rungs: tuple[RungView, ...]
 
 
+MAX_DETAIL = 50
+
+
 class Health(Record, frozen=True):
     status: Literal["up", "ready"]
     num_nodes: int | None = None
+    detail: tuple[str, ...] = ()  # what was set aside, and jobs that wait for what no node has
 
 
 # --- jobs ----------------------------------------------------------------------------------------------------------
@@ -256,11 +261,15 @@ async def readyz(face: Given) -> Health:
     try:
         with anyio.fail_after(face.limits.ready_s):
             nodes = [node for node in await face.registry.nodes() if node.num_workers > 0]
+            aside = [f"{entry.kind} {entry.key}: {entry.cause}" for entry in await face.registry.faulty()]
+            offered = [frozenset(node.serves) for node in nodes if node.serves]
+            for job in await face.registry.jobs():
+                aside += [f"job {job.id} waits: {what}" for what in unserved(job, offered)]
     except (TimeoutError, LinkError) as error:
         raise LinkError(f"NATS does not answer within {face.limits.ready_s:g} s") from error
     if not nodes:
         raise LinkError("no node with workers is alive: start `penstock serve`")
-    return Health(status="ready", num_nodes=len(nodes))
+    return Health(status="ready", num_nodes=len(nodes), detail=tuple(aside[:MAX_DETAIL]))
 
 
 HANDLERS = (

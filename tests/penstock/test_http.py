@@ -367,6 +367,9 @@ async def test_ready_when_a_node_works_and_nats_answers(nats_url: str, eventuall
             await anyio.sleep(0.01)
         assert response.json() == {"status": "ready", "num_nodes": 1}
         assert (await here.http.get("/v1/nodes")).json()["nodes"][0]["id"] == "n1"
+        await here.ledger.link.jetstream.publish("$KV.penstock_jobs.bad", b"no job")
+        (aside,) = (await here.http.get("/readyz")).json()["detail"]
+        assert aside.startswith("job bad: ")
 
         async def unheard(*_: Any, **__: Any) -> Any:
             await anyio.sleep_forever()
