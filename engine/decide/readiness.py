@@ -27,7 +27,6 @@ import msgspec
 from engine.decide import joins, lateness, retry
 from engine.decide.instructions import (
     OPEN,
-    Acknowledge,
     Compute,
     Event,
     Found,
@@ -40,26 +39,12 @@ from engine.decide.instructions import (
     Release,
     StageRule,
 )
+from engine.decide.messages import Message, Messages
 from engine.decide.stored_keys import StoredKeys
 from engine.spec.operator import Fold, Map, Reduce, Window
 from engine.spec.workflow import MEDIA
 from streams.records import GapCause
 from streams.subjects import Key
-
-
-class _Root(msgspec.Struct, eq=False):
-    """A message that is not acknowledged, and how much of what it set off is left to do."""
-
-    num_open: int = 0  # reads and outputs
-    num_outputs: int = 0
-    again: Redeliver | None = None
-
-
-class _UnderWay(msgspec.Struct, eq=False):
-    """An output that is being made, and the messages that wait for it beside the one it is made for."""
-
-    work: Compute | GiveGap
-    events: list[Event]  # the first is the one it is made for
 
 
 class Readiness:
@@ -71,8 +56,8 @@ class Readiness:
         self._policy = policy
         self._releases = releases
         self._stored: dict[str, StoredKeys] = {}
-        self._roots: dict[int, _Root] = {}
-        self._underway: dict[Output, _UnderWay] = {}
+        self._messages = Messages()
+        self.names: Mapping[str, str] = {}  # of stages outside the group, for people
         self._tails: dict[str, int] = {}
         self._lacking: dict[Output, tuple[str, int]] = {}  # of ranges: the input that was missing when last looked at
         self.serve(stages)
@@ -101,7 +86,7 @@ class Readiness:
     @property
     def num_under_way(self) -> int:
         """Messages that are not done."""
-        return len(self._roots)
+        return len(self._messages)
 
     # --- events ------------------------------------------------------------------------------------------------
 
@@ -109,17 +94,17 @@ class Readiness:
         """A message was delivered: this is stored. At the stream's end (key None), `num_segments` says how many."""
         if event.key is None and num_segments is not None:
             self.end = (event.known.seq, num_segments)
-        if event.root in self._roots:  # it comes again while its first coming is under way, which answers for both
-            return []
-        root = self._roots[event.root] = _Root()
+        if self._messages.get(event.root) is not None:
+            return []  # it comes again while its first coming is under way, which answers for both
+        root = self._messages.come(event.root)
         out: list[Instruction] = []
         self._consider(event, root, out, now_ns)
-        self._close(event.root, root, out, "it sets nothing off here")
+        self._messages.close(event.root, root, out, "it sets nothing off here")
         return out
 
     def found(self, read: Read, found: Found, now_ns: int) -> list[Instruction]:
         """What a `Read` came to."""
-        root = self._roots.get(read.event.root)
+        root = self._messages.get(read.event.root)
         if root is None:
             return []
         root.num_open -= 1
@@ -129,7 +114,7 @@ class Readiness:
         self._tails.update(found.tails)
         if self._judge(read, found, root, out, now_ns) and read.rest:
             self._look(read.stage, read.rest, read.event, root, out)
-        self._close(read.event.root, root, out, "another arrival completes what it is part of")
+        self._messages.close(read.event.root, root, out, "another arrival completes what it is part of")
         return out
 
     def placed(self, done: Compute | GiveGap, known: Known, now_ns: int) -> list[Instruction]:
@@ -138,10 +123,10 @@ class Readiness:
         self._stored[stage.id].add(key)
         self._lacking.pop(done.output, None)
         out: list[Instruction] = []
-        for event, root in self._ended(done):
+        for event, root in self._messages.ended(done):
             if stage.read_inside and stage.id in self.stages:
                 self._consider(self._following(event, stage.id, key, known), root, out, now_ns)
-            self._close(event.root, root, out, "all that it set off is stored")
+            self._messages.close(event.root, root, out, "all that it set off is stored")
         if self._releases and MEDIA in stage.sources:
             self._release(stage, key, out)
         return out
@@ -160,48 +145,30 @@ class Readiness:
     def abandoned(self, done: Read | Compute | GiveGap, delay_s: float, why: str) -> list[Instruction]:
         """What was told could not be done: the message comes again, and finds what is left."""
         if isinstance(done, Read):
-            root = self._roots.get(done.event.root)
+            root = self._messages.get(done.event.root)
             ended = [] if root is None else [(done.event, root)]
             if root is not None:
                 root.num_open -= 1
         else:
-            ended = self._ended(done)
+            ended = self._messages.ended(done)
         out: list[Instruction] = []
         for event, root in ended:
             if root.again is None or root.again.delay_s < delay_s:
                 root.again = Redeliver(event.root, delay_s, why)
-            self._close(event.root, root, out, why)
+            self._messages.close(event.root, root, out, why)
         return out
 
     def forget(self, root: int) -> None:
         """A message was handed back: what comes of it now concerns nobody here."""
-        self._roots.pop(root, None)
-        for output, under_way in list(self._underway.items()):
-            under_way.events = [event for event in under_way.events if event.root != root]
-            if not under_way.events:
-                del self._underway[output]
-
-    def is_stored(self, stage_id: str, key: Key) -> bool:
-        """Whether an output is known to be stored."""
-        return key in self._stored[stage_id]
+        self._messages.forget(root)
 
     def validate(self) -> None:
-        """The invariants, for tests: what is under way belongs to a message that is; a message is kept exactly as long
-        as something of it is; and what is stored is not under way."""
-        num_outputs: dict[int, int] = {}
-        for (stage_id, key), under_way in self._underway.items():
-            assert under_way.events, f"{stage_id} {key} belongs to no message"
-            for event in under_way.events:
-                assert event.root in self._roots, f"{stage_id} {key} belongs to a message that is done"
-                num_outputs[event.root] = num_outputs.get(event.root, 0) + 1
-        for name, root in self._roots.items():
-            assert root.num_open > 0, f"message {name} is done and was not acknowledged"
-            assert root.num_outputs == num_outputs.get(name, 0), f"message {name} has lost count"
-            assert root.num_outputs <= root.num_open, f"message {name} has lost count"
+        """The invariants, for tests."""
+        self._messages.validate()
 
     # --- from events to outputs --------------------------------------------------------------------------------
 
-    def _consider(self, event: Event, root: _Root, out: list[Instruction], now_ns: int) -> None:
+    def _consider(self, event: Event, root: Message, out: list[Instruction], now_ns: int) -> None:
         """Whatever an event may complete."""
         key = event.key
         if key is None:
@@ -210,13 +177,13 @@ class Readiness:
                     keys = self._ranges(stage, None)
                 else:
                     keys = [
-                        k for k in joins.outputs_of_end(stage.scope, self.num_segments or 0) if self._owes(stage, k)
+                        k for k in joins.outputs_of_end(stage.scope, self.num_segments or 0) if stage.running.owes(k)
                     ]
                 self._look(stage, keys, event, root, out)
             return
         for stage in self._by_source.get(event.source, ()):
             if stage.is_plain and event.num_delivered == 1:
-                if self._owes(stage, key):
+                if stage.running.owes(key):
                     self._plain(stage, key, event, root, out, now_ns)
                 continue
             if isinstance(stage.scope, Reduce):
@@ -226,11 +193,11 @@ class Readiness:
             else:
                 keys = joins.outputs_of(stage.scope, key.first, self.num_segments)
             if not isinstance(stage.scope, Reduce):
-                keys = [each for each in keys if self._owes(stage, each)]
+                keys = [each for each in keys if stage.running.owes(each)]
             self._look(stage, keys, event, root, out)
 
     def _plain(
-        self, stage: StageRule, key: Key, event: Event, root: _Root, out: list[Instruction], now_ns: int
+        self, stage: StageRule, key: Key, event: Event, root: Message, out: list[Instruction], now_ns: int
     ) -> None:
         if key in self._stored[stage.id]:
             if stage.read_inside:
@@ -238,7 +205,7 @@ class Readiness:
         else:
             self._begin(stage, key, event, {event.source: {key.first: event.known}}, None, root, out, now_ns)
 
-    def _look(self, stage: StageRule, keys: Sequence[Key], event: Event, root: _Root, out: list[Instruction]) -> None:
+    def _look(self, stage: StageRule, keys: Sequence[Key], event: Event, root: Message, out: list[Instruction]) -> None:
         """Look at outputs one behind the other: of windows, once one lacks a later input all behind it do."""
         for at, key in enumerate(keys):
             read = self._read_for(stage, key, event)
@@ -281,7 +248,7 @@ class Readiness:
             end=self.end is None and joins.needs_end(stage.scope),
         )
 
-    def _judge(self, read: Read, found: Found, root: _Root, out: list[Instruction], now_ns: int) -> bool:
+    def _judge(self, read: Read, found: Found, root: Message, out: list[Instruction], now_ns: int) -> bool:
         """Go by what was found of one output; whether the outputs behind it are still worth a look."""
         stage, key, event = read.stage, read.key, read.event
         if stage.id not in self.stages:
@@ -368,16 +335,12 @@ class Readiness:
         event: Event,
         inputs: Mapping[str, Mapping[int, Known]],
         previous: Known | None,
-        root: _Root,
+        root: Message,
         out: list[Instruction],
         now_ns: int,
     ) -> None:
         """This output is complete: compute it, or say at once why there will be none."""
-        root.num_open += 1
-        root.num_outputs += 1
-        under_way = self._underway.get((stage.id, key))
-        if under_way is not None:
-            under_way.events.append(event)
+        if self._messages.wait_for((stage.id, key), event, root):
             return
         work: Compute | GiveGap
         due_ns = lateness.due_ns(stage.running, key, event.known.due_ns, inputs)
@@ -390,7 +353,7 @@ class Readiness:
             work = GiveGap(stage, key, event, inputs, "upstream", lacks)
         else:
             work = Compute(stage, key, event, inputs, previous, due_ns, "all its inputs are stored")
-        self._underway[stage.id, key] = _UnderWay(work, [event])
+        self._messages.make(work)
         out.append(work)
 
     def _gap_above(self, stage: StageRule, key: Key, inputs: Mapping[str, Mapping[int, Known]]) -> str | None:
@@ -405,12 +368,7 @@ class Readiness:
                 return f"{name}: {here.gap.detail}"
         return None
 
-    names: Mapping[str, str] = {}  # of stages outside the group, for people
-
     # --- bookkeeping -------------------------------------------------------------------------------------------
-
-    def _owes(self, stage: StageRule, key: Key) -> bool:
-        return stage.running.owes(key)
 
     def _ranges(self, stage: StageRule, key: Key | None) -> list[Key]:
         """The ranges asked of a stage that this segment, or the stream's end, belongs to."""
@@ -426,34 +384,13 @@ class Readiness:
         return Event(source, key, known, event.root, event.num_delivered, max(known.since_ns, event.since_ns))
 
     @staticmethod
-    def _read(read: Read, root: _Root, out: list[Instruction]) -> None:
+    def _read(read: Read, root: Message, out: list[Instruction]) -> None:
         root.num_open += 1
         out.append(read)
 
-    def _ended(self, done: Compute | GiveGap) -> list[tuple[Event, _Root]]:
-        """The messages this output was made for; none where it is not under way."""
-        under_way = self._underway.get(done.output)
-        if under_way is None or under_way.work is not done:
-            return []
-        del self._underway[done.output]
-        ended = [(event, self._roots[event.root]) for event in under_way.events]
-        for _, root in ended:
-            root.num_open -= 1
-            root.num_outputs -= 1
-        return ended
-
     def _gap_instead(self, work: Compute, cause: GapCause, why: str, *, is_dead: bool = False) -> list[Instruction]:
-        under_way = self._underway.get(work.output)
-        if under_way is None or under_way.work is not work:
-            return []
         gap = GiveGap(work.stage, work.key, work.event, work.inputs, cause, why, is_dead)
-        under_way.work = gap
-        return [gap]
-
-    def _close(self, name: int, root: _Root, out: list[Instruction], why: str) -> None:
-        if root.num_open == 0 and self._roots.get(name) is root:
-            del self._roots[name]
-            out.append(root.again or Acknowledge(name, why))
+        return [gap] if self._messages.make_instead(work, gap) else []
 
     def _release(self, stage: StageRule, key: Key, out: list[Instruction]) -> None:
         for index in joins.needs(stage.scope, key, self.num_segments):

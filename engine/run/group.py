@@ -5,12 +5,10 @@ Everything here happens in the event loop and most of it at once; only what must
 decoding, computing, storing) comes back later, by a callback, and each output by itself.
 """
 
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import anyio
 import anyio.abc
@@ -30,7 +28,6 @@ from engine.decide.instructions import (
     Redeliver,
     Release,
 )
-from engine.decide.lateness import due_of
 from engine.decide.readiness import Readiness
 from engine.decide.retry import cause_of
 from engine.run.frames import Hold
@@ -38,14 +35,14 @@ from engine.run.host import GroupStage, Host
 from engine.run.pool import Canceled, Done, Late, Pool, Ticket
 from engine.run.segment_cache import SegmentCache
 from engine.run.spans import WorkSpan
-from engine.run.work import dead_letter_of, gap_of, result_of
+from engine.run.storing import Storing
+from engine.run.work import result_of
 from engine.spec.operator import Entry, Inputs, Media
 from engine.spec.workflow import MEDIA
 from streams import subjects
 from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
-from streams.records import Gap, Result, encode
 from streams.wire import ledger as ledgers
-from streams.wire.ledger import NewRecord, Placed, Stored
+from streams.wire.ledger import Stored
 from streams.wire.pull import Arrival
 
 log = structlog.get_logger(__name__)
@@ -63,15 +60,17 @@ class Group:
     stages: dict[str, GroupStage]
     rule: Readiness
     is_leaving: bool = False
-    gaps: Counter[str] = field(default_factory=Counter)  # stored here, by cause
-    num_stored: int = 0
     lag_s: float | None = None
     drained: anyio.Event = field(default_factory=anyio.Event)
+    storing: Storing = field(init=False)
     _arrivals: dict[int, Arrival] = field(default_factory=dict)
     _tickets: dict[int, tuple[Pool, Ticket]] = field(default_factory=dict)
     _holds: dict[int, Hold] = field(default_factory=dict)
     _todo: deque[Instruction] = field(default_factory=deque)
     _is_doing: bool = False
+
+    def __post_init__(self) -> None:
+        self.storing = Storing(self.host, self.cache, self._on_stands, self._on_not_stored)
 
     @staticmethod
     def of(
@@ -139,6 +138,8 @@ class Group:
         if cancel:
             for pool, ticket in list(self._tickets.values()):
                 pool.cancel(ticket)
+            while self._holds:
+                self._holds.popitem()[1].let_go()
             for root, arrival in list(self._arrivals.items()):
                 self.rule.forget(root)
                 self._finish(root, arrival, b"+ACK")
@@ -217,7 +218,7 @@ class Group:
                 self._compute(told)
             case GiveGap():
                 self._note(told, f"gap: {told.cause}", told.why)
-                self._give_gap(told)
+                self.storing.gap(told)
             case Acknowledge(root):
                 arrival = self._arrivals.get(root)
                 if arrival is not None:
@@ -343,7 +344,7 @@ class Group:
         else:
             span.ran(ran)
             record = result_of(told, ran, self.stream, self.host.worker, decode_s)
-            self._store(told, record, ran.output, span)
+            self.storing.result(told, record, ran.output, span)
 
     def _failed(self, told: Compute, span: WorkSpan, error: Exception, ran: Done | None = None) -> None:
         if ran is not None:
@@ -352,82 +353,13 @@ class Group:
         log.warning("stage_failed", stage=told.stage.name, key=str(told.key), error=cause_of(error))
         self._do(self.rule.failed(told, error, 0.5 + self.host.random.random()))
 
-    # --- storing -------------------------------------------------------------------------------------------------
+    # --- stored --------------------------------------------------------------------------------------------------
 
-    def _give_gap(self, told: GiveGap) -> None:
-        record = gap_of(told, self.stream)
-        span = self.host.spans.begin(told, self.stream)
-        if not told.is_dead:
-            self._store(told, record, None, span)
-            return
-        letter = NewRecord(
-            subjects.dead(told.stage.id, self.stream, told.key),
-            encode(dead_letter_of(told, self.stream)),
-            span.traceparent,
-        )
-        store = partial(self._store, told, record, None, span)
-        self.host.outbox.put(letter, lambda placed: store(), partial(self._not_stored, told, span))
-
-    def _store(self, told: Compute | GiveGap, record: Result | Gap, value: Any, span: WorkSpan) -> None:
-        span.storing()
-        entry = NewRecord(
-            subjects.result(told.stage.id, self.stream, told.key),
-            encode(record),
-            span.traceparent,
-            due_of(told.key, told.event.known.due_ns, told.inputs),
-        )
-        placed = partial(self._placed, told, record, value, span, entry.due_ns)
-        self.host.outbox.put(entry, placed, partial(self._not_stored, told, span))
-
-    def _placed(
-        self,
-        told: Compute | GiveGap,
-        record: Result | Gap,
-        value: Any,
-        span: WorkSpan,
-        due_ns: int,
-        placed: Placed,
-    ) -> None:
-        if isinstance(record, Gap):
-            span.end(record.cause, f"{record.cause}: {record.detail}")
-        else:
-            span.end()
-        self.num_stored += 1
+    def _on_stands(self, told: Compute | GiveGap, known: Known) -> None:
         arrival = self._arrivals.get(told.event.root)
         if arrival is not None:
             self.lag_s = max(0.0, (self.host.now_ns() - arrival.stored_ns) / 1e9)
-        if placed.fresh:
-            gap = record if isinstance(record, Gap) else None
-            if gap is not None:
-                self.gaps[gap.cause] += 1
-                note = NewRecord(subjects.gap(gap.cause, gap.stage, gap.stream, told.key), msgspec.json.encode(gap))
-                self.host.outbox.put(note, lambda placed: None, partial(self._not_noted, told))
-            known = Known(placed.seq, span.traceparent, value, gap, due_ns, time.time_ns())
-            self.cache.keep_value(told.stage.id, told.key, known)
-        elif told.stage.read_inside:
-            self.host.tasks.start_soon(self._stands, told)
-            return
-        else:
-            known = Known(placed.seq, span.traceparent)
         self._do(self.rule.placed(told, known, self.host.now_ns()))
 
-    async def _stands(self, told: Compute | GiveGap) -> None:
-        """Another stored this output first: go on from what stands there."""
-        try:
-            stored = await self.host.ledger.get(subjects.result(told.stage.id, self.stream, told.key))
-        except PenstockError as error:
-            self._do(self.rule.abandoned(told, BROKEN_PAUSE_S, str(error)))
-            return
-        if stored is None:
-            self._do(self.rule.abandoned(told, BROKEN_PAUSE_S, "what stood there is gone"))
-            return
-        known = self.cache.keep_result(told.stage.id, told.key, stored)
-        self._do(self.rule.placed(told, known, self.host.now_ns()))
-
-    def _not_stored(self, told: Compute | GiveGap, span: WorkSpan, error: PenstockError) -> None:
-        span.end(error=str(error))
-        log.warning("not_stored", stage=told.stage.name, key=str(told.key), error=str(error))
-        self._do(self.rule.abandoned(told, BROKEN_PAUSE_S, str(error)))
-
-    def _not_noted(self, told: Compute | GiveGap, error: PenstockError) -> None:
-        log.warning("gap_not_noted", stage=told.stage.name, key=str(told.key), error=str(error))
+    def _on_not_stored(self, told: Compute | GiveGap, why: str) -> None:
+        self._do(self.rule.abandoned(told, BROKEN_PAUSE_S, why))

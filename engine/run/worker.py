@@ -369,12 +369,12 @@ class Worker:
         lags = [served.group.lag_s for served in groups if served.group.lag_s is not None]
         gaps: Counter[str] = Counter()
         for served in groups:
-            gaps.update(served.group.gaps)
+            gaps.update(served.group.storing.gaps)
         return StreamSignals(
             stream=stream,
             num_waiting=max(pending) if pending else None,
             num_in_service=sum(served.group.num_taken for served in groups),
-            num_stored=sum(served.group.num_stored for served in groups),
+            num_stored=sum(served.group.storing.num_stored for served in groups),
             gaps=dict(gaps),
             lag_s=max(lags) if lags else None,
             frame_bytes=self._frames.bytes_of(stream),
