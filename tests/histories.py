@@ -103,7 +103,7 @@ class History:
 
     def __post_init__(self) -> None:
         self.random = random = Random(self.seed)
-        self.num_segments = random.randint(0, 5)
+        self.num_segments = random.randint(0, 4)
         self.stages = self._graph()
         order = [stage.id for stage in self.stages]
         self.groups = [
@@ -187,7 +187,7 @@ class History:
             moves = self._moves(calm)
             if not moves:
                 return
-            move, *arguments = self.random.choice(moves)
+            move, *arguments = moves[int(self.random.random() * len(moves))]
             move(*arguments)
         raise AssertionError(f"history {self.seed} does not come to an end")
 
@@ -252,7 +252,7 @@ class History:
             self.ledger.evict(record.place)
 
     def _carry_out(self, worker: Worker, calm: bool) -> None:
-        group, told = worker.todo.pop(self.random.randrange(len(worker.todo)))
+        group, told = worker.todo.pop(int(self.random.random() * len(worker.todo)))
         rule, now_ns = worker.rules[group], self.clock.now_ns
         goes_wrong = not calm and self.random.random() < self.faults
         match told:

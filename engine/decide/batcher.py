@@ -11,7 +11,7 @@ import heapq
 import msgspec
 
 
-class Item(msgspec.Struct, frozen=True, eq=False):
+class Item(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Something to compute. `due_ns` (server's Unix time) is when it is worth nothing any more; 0: never."""
 
     id: int
@@ -20,21 +20,21 @@ class Item(msgspec.Struct, frozen=True, eq=False):
     alone: bool = False  # it came with others before, and the batch failed
 
 
-class Run(msgspec.Struct, frozen=True):
+class Run(msgspec.Struct, frozen=True, gc=False):
     """Run these together now."""
 
     items: tuple[Item, ...]
     why: str
 
 
-class Drop(msgspec.Struct, frozen=True):
+class Drop(msgspec.Struct, frozen=True, gc=False):
     """This one is late: it is worth nothing."""
 
     item: Item
     why: str = "its time was up before its turn came"
 
 
-class WakeAt(msgspec.Struct, frozen=True):
+class WakeAt(msgspec.Struct, frozen=True, gc=False):
     """Ask again then, though nothing has happened: an item will be late."""
 
     at_ns: int

@@ -18,7 +18,7 @@ Output = tuple[str, Key]
 # --- what comes in -----------------------------------------------------------------------------------------------
 
 
-class Known(msgspec.Struct, frozen=True, eq=False):
+class Known(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A stored input: its place in the order of storing, when its segment is due (server's Unix time; 0: never), its
     value (None where it is a gap), and, where it was made here, when it was stored (the worker's Unix time)."""
 
@@ -30,7 +30,7 @@ class Known(msgspec.Struct, frozen=True, eq=False):
     since_ns: int = 0
 
 
-class Event(msgspec.Struct, frozen=True, eq=False):
+class Event(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Something is stored: a segment, a stage's output, or the end of the stream (key None). `root` is the message
     that led to it, as the shell names it."""
 
@@ -42,7 +42,7 @@ class Event(msgspec.Struct, frozen=True, eq=False):
     since_ns: int = 0  # when it became known here (the worker's Unix time)
 
 
-class Found(msgspec.Struct, frozen=True, eq=False):
+class Found(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What a `Read` came to: of all that was asked for, what is stored."""
 
     inputs: Mapping[str, Mapping[int, Known]] = {}
@@ -74,7 +74,7 @@ class StageRule:
 # --- what goes out -----------------------------------------------------------------------------------------------
 
 
-class Read(msgspec.Struct, frozen=True, eq=False):
+class Read(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Look what is stored of these, and come back with `found`."""
 
     stage: StageRule
@@ -89,7 +89,7 @@ class Read(msgspec.Struct, frozen=True, eq=False):
     is_probe: bool = False  # of the one input that was lacking when last looked at
 
 
-class Compute(msgspec.Struct, frozen=True, eq=False):
+class Compute(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Compute this output from these inputs, then store it and come back with `placed`, `late` or `failed`."""
 
     stage: StageRule
@@ -105,7 +105,7 @@ class Compute(msgspec.Struct, frozen=True, eq=False):
         return self.stage.id, self.key
 
 
-class GiveGap(msgspec.Struct, frozen=True, eq=False):
+class GiveGap(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Store a gap in this output's place, with a dead letter if `is_dead`, and come back with `placed`."""
 
     stage: StageRule
@@ -121,20 +121,20 @@ class GiveGap(msgspec.Struct, frozen=True, eq=False):
         return self.stage.id, self.key
 
 
-class Release(msgspec.Struct, frozen=True):
+class Release(msgspec.Struct, frozen=True, gc=False):
     """No stage of this group will look at this segment's media again."""
 
     index: int
 
 
-class Acknowledge(msgspec.Struct, frozen=True):
+class Acknowledge(msgspec.Struct, frozen=True, gc=False):
     """Nothing that this message set off is left to do."""
 
     root: int
     why: str
 
 
-class Redeliver(msgspec.Struct, frozen=True):
+class Redeliver(msgspec.Struct, frozen=True, gc=False):
     """Have this message brought again after `delay_s`."""
 
     root: int

@@ -15,8 +15,12 @@ from streams.subjects import Key
 def due_of(key: Key, said_ns: int, inputs: Mapping[str, Mapping[int, Any]]) -> int:
     """When the segment that an output stands for is due, by the inputs at that segment; `said_ns` is what the arrival
     that completed it says. 0: never."""
-    here = (known.get(key.last) for known in inputs.values())
-    return max((known.due_ns for known in here if known is not None), default=0) or said_ns
+    due_ns = 0
+    for found in inputs.values():  # of every output: no generator
+        known = found.get(key.last)
+        if known is not None and known.due_ns > due_ns:
+            due_ns = known.due_ns
+    return due_ns or said_ns
 
 
 def due_ns(stage: RunningStage, key: Key, said_ns: int, inputs: Mapping[str, Mapping[int, Any]]) -> int:

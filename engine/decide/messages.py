@@ -9,7 +9,7 @@ import msgspec
 from engine.decide.instructions import Acknowledge, Compute, Event, GiveGap, Instruction, Output, Redeliver
 
 
-class Message(msgspec.Struct, eq=False):
+class Message(msgspec.Struct, eq=False, gc=False):
     """A message, and how much of what it set off is left to do."""
 
     num_open: int = 0  # reads and outputs
@@ -17,7 +17,7 @@ class Message(msgspec.Struct, eq=False):
     again: Redeliver | None = None
 
 
-class _UnderWay(msgspec.Struct, eq=False):
+class _UnderWay(msgspec.Struct, eq=False, gc=False):
     """An output that is being made."""
 
     work: Compute | GiveGap

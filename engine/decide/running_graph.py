@@ -39,7 +39,11 @@ class RunningStage(msgspec.Struct, frozen=True, kw_only=True):
         """Whether this output of the stage is asked for."""
         if isinstance(self.planned.scope, Reduce):
             return any(span.first == key.first and span.last in (None, key.last) for span in self.spans)
-        return any(span.first <= key.first and (span.last is None or key.first <= span.last) for span in self.spans)
+        first = key.first
+        for span in self.spans:  # of every arrival: no generator
+            if span.first <= first and (span.last is None or first <= span.last):
+                return True
+        return False
 
     def is_prompt(self, key: Key) -> bool:
         """Whether this output is worth nothing when it is late."""

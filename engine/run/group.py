@@ -292,7 +292,7 @@ class Group:
     def _submit(
         self, told: Compute, stage: GroupStage, span: WorkSpan, media: Mapping[int, Media], decode_s: float
     ) -> None:
-        entries = {
+        entries = {  # comprehensions of lists, not generators: this is done for every output
             source: tuple(
                 [
                     Entry(index, media.get(index, known.value) if source == MEDIA else known.value, known.gap)

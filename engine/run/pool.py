@@ -39,7 +39,7 @@ class Canceled(Exception):
     """Nobody wants it any more: it was not computed to its end."""
 
 
-class Done(msgspec.Struct, frozen=True, eq=False):
+class Done(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What became of one item: an output and its encoding, or the error; and when its batch ran (Unix time, ns)."""
 
     output: msgspec.Struct | None
@@ -185,8 +185,8 @@ class Pool:
             await over.wait()
         return [found[index] for index in range(len(items))]
 
-    def signals(self) -> PoolSignals:
-        """As things stand."""
+    def signals(self, *, with_history: bool = True) -> PoolSignals:
+        """As things stand. Without history, service times by batch size are left out: credit is asked for often."""
         limits = self._limits()
         num_in_service = len(self._running)
         return PoolSignals(
@@ -201,7 +201,7 @@ class Pool:
             num_instances=self._instances.num_loaded,
             queue_wait_s=sum(self._waits_s) / len(self._waits_s) if self._waits_s else None,
             service_s=sum(self._services_s) / len(self._services_s) if self._services_s else None,
-            service_times=self._service_times.so_far(),
+            service_times=self._service_times.so_far() if with_history else (),
             num_arrived=self._num_tickets,
             num_done=self._num_done,
             num_failed=self._num_failed,
@@ -218,7 +218,8 @@ class Pool:
         if not self._is_kept:
             self._is_kept = True
             self._tasks.start_soon(self._keep)
-        self._news.set()
+        elif not self._news.is_set():
+            self._news.set()
 
     async def _keep(self) -> None:
         """Ask the batcher when something has changed and when it wants to be asked, while there is anything to do."""

@@ -163,6 +163,9 @@ class SegmentCache:
 
     def keep_result(self, stage: str, key: Key, stored: Stored) -> Known:
         """Take in what a result subject holds."""
+        kept = self._results.get((stage, key))
+        if kept is not None and kept[0].seq == stored.seq:
+            return kept[0]
         try:
             record = decode_result(stored.data)
             decoder = self._decoders.get(stage)

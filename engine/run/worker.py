@@ -324,7 +324,7 @@ class Worker:
         ]
 
     def _pool_signals(self) -> dict[str, PoolSignals]:
-        return {pool.name: pool.signals() for pool, _ in self._pools.values()}
+        return {pool.name: pool.signals(with_history=False) for pool, _ in self._pools.values()}
 
     def _on_decoded(self, stream: str, segment: Segment, kind: type, began_ns: int, ended_ns: int) -> None:
         self._journal.note(

@@ -112,7 +112,7 @@ def by_kind(demands: Sequence[Demand]) -> dict[type[Demand], list[Demand]]:
     return kinds
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One input at one segment: `value` is `Media` or the source stage's output; None where there is a gap."""
 
     index: int
@@ -120,7 +120,7 @@ class Entry(msgspec.Struct, frozen=True):
     gap: Gap | None = None
 
 
-class Inputs(msgspec.Struct, frozen=True):
+class Inputs(msgspec.Struct, frozen=True, gc=False):
     """Everything one output is computed from.
 
     `ports[name]` has one tuple for each source of the port (one, unless the port is `many`), each with the entries of

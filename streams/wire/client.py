@@ -30,10 +30,29 @@ log = structlog.get_logger(__name__)
 RECONNECT_PAUSE_S = 1.0
 
 
+def plain_headers(block: bytes) -> dict[str, str] | None:
+    """The headers of a block that is as servers and clients write them: a tenth of a hop's time is saved by not looking
+    at each character. None for any other, which nats-py is left to read."""
+    if not (block.startswith(b"NATS/1.0\r\n") and block.endswith(b"\r\n\r\n") and block.isascii()):
+        return None
+    found: dict[str, str] = {}
+    for line in block[10:-4].decode("ascii").split("\r\n"):
+        name, colon, value = line.partition(":")
+        if not colon or not name.replace("-", "").isalnum():
+            return None
+        found[name] = value.strip()
+    return found
+
+
 class WatchedClient(Client):
     """A client that hears whatever is sent."""
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
+        if not headers:
+            return None
+        plain = plain_headers(headers)
+        if plain is not None:
+            return plain
         try:
             found: dict[str, str] | None = await super()._process_headers(headers)
         except Exception as error:

@@ -79,12 +79,14 @@ class Outbox:
             return
         headers = headers_for(record.traceparent, record.due_ns, EXPECT_EMPTY)
         self._queue.append((record.subject, record.data, f"{self._inbox}.{number}", headers))
-        self._news.set()
+        if not self._news.is_set():
+            self._news.set()
 
     def send(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         """Core NATS: at most once."""
         self._queue.append((subject, data, "", headers))
-        self._news.set()
+        if not self._news.is_set():
+            self._news.set()
 
     async def run(self) -> None:
         """Until canceled."""

@@ -30,7 +30,7 @@ STARTS_ELSEWHERE = {10012, 10148}  # made by another in the meantime, or with an
 INACTIVE_S = 120.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
 
 
-class Arrival(msgspec.Struct, eq=False):
+class Arrival(msgspec.Struct, eq=False, gc=False):
     """A message that was delivered and is not yet acknowledged."""
 
     subject: str
@@ -185,7 +185,11 @@ def delivery(reply: str) -> tuple[int, int, int, int]:
     if tokens[:2] != ["$JS", "ACK"] or len(tokens) not in (9, 11, 12):
         raise Malformed(f"{shown(reply)} is no subject to acknowledge on")
     where = 4 if len(tokens) == 9 else 6
-    delivered, seq, _, stored_ns, num_pending = (whole_number(token) for token in tokens[where : where + 5])
+    numbers = tokens[where : where + 5]
+    if reply.isascii() and len(reply) < 400 and "".join(numbers).isdigit() and max(map(len, numbers)) < 20:
+        delivered, seq, _, stored_ns, num_pending = map(int, numbers)  # as the server writes them
+    else:
+        delivered, seq, _, stored_ns, num_pending = map(whole_number, numbers)
     return delivered, seq, stored_ns, num_pending
 
 
