@@ -40,7 +40,7 @@ class RunningStage(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.planned.scope, Reduce):
             return any(span.first == key.first and span.last in (None, key.last) for span in self.spans)
         first = key.first
-        for span in self.spans:  # of every arrival: no generator
+        for span in self.spans:  # noqa: SIM110 - of every arrival, and a generator costs
             if span.first <= first and (span.last is None or first <= span.last):
                 return True
         return False
