@@ -134,6 +134,8 @@ class FrameStore:
                     kept.num_pins += 1
                     pinned.append(place)
                     if any(demand not in kept.products for demand in wanted):
+                        if len(pinned) == 1:  # who holds something already goes on, or two could wait for each other
+                            await self._room()
                         decodings += await self._decode(segment, place, kept, wanted)
                     self._kept.move_to_end(place)
                     products[segment.index] |= {demand: kept.products[demand] for demand in wanted}
@@ -155,7 +157,6 @@ class FrameStore:
             ]
             if all(each in kept.products for each in wanted):
                 return []
-            await self._room()
             alone = anyio.CapacityLimiter(1)
             async with self._limiter:  # waiting for a core is no part of decoding
                 began_ns = time.time_ns()

@@ -47,6 +47,7 @@ from streams.wire.pull import Arrival
 
 log = structlog.get_logger(__name__)
 
+HAND_BACK = b'-NAK {"delay": 1000000000}'
 BROKEN_PAUSE_S = 1.0  # before a message comes again of which something could not be read or stored
 
 
@@ -142,7 +143,7 @@ class Group:
                 self._holds.popitem()[1].let_go()
             for root, arrival in list(self._arrivals.items()):
                 self.rule.forget(root)
-                self._finish(root, arrival, b"+ACK")
+                self._finish(root, arrival, HAND_BACK)  # not acknowledged: somebody may yet ask for it again
         self._note_drained()
 
     def _note_drained(self) -> None:

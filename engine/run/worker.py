@@ -79,7 +79,6 @@ class _Served:
     pulls: list[Pull] = field(default_factory=list)
     scopes: list[anyio.CancelScope] = field(default_factory=list)
     num_pending: int | None = None  # messages the server holds for it, as the last one that came said
-    is_over: bool = False  # there is nothing it could do
 
     @property
     def stage_ids(self) -> frozenset[str]:
@@ -274,7 +273,6 @@ class Worker:
         try:
             starts = None if group.is_leaving else await where_to_start(self._ledger, group)
             if starts is None:
-                served.is_over = True
                 return
             for pool in served.pools:
                 tasks.start_soon(pool.warm_up)
