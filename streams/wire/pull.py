@@ -185,11 +185,7 @@ def delivery(reply: str) -> tuple[int, int, int, int]:
     if tokens[:2] != ["$JS", "ACK"] or len(tokens) not in (9, 11, 12):
         raise Malformed(f"{shown(reply)} is no subject to acknowledge on")
     where = 4 if len(tokens) == 9 else 6
-    numbers = tokens[where : where + 5]
-    if reply.isascii() and len(reply) < 400 and "".join(numbers).isdigit() and max(map(len, numbers)) < 20:
-        delivered, seq, _, stored_ns, num_pending = map(int, numbers)  # as the server writes them
-    else:
-        delivered, seq, _, stored_ns, num_pending = map(whole_number, numbers)
+    delivered, seq, _, stored_ns, num_pending = map(whole_number, tokens[where : where + 5])
     return delivered, seq, stored_ns, num_pending
 
 
