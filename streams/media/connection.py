@@ -171,7 +171,7 @@ class Connection:
         with open_media(self._opening) as container:
             demux = join(container, self._opening.name, start_ns=self._start_ns, arrived_ns=self._arrived_ns, **live)
             groups = self._short_groups(demux)
-            is_finite = container.size > 0 or (container.format.name == "hls" and bool(container.duration))
+            is_finite = (container.size or 0) > 0 or (container.format.name == "hls" and bool(container.duration))
             tracks = demux.tracks if groups is None else _with(demux.tracks, groups.index, groups.track)
             self._put(Opened(tracks, demux.origin_ns, demux.start_ns, is_finite))
             pieces = demux.pieces() if groups is None else groups.through(demux.pieces())
