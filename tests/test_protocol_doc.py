@@ -116,8 +116,23 @@ def schemas() -> dict[str, Any]:
     }
 
 
+def on_one_line(schema: Any) -> Any:
+    """Descriptions without the indentation of their docstrings, which Python keeps up to 3.12 and takes away since."""
+    match schema:
+        case dict():
+            return {
+                name: " ".join(value.split())
+                if name == "description" and isinstance(value, str)
+                else on_one_line(value)
+                for name, value in schema.items()
+            }
+        case list():
+            return [on_one_line(each) for each in schema]
+    return schema
+
+
 def written(made: dict[str, Any]) -> str:
-    return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(on_one_line(made), indent=2, ensure_ascii=False) + "\n"
 
 
 def test_the_schemas_are_those_of_the_code() -> None:
