@@ -134,7 +134,7 @@ params = { floor_db = -60.0 }
     "README.md": """\
 # @NAME@
 
-An operator for [Penstock](https://pypi.org/project/penstock/): `src/@MODULE@/__init__.py` says what it does, and
+An operator for Penstock: `src/@MODULE@/__init__.py` says what it does, and
 `tests/` shows it. It measures how loud each segment is; put what yours does in its place.
 
 ```
