@@ -4,6 +4,7 @@ An answer joins the reply with what it rests on: the implementation of every sta
 it cost and the trace that explains it. It travels as JSON.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -12,9 +13,10 @@ import msgspec
 
 from engine.spec.jobs import JobSpec
 from engine.spec.plan import Plan
-from streams.records import Gap, Record, Reply, Result, Segment
+from streams.records import NOT_IN_THE_VIDEO, Evidence, Gap, Record, Reply, Result, Segment, encode
 
 SECOND_NS = 1_000_000_000
+NOTHING = ""  # what an output says that found nothing
 
 
 class EvidenceItem(Record, frozen=True):
@@ -155,3 +157,18 @@ def _lost(spec: JobSpec) -> tuple[GapNote, ...]:
         return ()
     detail = "fell out of retention before it was asked for"
     return (GapNote(stage="media", first=spec.lost.first, last=spec.lost.last, cause="dropped", detail=detail),)
+
+
+def digest(output: msgspec.Struct | None) -> str:
+    """What an output says, without how surely: two windows that find the same say the same. Nothing found says
+    NOTHING."""
+    match output:
+        case Reply(answer=answer, evidence=evidence):
+            if answer == NOT_IN_THE_VIDEO:
+                return NOTHING
+            content: Any = [answer, sorted((item.kind, item.start_ns, item.text) for item in evidence)]
+        case Evidence(observations=()) | None:
+            return NOTHING
+        case _:
+            content = output
+    return hashlib.sha256(encode(content)).hexdigest()[:16]

@@ -6,7 +6,6 @@ when it was made. So whoever goes on after a death reads the last answer and kno
 at once one is refused. What is heard by core NATS is a hint only: the ledger is read before anything is believed.
 """
 
-import hashlib
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,7 +16,7 @@ import msgspec
 import structlog
 
 from engine.decide import joins
-from engine.decide.answer import Answer, make_answer, upstream_of, wall_clock
+from engine.decide.answer import NOTHING, Answer, digest, make_answer, upstream_of, wall_clock
 from engine.node.answer_spans import AnswerSpan, Used
 from engine.node.recovery import Recovery
 from engine.run.gaps import note_gaps
@@ -30,17 +29,13 @@ from streams import subjects
 from streams.decoding import decoded, shown
 from streams.errors import LinkError, Malformed
 from streams.records import (
-    NOT_IN_THE_VIDEO,
     EndOfStream,
-    Evidence,
     Gap,
-    Reply,
     Result,
     Segment,
     decode_media,
     decode_output,
     decode_result,
-    encode,
 )
 from streams.subjects import Key
 from streams.wire.ledger import Ledger, Stored
@@ -50,7 +45,6 @@ log = structlog.get_logger(__name__)
 STORING_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # pauses while a record we heard of is being stored
 RECOUNT_S = 2.0  # how often the ledger is asked for what no hint told
 PROGRESS = "Penstock-Progress"
-NOTHING = ""
 UNREADABLE = "the stored record cannot be read"
 MAX_INDEX = 10**18  # a segment's number has at most 18 digits
 MAX_MOMENTS = 512
@@ -382,21 +376,6 @@ class Answering:
             ]
             self._last_read[source] = (indices, records)
         return self._last_read[source][1]
-
-
-def digest(output: msgspec.Struct | None) -> str:
-    """What an output says, without how surely: two windows that find the same say the same. Nothing found says
-    NOTHING."""
-    match output:
-        case Reply(answer=answer, evidence=evidence):
-            if answer == NOT_IN_THE_VIDEO:
-                return NOTHING
-            content: Any = [answer, sorted((item.kind, item.start_ns, item.text) for item in evidence)]
-        case Evidence(observations=()) | None:
-            return NOTHING
-        case _:
-            content = output
-    return hashlib.sha256(encode(content)).hexdigest()[:16]
 
 
 def unreadable(stage_id: str, stream: str, key: Key, error: Exception) -> Gap:

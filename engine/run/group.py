@@ -43,11 +43,10 @@ from streams import subjects
 from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
 from streams.wire import ledger as ledgers
 from streams.wire.ledger import Stored
-from streams.wire.pull import Arrival
+from streams.wire.pull import DONE, Arrival, again
 
 log = structlog.get_logger(__name__)
 
-HAND_BACK = b'-NAK {"delay": 1000000000}'
 BROKEN_PAUSE_S = 1.0  # before a message comes again of which something could not be read or stored
 
 
@@ -143,7 +142,9 @@ class Group:
                 self._holds.popitem()[1].let_go()
             for root, arrival in list(self._arrivals.items()):
                 self.rule.forget(root)
-                self._finish(root, arrival, HAND_BACK)  # not acknowledged: somebody may yet ask for it again
+                self._finish(
+                    root, arrival, again(BROKEN_PAUSE_S)
+                )  # not acknowledged: somebody may yet ask for it again
         self._note_drained()
 
     def _note_drained(self) -> None:
@@ -223,12 +224,12 @@ class Group:
             case Acknowledge(root):
                 arrival = self._arrivals.get(root)
                 if arrival is not None:
-                    self._finish(root, arrival, b"+ACK")
+                    self._finish(root, arrival, DONE)
             case Redeliver(root, delay_s, why):
                 arrival = self._arrivals.get(root)
                 if arrival is not None:
                     self.host.journal.note(self.stream, arrival.subject.rpartition(".")[2], "", "again", why)
-                    self._finish(root, arrival, b'-NAK {"delay": %d}' % int(delay_s * 1e9))
+                    self._finish(root, arrival, again(delay_s))
             case Release(index):
                 self.host.frames.release(self.stream, self.name, index)
 
@@ -242,7 +243,7 @@ class Group:
         self.host.on_done()
 
     def _hand_back(self, arrival: Arrival, delay_s: float) -> None:
-        self.host.outbox.send(arrival.reply, b'-NAK {"delay": %d}' % int(delay_s * 1e9))
+        self.host.outbox.send(arrival.reply, again(delay_s))
         self._note_drained()
         self.host.on_done()
 

@@ -45,11 +45,10 @@ from streams.errors import LinkError, PenstockError
 from streams.records import Segment, encode
 from streams.wire.ledger import Ledger
 from streams.wire.outbox import Outbox
-from streams.wire.pull import Arrival, Pull
+from streams.wire.pull import PROGRESS, Arrival, Pull, again
 
 log = structlog.get_logger(__name__)
 
-HAND_BACK, PROGRESS = b'-NAK {"delay": 0}', b"+WPI"
 DRAIN_S = 30.0  # what a group that is replaced gets to finish what it has taken
 KEEP_POOL_S = 600.0  # a pool that no job needs: the next job that does finds its models loaded
 
@@ -132,7 +131,7 @@ class Worker:
         finally:
             with anyio.move_on_after(0.3, shield=True):
                 for arrival in self._unfinished():
-                    self._outbox.send(arrival.reply, HAND_BACK)
+                    self._outbox.send(arrival.reply, again(0))
                 await self._outbox.drained()
 
     # --- which groups ------------------------------------------------------------------------------------------
@@ -307,7 +306,7 @@ class Worker:
         left = pull.waiting
         await pull.close()
         for arrival in left:
-            self._outbox.send(arrival.reply, HAND_BACK)
+            self._outbox.send(arrival.reply, again(0))
 
     def _demands(self) -> list[Demand]:
         return [

@@ -30,6 +30,15 @@ STARTS_ELSEWHERE = {10012, 10148}  # made by another in the meantime, or with an
 INACTIVE_S = 120.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
 
 
+# What is said of a message, on its `reply` subject. Lost words only cause a redelivery.
+DONE, PROGRESS = b"+ACK", b"+WPI"
+
+
+def again(delay_s: float) -> bytes:
+    """Have it brought again, here or elsewhere, after a delay."""
+    return b'-NAK {"delay": %d}' % int(delay_s * 1e9)
+
+
 class Arrival(msgspec.Struct, eq=False, gc=False):
     """A message that was delivered and is not yet acknowledged."""
 
@@ -197,16 +206,16 @@ def _num_expired(headers: Mapping[str, str]) -> int:
 
 
 class Acks:
-    """What a worker says of what it took: done, still at it, again later. Lost words only cause a redelivery."""
+    """Says what became of messages, for those who wait until it is sent."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._link = ledger.link
 
     async def done(self, arrival: Arrival) -> None:
-        await self._link.publish(arrival.reply, b"+ACK")
+        await self._link.publish(arrival.reply, DONE)
 
     async def progress(self, arrival: Arrival) -> None:
-        await self._link.publish(arrival.reply, b"+WPI")
+        await self._link.publish(arrival.reply, PROGRESS)
 
     async def again(self, arrival: Arrival, delay_s: float) -> None:
-        await self._link.publish(arrival.reply, b'-NAK {"delay": %d}' % int(delay_s * 1e9))
+        await self._link.publish(arrival.reply, again(delay_s))
