@@ -61,6 +61,8 @@ class Storyteller:
             if segment.start_ns < item.end_s * 1e9 and segment.start_ns + segment.duration_ns > item.start_s * 1e9
         }
         near |= {index for gap in answer.gaps for index in range(gap.first, min(gap.last, gap.first + 8) + 1)}
+        if not near:  # it rests on nothing: what there was to look at
+            near = set(range(answer.first, min(answer.last, answer.first + 8) + 1))
         wanted = {note.stage for note in answer.stages}
         told = lines_of(kept, names, await self._remembered(None), [(answer, stored_ns)])
         last = answer.stages[-1].stage if answer.stages else ""
