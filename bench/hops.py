@@ -30,6 +30,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, StreamConfig
 
 from engine.node.submission import submit_whole
+from engine.run import heap
 from engine.run.registry import open_registry
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Assignment, Worker
@@ -261,6 +262,7 @@ async def latency(ledger: Ledger, run: str, data: bytes, num: int) -> list[float
 
 async def measured(num_items: int, num_rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {"items": num_items, "rounds": num_rounds, "hops": HOPS}
+    heap.settle()  # as a worker does when it has started; the three share one process and what this does
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
         async with embedded(Path(folder)) as url, connect(url) as link:
             ledger = await open_ledger(link)

@@ -15,7 +15,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from engine.run import telemetry
+from engine.run import heap, telemetry
 from engine.run.signalling import Meters
 from engine.run.worker import Assignment, Worker
 from engine.spec.catalogue import installed
@@ -34,7 +34,8 @@ async def serve(assignment: Assignment) -> None:
     meters = Meters.of("penstock-worker", assignment.name)
     try:
         async with connect(assignment.url, name=assignment.name) as link, anyio.create_task_group() as tasks:
-            worker = Worker(await open_ledger(link), assignment, installed(), traces, meters)
+            worker = Worker(await open_ledger(link), assignment, installed(), traces, meters, on_loaded=heap.settle)
+            heap.settle()
             tasks.start_soon(_cancel_when_told, tasks.cancel_scope)
             tasks.start_soon(worker.run)
     finally:

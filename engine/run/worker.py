@@ -6,7 +6,7 @@ is stored, and holds nothing that its death would lose.
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -99,8 +99,10 @@ class Worker:
         catalogue: Catalogue,
         traces: telemetry.Telemetry,
         meters: Meters | None = None,
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
+        self._on_loaded = on_loaded
         self._assignment = assignment
         self._catalogue = catalogue
         self._traces = traces
@@ -208,10 +210,12 @@ class Worker:
         for stream, stages in by_stream.items():
             if stream not in self._caches:
                 self._caches[stream] = SegmentCache(self._ledger, stream, 4 + 2 * self._assignment.num_cores)
+            read = {source for stage in stages for source in stage.planned.sources}
             outputs = {
                 stage.id: self._catalogue.capabilities[stage.planned.capability].output
                 for stage in stages
-                if stage.planned.capability in self._catalogue.capabilities
+                if (stage.id in read or isinstance(stage.planned.scope, Fold))
+                and stage.planned.capability in self._catalogue.capabilities
             }
             self._caches[stream].serve(outputs)
 
@@ -274,7 +278,7 @@ class Worker:
             if starts is None:
                 return
             for pool in served.pools:
-                tasks.start_soon(pool.warm_up)
+                tasks.start_soon(self._warm_up, pool)
             for stream, filters in group.external.items():
                 durable = f"{running.name}-{running.stream}"
                 pull = Pull(self._ledger.link, stream, durable, filters, self._assignment.ack_wait_s, starts[stream])
@@ -286,6 +290,10 @@ class Worker:
             log.warning("cannot_start", group=running.name, stream=running.stream, error=str(error))
             served.leave(cancel=True)
             self._served.pop((running.stream, running.name), None)  # the next look at the bucket tries again
+
+    async def _warm_up(self, pool: Pool) -> None:
+        await pool.warm_up()
+        self._on_loaded()
 
     async def _serve(self, served: _Served, pull: Pull) -> None:
         """Take what there is credit for."""
