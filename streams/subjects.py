@@ -5,9 +5,10 @@ A subject names a computation and its place in the stream. Tokens are `[A-Za-z0-
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
+
+import msgspec
 
 from streams.errors import UserError
 
@@ -32,8 +33,7 @@ class Key(NamedTuple):
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True, gc=False):
     """A parsed subject. `source` is "media" or a stage id; `key` is None for the end of a stream."""
 
     kind: Literal["media", "results", "dead"]
@@ -64,7 +64,8 @@ def media_of(stream: str) -> str:
 
 
 def result(stage: str, stream: str, key: Key) -> str:
-    return f"{PREFIX}.results.{stage}.{stream}.{key}"
+    first, last = key  # of every output: no call of __str__
+    return f"{PREFIX}.results.{stage}.{stream}.{first}" if first == last else f"{PREFIX}.results.{stage}.{stream}.{key}"
 
 
 def results_of(stage: str, stream: str) -> str:

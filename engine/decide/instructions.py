@@ -96,9 +96,10 @@ class Compute(msgspec.Struct, frozen=True, eq=False, gc=False):
     key: Key
     event: Event
     inputs: Mapping[str, Mapping[int, Known]]
+    due_ns: int  # of its segment, which is handed on with it: the server's Unix time; 0: never
+    why: str
     previous: Known | None = None
-    due_ns: int = 0  # the server's Unix time after which it is worth nothing; 0: never
-    why: str = ""
+    expires_ns: int = 0  # when it is worth nothing any more: its due time, unless it is wanted however late
 
     @property
     def output(self) -> Output:
@@ -112,6 +113,7 @@ class GiveGap(msgspec.Struct, frozen=True, eq=False, gc=False):
     key: Key
     event: Event
     inputs: Mapping[str, Mapping[int, Known]]
+    due_ns: int  # as that of `Compute`
     cause: GapCause
     why: str
     is_dead: bool = False

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.decide.running_graph import RunningStage
-from engine.spec.operator import Reduce
 from streams.subjects import Key
 
 
@@ -23,11 +22,10 @@ def due_of(key: Key, said_ns: int, inputs: Mapping[str, Mapping[int, Any]]) -> i
     return due_ns or said_ns
 
 
-def due_ns(stage: RunningStage, key: Key, said_ns: int, inputs: Mapping[str, Mapping[int, Any]]) -> int:
-    """When an output is due; 0 where it is wanted however late."""
-    if isinstance(stage.planned.scope, Reduce) or not stage.is_prompt(key):
-        return 0
-    return due_of(key, said_ns, inputs)
+def expires_ns(stage: RunningStage, key: Key, due_ns: int) -> int:
+    """When an output is worth nothing any more: when its segment is due, or never (0) where it is wanted however
+    late."""
+    return due_ns if due_ns and stage.is_prompt(key) else 0
 
 
 def is_late(due_ns: int, now_ns: int) -> bool:

@@ -343,16 +343,17 @@ class Readiness:
         if self._messages.wait_for((stage.id, key), event, root):
             return
         work: Compute | GiveGap
-        due_ns = lateness.due_ns(stage.running, key, event.known.due_ns, inputs)
+        due_ns = lateness.due_of(key, event.known.due_ns, inputs)
+        expires_ns = lateness.expires_ns(stage.running, key, due_ns)
         lost = retry.before_attempt(event.num_delivered, self._policy)
         if lost is not None:
-            work = GiveGap(stage, key, event, inputs, "dead_lettered", lost.cause, is_dead=True)
-        elif lateness.is_late(due_ns, now_ns):
-            work = GiveGap(stage, key, event, inputs, "late", lateness.said_of(due_ns, now_ns))
+            work = GiveGap(stage, key, event, inputs, due_ns, "dead_lettered", lost.cause, is_dead=True)
+        elif lateness.is_late(expires_ns, now_ns):
+            work = GiveGap(stage, key, event, inputs, due_ns, "late", lateness.said_of(due_ns, now_ns))
         elif (lacks := self._gap_above(stage, key, inputs)) is not None:
-            work = GiveGap(stage, key, event, inputs, "upstream", lacks)
+            work = GiveGap(stage, key, event, inputs, due_ns, "upstream", lacks)
         else:
-            work = Compute(stage, key, event, inputs, previous, due_ns, "all its inputs are stored")
+            work = Compute(stage, key, event, inputs, due_ns, "all its inputs are stored", previous, expires_ns)
         self._messages.make(work)
         out.append(work)
 
@@ -389,7 +390,7 @@ class Readiness:
         out.append(read)
 
     def _gap_instead(self, work: Compute, cause: GapCause, why: str, *, is_dead: bool = False) -> list[Instruction]:
-        gap = GiveGap(work.stage, work.key, work.event, work.inputs, cause, why, is_dead)
+        gap = GiveGap(work.stage, work.key, work.event, work.inputs, work.due_ns, cause, why, is_dead)
         return [gap] if self._messages.make_instead(work, gap) else []
 
     def _release(self, stage: StageRule, key: Key, out: list[Instruction]) -> None:

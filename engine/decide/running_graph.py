@@ -46,8 +46,13 @@ class RunningStage(msgspec.Struct, frozen=True, kw_only=True):
         return False
 
     def is_prompt(self, key: Key) -> bool:
-        """Whether this output is worth nothing when it is late."""
-        return not any(span.holds(key.last) for span in self.patient)
+        """Whether this output is worth nothing when it is late; what is made of a range is wanted however late."""
+        if isinstance(self.planned.scope, Reduce):
+            return False
+        for span in self.patient:  # noqa: SIM110 - of every output, and a generator costs
+            if span.holds(key.last):
+                return False
+        return True
 
 
 class RunningGroup(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,13 +29,15 @@ class CreditDesk:
         self._credits: dict[str, Credit] = {}
         self._worked_out_s = 0.0
         self._changed = anyio.Event()
+        self._num_waiting = 0
         self._has_changed = True  # since they were worked out
 
     def note_change(self) -> None:
         """A message was taken or finished, or a lane became free."""
         self._has_changed = True
-        self._changed.set()
-        self._changed = anyio.Event()
+        if self._num_waiting:
+            self._changed.set()
+            self._changed = anyio.Event()
 
     async def of(self, group: str) -> int:
         """How many messages a group may take now, once it is any."""
@@ -49,7 +51,11 @@ class CreditDesk:
                 credit = self._credits.get(group)
             if credit is not None and credit.num > 0:
                 return credit.num
-            await changed.wait()
+            self._num_waiting += 1
+            try:
+                await changed.wait()
+            finally:
+                self._num_waiting -= 1
 
     def _work_out(self) -> None:
         self._has_changed = False

@@ -32,15 +32,16 @@ from engine.decide.readiness import Readiness
 from engine.decide.retry import cause_of
 from engine.run.frames import Hold
 from engine.run.host import GroupStage, Host
-from engine.run.pool import Canceled, Done, Late, Pool, Ticket
+from engine.run.pool import Canceled, Done, Late, Ticket, no_word
 from engine.run.segment_cache import SegmentCache
 from engine.run.spans import WorkSpan
 from engine.run.storing import Storing
-from engine.run.work import result_of
-from engine.spec.operator import Entry, Inputs, Media
+from engine.run.work import inputs_of, result_of
+from engine.spec.operator import Media
 from engine.spec.workflow import MEDIA
 from streams import subjects
 from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
+from streams.subjects import Address
 from streams.wire import ledger as ledgers
 from streams.wire.ledger import Stored
 from streams.wire.pull import DONE, Arrival, again
@@ -64,7 +65,7 @@ class Group:
     drained: anyio.Event = field(default_factory=anyio.Event)
     storing: Storing = field(init=False)
     _arrivals: dict[int, Arrival] = field(default_factory=dict)
-    _tickets: dict[int, tuple[Pool, Ticket]] = field(default_factory=dict)
+    _tickets: dict[int, Ticket] = field(default_factory=dict)
     _holds: dict[int, Hold] = field(default_factory=dict)
     _todo: deque[Instruction] = field(default_factory=deque)
     _is_doing: bool = False
@@ -123,12 +124,18 @@ class Group:
 
     def take(self, arrival: Arrival) -> None:
         """Do all that a message sets off; it is acknowledged or handed back when that is done."""
-        root = arrival.seq << 1 | (arrival.subject.split(".", 2)[1] != "media")
+        try:
+            address = subjects.parse(arrival.subject)
+        except UserError as error:
+            log.warning("not_ours", error=str(error))
+            self._answer(arrival, DONE)
+            return
+        root = arrival.seq << 1 | (address.kind != "media")
         self._arrivals[root] = arrival
         if arrival.headers and ledgers.BULK in arrival.headers:
-            self.host.tasks.start_soon(self._take_in_pieces, root, arrival)
+            self.host.tasks.start_soon(self._take_in_pieces, root, arrival, address)
         else:
-            self._event(root, arrival, arrival.data)
+            self._event(root, arrival, address, arrival.data)
 
     def leave(self, *, cancel: bool) -> None:
         """Take nothing more. With `cancel`, nobody wants what is under way: what has not begun will not, and what
@@ -136,8 +143,8 @@ class Group:
         self.is_leaving = True
         self.host.frames.leave(self.stream, self.name)
         if cancel:
-            for pool, ticket in list(self._tickets.values()):
-                pool.cancel(ticket)
+            while self._tickets:
+                self._tickets.popitem()[1].cancel()
             while self._holds:
                 self._holds.popitem()[1].let_go()
             for root, arrival in list(self._arrivals.items()):
@@ -151,27 +158,20 @@ class Group:
         if self.is_leaving and not self._arrivals:
             self.drained.set()
 
-    async def _take_in_pieces(self, root: int, arrival: Arrival) -> None:
+    async def _take_in_pieces(self, root: int, arrival: Arrival, address: Address) -> None:
         try:
             data = await self.host.ledger.whole(arrival.data, arrival.headers)
         except LinkError as error:
             log.warning("not_read", subject=arrival.subject, error=str(error))
-            self._arrivals.pop(root, None)
-            self._hand_back(arrival, BROKEN_PAUSE_S)
+            self._finish(root, arrival, again(BROKEN_PAUSE_S))
             return
         except PenstockError as error:
             log.warning("incomplete", subject=arrival.subject, error=str(error))
             data = b""
-        self._event(root, arrival, data)
+        self._event(root, arrival, address, data)
 
-    def _event(self, root: int, arrival: Arrival, data: bytes) -> None:
-        """What a message says; one that is nothing of ours is done with."""
-        try:
-            address = subjects.parse(arrival.subject)
-        except UserError as error:
-            log.warning("not_ours", error=str(error))
-            self._do([Acknowledge(root, "it is nothing of ours")])
-            return
+    def _event(self, root: int, arrival: Arrival, address: Address, data: bytes) -> None:
+        """What a message says."""
         stored = Stored(arrival.subject, arrival.seq, data, arrival.traceparent, arrival.due_ns)
         num_segments: int | None = None
         if address.kind == "media":
@@ -238,12 +238,10 @@ class Group:
 
     def _finish(self, root: int, arrival: Arrival, word: bytes) -> None:
         self._arrivals.pop(root, None)
-        self.host.outbox.send(arrival.reply, word)
-        self._note_drained()
-        self.host.on_done()
+        self._answer(arrival, word)
 
-    def _hand_back(self, arrival: Arrival, delay_s: float) -> None:
-        self.host.outbox.send(arrival.reply, again(delay_s))
+    def _answer(self, arrival: Arrival, word: bytes) -> None:
+        self.host.outbox.send(arrival.reply, word)
         self._note_drained()
         self.host.on_done()
 
@@ -294,30 +292,16 @@ class Group:
     def _submit(
         self, told: Compute, stage: GroupStage, span: WorkSpan, media: Mapping[int, Media], decode_s: float
     ) -> None:
-        entries = {  # comprehensions of lists, not generators: this is done for every output
-            source: tuple(
-                [
-                    Entry(index, media.get(index, known.value) if source == MEDIA else known.value, known.gap)
-                    for index, known in found.items()  # in order of segment
-                ]
-            )
-            for source, found in told.inputs.items()
-        }
-        ports = {
-            port: tuple([entries[source] for source in sources])
-            for port, sources in told.stage.running.planned.inputs.items()
-        }
-        before = told.previous.value if told.previous is not None else None
-        inputs = Inputs(self.stream, told.key.first, told.key.last, stage.params, ports, before)
-        ticket = stage.pool.submit(
-            inputs,
-            partial(self._computed, told, stage, span, decode_s),
-            due_ns=told.due_ns,
+        pool = stage.pool
+        ticket = pool.submit(
+            inputs_of(told, self.stream, stage.params, media),
+            partial(self._computed, told, span, decode_s),
+            due_ns=told.expires_ns,
             alone=told.event.num_delivered > 1,
-            emit=partial(self._emit, told),
+            emit=partial(self._emit, told) if pool.is_async else no_word,
             span=span.item,
         )
-        self._tickets[id(told)] = stage.pool, ticket
+        self._tickets[id(told)] = ticket
 
     def _emit(self, told: Compute, text: str) -> None:
         """Pass on what comes while an output is being made, to those who listen for their job's drafts."""
@@ -332,7 +316,7 @@ class Group:
             }
             self.host.outbox.send(subjects.partials(job, self.stream), msgspec.json.encode(said))
 
-    def _computed(self, told: Compute, stage: GroupStage, span: WorkSpan, decode_s: float, ran: Done) -> None:
+    def _computed(self, told: Compute, span: WorkSpan, decode_s: float, ran: Done) -> None:
         self._tickets.pop(id(told), None)
         if (hold := self._holds.pop(id(told), None)) is not None:
             hold.let_go()

@@ -61,21 +61,21 @@ class Done(msgspec.Struct, frozen=True, eq=False, gc=False):
 OnDone = Callable[[Done], None]
 
 
-class Ticket:
+class Ticket(msgspec.Struct, eq=False, gc=False):
     """An item that was handed in."""
 
-    __slots__ = ("emit", "id", "inputs", "on_done", "scope", "since_ns", "span")
+    pool: "Pool"
+    id: int
+    inputs: Inputs
+    on_done: OnDone
+    emit: Callable[[str], None]
+    since_ns: int  # Unix time
+    span: str
+    scope: anyio.CancelScope | None = None  # of one that runs by itself
 
-    def __init__(
-        self, id: int, inputs: Inputs, on_done: OnDone, emit: Callable[[str], None], since_ns: int, span: str
-    ) -> None:
-        self.id = id
-        self.inputs = inputs
-        self.on_done = on_done
-        self.emit = emit
-        self.since_ns = since_ns
-        self.span = span
-        self.scope: anyio.CancelScope | None = None  # of one that runs by itself
+    def cancel(self) -> None:
+        """It is wanted no more: one that waits will not run, one that runs by itself is told."""
+        self.pool.cancel(self)
 
 
 class Capacity:
@@ -109,7 +109,8 @@ class Pool:
     ) -> None:
         self.operator = operator
         self.name = name or operator.name
-        self.max_batch = 1 if operator.runs_in == "async" else operator.max_batch
+        self.is_async = operator.runs_in == "async"
+        self.max_batch = 1 if self.is_async else operator.max_batch
         self._device = device
         self._instances = Instances(operator, knobs, device)
         self._capacity = capacity
@@ -156,7 +157,7 @@ class Pool:
     ) -> Ticket:
         """Have an item computed; `on_done` is called with what became of it, once, unless it is canceled."""
         self._num_tickets += 1
-        ticket = Ticket(self._num_tickets, inputs, on_done, emit, time.time_ns(), span)
+        ticket = Ticket(self, self._num_tickets, inputs, on_done, emit, time.time_ns(), span)
         self._tickets[ticket.id] = ticket
         self._batcher.add(Item(ticket.id, due_ns, alone=alone))
         self._wake()
@@ -262,7 +263,7 @@ class Pool:
     async def _lane(self, tickets: list[Ticket], number: int, why: str) -> None:
         """One batch, from beginning to end."""
         try:
-            if self.operator.runs_in == "async":
+            if self.is_async:
                 await self._run_async(tickets[0], number, why)
             else:
                 await self._run(tickets, number, why)

@@ -21,6 +21,7 @@ from streams.subjects import Key
 from streams.wire.ledger import Ledger, Stored
 
 MAX_RESULTS = 4096
+LOOK_S = 1.0
 KEEP_RESULTS_S = 120.0  # since a result was last asked for: longer than any segment, so windows find theirs here
 
 
@@ -33,6 +34,7 @@ class SegmentCache:
         self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {}
         self._media: OrderedDict[int, Known] = OrderedDict()
         self._results: OrderedDict[tuple[str, Key], tuple[Known, float]] = OrderedDict()  # the last asked for last
+        self._look_s = 0.0  # when to look next for what nobody asks for any more (monotonic)
         self._max_segments = max_segments
         self._end: tuple[int, EndOfStream] | None = None
 
@@ -130,7 +132,7 @@ class SegmentCache:
     # --- what is kept ------------------------------------------------------------------------------------------
 
     def serve(self, outputs: Mapping[str, type[msgspec.Struct]]) -> None:
-        """Know the stages that are read from here from now on, by what they give."""
+        """Know the stages that are read from here from now on, by what they give; what others give is not kept."""
         for stage, kind in outputs.items():
             if stage not in self._decoders:
                 self._decoders[stage] = msgspec.msgpack.Decoder(kind)
@@ -178,12 +180,16 @@ class SegmentCache:
 
     def keep_value(self, stage: str, key: Key, known: Known) -> Known:
         """Take in a result that was computed here."""
-        if known.gap is None:
+        if known.gap is None and stage in self._decoders:
             now_s = time.monotonic()
             self._results[stage, key] = known, now_s
             self._results.move_to_end((stage, key))
-            while len(self._results) > MAX_RESULTS or self._oldest_s() < now_s - KEEP_RESULTS_S:
+            if len(self._results) > MAX_RESULTS:
                 self._results.popitem(last=False)
+            elif now_s > self._look_s:
+                self._look_s = now_s + LOOK_S
+                while self._oldest_s() < now_s - KEEP_RESULTS_S:
+                    self._results.popitem(last=False)
         return known
 
     def _at_hand(self, source: str, index: int) -> Known | None:

@@ -158,9 +158,12 @@ def _parent(work: Compute | GiveGap) -> str:
     """The input at the output's own segment; none where it is made from a range."""
     if isinstance(work.stage.scope, Reduce):
         return ""
-    inputs = {source: found.get(work.key.last) for source, found in work.inputs.items()}
-    own: Known | None = inputs.get(work.event.source) or next(iter(inputs.values()), None)
-    return work.event.known.traceparent if own is None else own.traceparent
+    event, at = work.event, work.key.last
+    own: Known | None = None
+    for source, found in work.inputs.items():
+        if source == event.source or own is None:
+            own = found.get(at, own)
+    return event.known.traceparent if own is None else own.traceparent
 
 
 def _one_of_each_trace(traceparents: Sequence[str], parent: str) -> list[str]:

@@ -14,7 +14,6 @@ import msgspec
 import structlog
 
 from engine.decide.instructions import Compute, GiveGap, Known
-from engine.decide.lateness import due_of
 from engine.run.host import Host
 from engine.run.segment_cache import SegmentCache
 from engine.run.spans import WorkSpan
@@ -57,8 +56,7 @@ class Storing:
         letter = NewRecord(
             subjects.dead(told.stage.id, stream, told.key), encode(dead_letter_of(told, stream)), span.traceparent
         )
-        store = partial(self.result, told, record, None, span)
-        self._host.outbox.put(letter, lambda placed: store(), partial(self._not_stored, told, span))
+        self._host.outbox.put(letter, partial(self._dead_letter_put, told, record, span))
 
     def result(self, told: Work, record: Result | Gap, value: Any, span: WorkSpan) -> None:
         """Store a record in an output's place."""
@@ -67,14 +65,27 @@ class Storing:
             subjects.result(told.stage.id, self._cache.stream, told.key),
             encode(record),
             span.traceparent,
-            due_of(told.key, told.event.known.due_ns, told.inputs),
+            told.due_ns,
         )
-        placed = partial(self._placed, told, record, value, span, entry.due_ns)
-        self._host.outbox.put(entry, placed, partial(self._not_stored, told, span))
+        self._host.outbox.put(entry, partial(self._put, told, record, value, span))
 
-    def _placed(
-        self, told: Work, record: Result | Gap, value: Any, span: WorkSpan, due_ns: int, placed: Placed
+    def _dead_letter_put(self, told: GiveGap, record: Gap, span: WorkSpan, placed: Placed | PenstockError) -> None:
+        if isinstance(placed, PenstockError):
+            self._not_stored(told, span, placed)
+        else:
+            self.result(told, record, None, span)
+
+    def _put(
+        self,
+        told: Work,
+        record: Result | Gap,
+        value: Any,
+        span: WorkSpan,
+        placed: Placed | PenstockError,
     ) -> None:
+        if isinstance(placed, PenstockError):
+            self._not_stored(told, span, placed)
+            return
         if isinstance(record, Gap):
             span.end(record.cause, f"{record.cause}: {record.detail}")
         else:
@@ -84,7 +95,7 @@ class Storing:
             gap = record if isinstance(record, Gap) else None
             if gap is not None:
                 self._note(gap, told)
-            known = Known(placed.seq, span.traceparent, value, gap, due_ns, time.time_ns())
+            known = Known(placed.seq, span.traceparent, value, gap, told.due_ns, time.time_ns())
             self._cache.keep_value(told.stage.id, told.key, known)
         elif told.stage.read_inside:
             self._host.tasks.start_soon(self._stands, told)
@@ -110,10 +121,11 @@ class Storing:
         self.gaps[gap.cause] += 1
         note = NewRecord(subjects.gap(gap.cause, gap.stage, gap.stream, told.key), msgspec.json.encode(gap))
 
-        def not_noted(error: PenstockError) -> None:
-            log.warning("gap_not_noted", stage=told.stage.name, key=str(told.key), error=str(error))
+        def noted(placed: Placed | PenstockError) -> None:
+            if isinstance(placed, PenstockError):
+                log.warning("gap_not_noted", stage=told.stage.name, key=str(told.key), error=str(placed))
 
-        self._host.outbox.put(note, lambda placed: None, not_noted)
+        self._host.outbox.put(note, noted)
 
     def _not_stored(self, told: Work, span: WorkSpan, error: PenstockError) -> None:
         span.end(error=str(error))

@@ -1,10 +1,38 @@
-"""The records that a group's work comes to."""
+"""What a group's work starts from, as operators see it, and the records it comes to."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
 from engine.decide.instructions import Compute, GiveGap
 from engine.run.pool import Done
+from engine.spec.operator import Entry, Inputs, Media
+from engine.spec.workflow import MEDIA
 from streams.records import DeadLetter, Gap, Measured, Result
+
+
+def inputs_of(work: Compute, stream: str, params: Any, media: Mapping[int, Media]) -> Inputs:
+    """What an output is computed from; of `media`, the segments that were decoded for it."""
+    key, planned = work.key, work.stage.running.planned
+    ports: dict[str, tuple[tuple[Entry, ...], ...]]
+    if work.stage.is_plain and not media:  # most outputs, and what they cost beside their computing counts
+        (found,) = work.inputs.values()
+        known = found[key.first]
+        one = ((Entry(key.first, known.value, known.gap),),)
+        return Inputs(
+            stream, key.first, key.last, params, {port: one * len(planned.inputs[port]) for port in planned.inputs}
+        )
+    entries = {
+        source: tuple(
+            Entry(index, media.get(index, known.value) if source == MEDIA else known.value, known.gap)
+            for index, known in found.items()  # in order of segment
+        )
+        for source, found in work.inputs.items()
+    }
+    ports = {port: tuple(entries[source] for source in sources) for port, sources in planned.inputs.items()}
+    before = work.previous.value if work.previous is not None else None
+    return Inputs(stream, key.first, key.last, params, ports, before)
 
 
 def result_of(work: Compute, ran: Done, stream: str, worker: str, decode_s: float) -> Result:

@@ -142,7 +142,10 @@ class Inputs(msgspec.Struct, frozen=True, gc=False):
     def here(self, port: str) -> Any:
         """The value of a single-source port at the output's own segment. Never None: the engine answers a gap there
         with a gap and does not call the operator."""
-        return next(entry.value for entry in self.around(port) if entry.index == self.last)
+        for entry in self.around(port):
+            if entry.index == self.last:
+                return entry.value
+        raise LookupError(f"nothing of {port!r} is known at segment {self.last}")
 
 
 # --- what can do it --------------------------------------------------------------------------------------------

@@ -22,12 +22,14 @@ from typing import Any
 import anyio
 import structlog
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from streams.decoding import reason
 
 log = structlog.get_logger(__name__)
 
 RECONNECT_PAUSE_S = 1.0
+_USUAL = frozenset({"traceparent", "Penstock-Due", "Nats-Expected-Last-Subject-Sequence"})
 
 
 def plain_headers(block: bytes) -> dict[str, str] | None:
@@ -38,7 +40,7 @@ def plain_headers(block: bytes) -> dict[str, str] | None:
     found: dict[str, str] = {}
     for line in block[10:-4].decode("ascii").split("\r\n"):
         name, colon, value = line.partition(":")
-        if not colon or not name.replace("-", "").isalnum():
+        if not colon or not (name in _USUAL or name.replace("-", "").isalnum()):
             return None
         found[name] = value.strip()
     return found
@@ -60,14 +62,13 @@ class WatchedClient(Client):
             return None
         return found
 
-    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Any:
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Msg:
         try:
-            subject.decode()
-            reply.decode()
+            said, answer_to = subject.decode(), reply.decode()
         except UnicodeDecodeError as error:
             log.warning("unreadable_subject", error=reason(error))
-            subject, reply = (part.decode(errors="replace").encode() for part in (subject, reply))
-        return super()._build_message(sid, subject, reply, data, headers)
+            said, answer_to = (part.decode(errors="replace") for part in (subject, reply))
+        return Msg(self, said, answer_to, data, headers, _sid=sid)
 
     async def watch(self) -> None:
         """Until canceled: connect again where the reading has ended and nobody else sees to it."""

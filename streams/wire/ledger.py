@@ -293,10 +293,11 @@ class Ledger:
 
 def headers_for(traceparent: str, due_ns: int, headers: dict[str, str]) -> dict[str, str]:
     """Headers with what is noted of a record."""
+    headers = headers.copy()
     if traceparent:
-        headers = {**headers, TRACEPARENT: traceparent}
+        headers[TRACEPARENT] = traceparent
     if due_ns:
-        headers = {**headers, DUE: str(due_ns)}
+        headers[DUE] = str(due_ns)
     return headers
 
 

@@ -7,16 +7,15 @@ put again, patiently; the callback is called once, however that ends.
 
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 import anyio
 import anyio.abc
+import msgspec
 import nats.errors
 import structlog
 from nats.aio.msg import Msg
 
-from streams.decoding import whole_number
-from streams.errors import LinkError, Malformed, PenstockError
+from streams.errors import LinkError, PenstockError
 from streams.wire.ledger import (
     EXPECT_EMPTY,
     MAX_INLINE_BYTES,
@@ -33,21 +32,16 @@ from streams.wire.publisher import decode_ack
 log = structlog.get_logger(__name__)
 
 SWEEP_S = 1.0
-OnPlaced = Callable[[Placed], None]
-OnFailed = Callable[[PenstockError], None]
+OnPut = Callable[[Placed | PenstockError], None]  # what `Ledger.put` returns or raises
 
 
-class _Open:
+class _Open(msgspec.Struct, eq=False, gc=False):
     """A record that was sent and not answered."""
 
-    __slots__ = ("is_asked", "is_old", "on_failed", "on_placed", "record")
-
-    def __init__(self, record: NewRecord, on_placed: OnPlaced, on_failed: OnFailed) -> None:
-        self.record = record
-        self.on_placed = on_placed
-        self.on_failed = on_failed
-        self.is_old = False  # it was there at the last sweep
-        self.is_asked = False  # it is being put again
+    record: NewRecord
+    on_put: OnPut
+    is_old: bool = False  # it was there at the last sweep
+    is_asked: bool = False  # it is being put again
 
 
 class Outbox:
@@ -57,7 +51,7 @@ class Outbox:
         self._ledger = ledger
         self._client = ledger.link.client
         self._inbox = self._client.new_inbox()
-        self._sent: dict[int, _Open] = {}
+        self._sent: dict[str, _Open] = {}  # by the last token of the subject to answer on
         self._num_sent = 0
         self._queue: deque[tuple[str, bytes, str, dict[str, str] | None]] = deque()
         self._news = anyio.Event()
@@ -69,11 +63,11 @@ class Outbox:
         """Records that were handed in and of which nothing is known yet."""
         return len(self._sent)
 
-    def put(self, record: NewRecord, on_placed: OnPlaced, on_failed: OnFailed) -> None:
-        """Store a record where there is none yet. `on_failed` gets what `Ledger.put` raises."""
+    def put(self, record: NewRecord, on_put: OnPut) -> None:
+        """Store a record where there is none yet."""
         self._num_sent += 1
-        number = self._num_sent
-        self._sent[number] = _Open(record, on_placed, on_failed)
+        number = str(self._num_sent)
+        self._sent[number] = _Open(record, on_put)
         if len(record.data) > self._max_bytes:
             self._again(number)
             return
@@ -101,8 +95,7 @@ class Outbox:
                 for number in [n for n, open in self._sent.items() if len(open.record.data) > self._max_bytes]:
                     self._again(number)
                 while True:
-                    while self._queue:
-                        await self._send(*self._queue.popleft())
+                    await self.drained()
                     self._news = anyio.Event()
                     await self._news.wait()
         finally:
@@ -112,61 +105,59 @@ class Outbox:
     async def drained(self) -> None:
         """Send what is queued now."""
         while self._queue:
-            await self._send(*self._queue.popleft())
-
-    async def _send(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
-        try:
-            await self._client.publish(subject, data, reply, headers)
-        except (nats.errors.Error, OSError) as error:
-            if reply:
-                self._again(int(reply.rpartition(".")[2]))
-            else:
-                log.warning("not_sent", subject=subject, error=str(error))
+            subject, data, reply, headers = self._queue.popleft()
+            try:
+                await self._client.publish(subject, data, reply, headers)
+            except (nats.errors.Error, OSError) as error:
+                if reply:
+                    self._again(reply.rpartition(".")[2])
+                else:
+                    log.warning("not_sent", subject=subject, error=str(error))
 
     # --- answers -----------------------------------------------------------------------------------------------
 
     async def _on_ack(self, message: Msg) -> None:
-        try:
-            number = whole_number(message.subject.rpartition(".")[2])
-        except Malformed:
-            return
-        open = self._sent.get(number)
-        if open is None:
+        number = message.subject.rpartition(".")[2]
+        if number not in self._sent:
             return
         ack = decode_ack(message.data)
         if ack is None:  # nobody is there to store it
             self._again(number)
         elif ack.error is None:
-            self._done(number, Placed(ack.seq, True))
+            self._tell(number, Placed(ack.seq, True))
         elif ack.error.err_code == WRONG_LAST_SEQUENCE:
             try:
-                self._done(number, Placed(standing_seq(ack.error.description), False))
+                placed = Placed(standing_seq(ack.error.description), False)
             except PenstockError:
                 self._again(number)
+            else:
+                self._tell(number, placed)
         else:
             self._again(number)
 
-    def _done(self, number: int, placed: Placed) -> None:
+    def _tell(self, number: str, what: Placed | PenstockError) -> None:
         open = self._sent.pop(number, None)
-        if open is not None:
-            _call(partial(open.on_placed, placed))
+        if open is None:
+            return
+        try:
+            open.on_put(what)
+        except Exception as error:  # of whoever handed it in; the other records are nothing to it
+            log.error("not_taken", exc_info=error)
 
-    def _again(self, number: int) -> None:
+    def _again(self, number: str) -> None:
         """Ask again, patiently."""
         open = self._sent.get(number)
         if self._tasks is not None and open is not None and not open.is_asked:
             open.is_asked = True
-            self._tasks.start_soon(self._put, number, open)
+            self._tasks.start_soon(self._put, number, open.record)
 
-    async def _put(self, number: int, open: _Open) -> None:
-        record = open.record
+    async def _put(self, number: str, record: NewRecord) -> None:
         try:
             placed = await self._ledger.put(record.subject, record.data, record.traceparent, record.due_ns)
         except PenstockError as error:
-            if self._sent.pop(number, None) is not None:
-                _call(partial(open.on_failed, error))
-            return
-        self._done(number, placed)
+            self._tell(number, error)
+        else:
+            self._tell(number, placed)
 
     def _on_reconnect(self) -> None:
         """Answers to what was sent before will not come."""
@@ -181,10 +172,3 @@ class Outbox:
                 if open.is_old:
                     self._again(number)
                 open.is_old = True
-
-
-def _call(call: Callable[[], None]) -> None:
-    try:
-        call()
-    except Exception as error:  # of whoever handed it in; the other records are nothing to it
-        log.error("not_taken", exc_info=error)

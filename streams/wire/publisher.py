@@ -20,12 +20,12 @@ from streams.wire.link import Link
 log = structlog.get_logger(__name__)
 
 
-class AckError(msgspec.Struct, frozen=True):
+class AckError(msgspec.Struct, frozen=True, gc=False):
     err_code: int = 0
     description: str = ""
 
 
-class Ack(msgspec.Struct, frozen=True):
+class Ack(msgspec.Struct, frozen=True, gc=False):
     """What JetStream says of one message: the sequence it was stored at, or why it was not."""
 
     seq: int = 0

@@ -39,11 +39,14 @@ class Heard:
 
     def put(self, outbox: Outbox, number: int, data: bytes = b"x", due_ns: int = 0) -> None:
         record = NewRecord(f"penstock.media.s.{number}", data, "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01", due_ns)
-        outbox.put(
-            record,
-            lambda placed: self.placed.setdefault(number, []).append(placed),
-            lambda error: self.failed.setdefault(number, []).append(error),
-        )
+
+        def on_put(what: Placed | PenstockError) -> None:
+            if isinstance(what, Placed):
+                self.placed.setdefault(number, []).append(what)
+            else:
+                self.failed.setdefault(number, []).append(what)
+
+        outbox.put(record, on_put)
 
 
 async def test_each_record_is_said_once_where_it_stands(nats_url: str, eventually: Eventually) -> None:
@@ -88,7 +91,7 @@ async def test_what_one_callback_raises_is_nothing_to_the_others(nats_url: str, 
         ledger = await open_ledger(link)
         async with sending(ledger) as outbox:
             heard = Heard()
-            outbox.put(NewRecord("penstock.media.bad.0", b""), bad, lambda error: None)
+            outbox.put(NewRecord("penstock.media.bad.0", b""), bad)
             heard.put(outbox, 0)
             await eventually(lambda: 0 in heard.placed)
 
