@@ -27,10 +27,13 @@ class Key(NamedTuple):
 
     @staticmethod
     def of(index: int) -> "Key":
-        return Key(index, index)
+        return _new_key(Key, (index, index))
 
     def __str__(self) -> str:
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+_new_key = tuple.__new__  # what `Key(first, last)` comes to, at half its cost: there are several for each output
 
 
 class Address(msgspec.Struct, frozen=True, gc=False):
@@ -118,12 +121,24 @@ def parse_key(text: str) -> Key:
 
 def parse(subject: str) -> Address:
     """What a media, results or dead-letter subject names. Raises UserError on any other subject."""
-    match subject.split("."):
-        case [prefix, "media", stream, last] if prefix == PREFIX:
-            return Address("media", "media", token(stream), None if last == END else _segment(last))
-        case [prefix, ("results" | "dead") as kind, stage, stream, last] if prefix == PREFIX:
-            return Address("results" if kind == "results" else "dead", token(stage), token(stream), parse_key(last))
-    raise UserError(f"{subject!r} is not a subject of penstock's media, results or dead letters")
+    head, _, last = subject.rpartition(".")
+    kind, source, stream = _head(head)
+    if kind == "media":
+        return Address(kind, source, stream, None if last == END else _segment(last))
+    return Address(kind, source, stream, parse_key(last))
+
+
+@lru_cache(maxsize=4096)
+def _head(head: str) -> tuple[Literal["media", "results", "dead"], str, str]:
+    """All of a subject but its last token, which is the same for all outputs of a stage."""
+    match head.split("."):
+        case [prefix, "media", stream] if prefix == PREFIX:
+            return "media", "media", token(stream)
+        case [prefix, "results", stage, stream] if prefix == PREFIX:
+            return "results", token(stage), token(stream)
+        case [prefix, "dead", stage, stream] if prefix == PREFIX:
+            return "dead", token(stage), token(stream)
+    raise UserError(f"{head!r} is not how a subject of penstock's media, results or dead letters begins")
 
 
 def keys_of(subjects: Iterable[str]) -> set[Key]:

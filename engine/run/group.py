@@ -318,7 +318,7 @@ class Group:
 
     def _computed(self, told: Compute, span: WorkSpan, decode_s: float, ran: Done) -> None:
         self._tickets.pop(id(told), None)
-        if (hold := self._holds.pop(id(told), None)) is not None:
+        if self._holds and (hold := self._holds.pop(id(told), None)) is not None:
             hold.let_go()
         if isinstance(ran.error, Late):
             self._do(self.rule.late(told, "its time was up before its turn came"))
@@ -342,10 +342,11 @@ class Group:
     # --- stored --------------------------------------------------------------------------------------------------
 
     def _on_stands(self, told: Compute | GiveGap, known: Known) -> None:
+        now_ns = self.host.now_ns()
         arrival = self._arrivals.get(told.event.root)
         if arrival is not None:
-            self.lag_s = max(0.0, (self.host.now_ns() - arrival.stored_ns) / 1e9)
-        self._do(self.rule.placed(told, known, self.host.now_ns()))
+            self.lag_s = max(0.0, (now_ns - arrival.stored_ns) / 1e9)
+        self._do(self.rule.placed(told, known, now_ns))
 
     def _on_not_stored(self, told: Compute | GiveGap, why: str) -> None:
         self._do(self.rule.abandoned(told, BROKEN_PAUSE_S, why))

@@ -126,7 +126,7 @@ class Pool:
         self._batcher = Batcher(self.max_batch)
         self._cores = capacity.limiter if lanes.uses_cores(self._shape) else None
         self._tickets: dict[int, Ticket] = {}  # that wait
-        self._running: dict[int, Ticket] = {}
+        self._num_running = 0
         self._num_lanes = 0
         self._num_tickets = 0
         self._num_batches = 0
@@ -189,14 +189,13 @@ class Pool:
     def signals(self, *, with_history: bool = True) -> PoolSignals:
         """As things stand. Without history, service times by batch size are left out: credit is asked for often."""
         limits = self._limits()
-        num_in_service = len(self._running)
         return PoolSignals(
             pool=self.name,
             runs_in=self.operator.runs_in,
             device=self._device.kind,
             max_batch=self.max_batch,
             num_waiting=len(self._tickets),
-            num_in_service=num_in_service,
+            num_in_service=self._num_running,
             num_in_flight=self._num_lanes,
             max_in_flight=limits.max_in_flight,
             num_instances=self._instances.num_loaded,
@@ -250,9 +249,9 @@ class Pool:
     def _start(self, items: Sequence[Item], why: str) -> None:
         tickets = [self._tickets.pop(item.id) for item in items]
         now_ns = time.time_ns()
-        for ticket in tickets:
+        for ticket in tickets[-NUM_RECENT:]:
             self._waits_s.append((now_ns - ticket.since_ns) / 1e9)
-            self._running[ticket.id] = ticket
+        self._num_running += len(tickets)
         self._num_lanes += 1
         if lanes.uses_cores(self._shape):
             self._capacity.num_lanes += 1
@@ -268,8 +267,7 @@ class Pool:
             else:
                 await self._run(tickets, number, why)
         finally:
-            for ticket in tickets:
-                self._running.pop(ticket.id, None)
+            self._num_running -= len(tickets)
             self._num_lanes -= 1
             if lanes.uses_cores(self._shape):
                 self._capacity.num_lanes -= 1
@@ -314,7 +312,6 @@ class Pool:
         self._settle(ticket, Done(output, data, failed, started_ns, ended_ns, 1, number, why))
 
     def _settle(self, ticket: Ticket, done: Done) -> None:
-        self._running.pop(ticket.id, None)
         if done.error is None:
             self._num_done += 1
         else:

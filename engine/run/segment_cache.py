@@ -183,7 +183,6 @@ class SegmentCache:
         if known.gap is None and stage in self._decoders:
             now_s = time.monotonic()
             self._results[stage, key] = known, now_s
-            self._results.move_to_end((stage, key))
             if len(self._results) > MAX_RESULTS:
                 self._results.popitem(last=False)
             elif now_s > self._look_s:

@@ -20,9 +20,10 @@ def inputs_of(work: Compute, stream: str, params: Any, media: Mapping[int, Media
         (found,) = work.inputs.values()
         known = found[key.first]
         one = ((Entry(key.first, known.value, known.gap),),)
-        return Inputs(
-            stream, key.first, key.last, params, {port: one * len(planned.inputs[port]) for port in planned.inputs}
-        )
+        ports = {}
+        for port, sources in planned.inputs.items():
+            ports[port] = one * len(sources)
+        return Inputs(stream, key.first, key.last, params, ports)
     entries = {
         source: tuple(
             Entry(index, media.get(index, known.value) if source == MEDIA else known.value, known.gap)

@@ -177,13 +177,13 @@ async def page(link: Link, stream: str, subjects: Sequence[str], max_messages: i
     replies: list[Msg] = []
     ended = anyio.Event()
 
-    async def on_reply(message: Msg) -> None:
+    def on_reply(message: Msg) -> None:
         replies.append(message)
         if _status(message) not in ("", "unreadable"):
             ended.set()
 
     inbox = link.client.new_inbox()
-    subscription = await link.client.subscribe(inbox, cb=on_reply)
+    hearing = await link.client.hear(inbox, on_reply)
     try:
         wanted = {"multi_last": list(subjects), "batch": max_messages, "seq": first_seq}
         await link.client.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wanted), reply=inbox)
@@ -191,7 +191,7 @@ async def page(link: Link, stream: str, subjects: Sequence[str], max_messages: i
             await ended.wait()
     finally:
         with anyio.CancelScope(shield=True), suppress(nats.errors.Error):
-            await subscription.unsubscribe()
+            await hearing.unsubscribe()
     last = replies.pop()
     read = [_raw(reply) for reply in replies]
     messages = [message for message in read if message is not None]

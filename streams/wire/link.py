@@ -20,7 +20,7 @@ from nats.aio.subscription import Subscription
 
 from streams.decoding import converted, from_json
 from streams.errors import LinkError, Malformed, UserError
-from streams.wire.client import WatchedClient
+from streams.wire.client import Hearing, WatchedClient
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -98,7 +98,7 @@ class Link:
         """Core NATS: at most once. A callback is 3 to 90 times faster than iterating messages."""
         return await self.client.subscribe(subject, cb=on_message)
 
-    async def unsubscribe(self, *subscriptions: Subscription) -> None:
+    async def unsubscribe(self, *subscriptions: Subscription | Hearing) -> None:
         """End subscriptions, on the way out of whatever made them: within a second, and without a word where the
         connection has ended before."""
         with anyio.move_on_after(1, shield=True), suppress(nats.errors.Error):

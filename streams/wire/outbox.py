@@ -85,7 +85,7 @@ class Outbox:
     async def run(self) -> None:
         """Until canceled."""
         try:
-            subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._on_ack)
+            hearing = await self._client.hear(f"{self._inbox}.*", self._on_ack)
         except (nats.errors.Error, OSError) as error:
             raise LinkError(f"cannot listen to what became of records: {error}") from error
         forget = self._ledger.link.on_reconnect(self._on_reconnect)
@@ -100,7 +100,7 @@ class Outbox:
                     await self._news.wait()
         finally:
             forget()
-            await self._ledger.link.unsubscribe(subscription)
+            await self._ledger.link.unsubscribe(hearing)
 
     async def drained(self) -> None:
         """Send what is queued now."""
@@ -116,7 +116,7 @@ class Outbox:
 
     # --- answers -----------------------------------------------------------------------------------------------
 
-    async def _on_ack(self, message: Msg) -> None:
+    def _on_ack(self, message: Msg) -> None:
         number = message.subject.rpartition(".")[2]
         if number not in self._sent:
             return

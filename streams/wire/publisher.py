@@ -74,7 +74,7 @@ class Publisher:
             return []
         if not self._listening:
             self._listening = True
-            await self._client.subscribe(f"{self._inbox}.*.*", cb=self._on_ack)
+            await self._client.hear(f"{self._inbox}.*.*", self._on_ack)
         self._num_batches += 1
         name = str(self._num_batches)
         batch = self._batches[name] = _Batch([None] * len(messages), len(messages))
@@ -94,7 +94,7 @@ class Publisher:
         for batch in self._batches.values():
             batch.settled.set()
 
-    async def _on_ack(self, message: Msg) -> None:
+    def _on_ack(self, message: Msg) -> None:
         batch, number, ack = self._said(message.subject, message.data)
         if batch is not None and ack is not None and batch.acks[number] is None:
             batch.acks[number] = ack

@@ -16,10 +16,10 @@ import anyio
 import msgspec
 import structlog
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from streams.decoding import shown, whole_number
 from streams.errors import LinkError, Malformed
+from streams.wire.client import Hearing
 from streams.wire.ledger import TRACEPARENT, Ledger, due_of
 from streams.wire.link import Link, Refused
 
@@ -78,20 +78,18 @@ class Pull:
         self._credit = 0
         self._doubtful = False  # the consumer or our requests to it may be gone
         self._inbox = link.client.new_inbox()
-        self._subscription: Subscription | None = None
+        self._hearing: Hearing | None = None
         self._forget = link.on_reconnect(self._on_doubt)
 
     async def open(self) -> None:
         """Make the consumer where it is missing and start listening."""
         await self._create()
-        self._subscription = await self._link.client.subscribe(
-            self._inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
+        self._hearing = await self._link.client.hear(self._inbox, self._on_message)
 
     async def close(self) -> None:
         self._forget()
-        if self._subscription is not None:
-            await self._subscription.unsubscribe()
+        if self._hearing is not None:
+            await self._hearing.unsubscribe()
 
     @property
     def waiting(self) -> list[Arrival]:
@@ -123,7 +121,7 @@ class Pull:
             log.warning("pull_refused", consumer=self._durable, error=str(error))
             await anyio.sleep(0.2)
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         headers = message.headers
         status = (headers or {}).get("Status", "") if not message.reply else None  # else a record, whatever it says
         if status is None:

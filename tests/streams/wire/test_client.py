@@ -10,8 +10,11 @@ import anyio.lowlevel
 import pytest
 import structlog
 from conftest import Eventually
+from hypothesis import given
+from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.protocol.parser import Parser
 from raw_nats import BAD_HEADERS, publish_line, send_raw
 
 from streams.wire import client as client_module
@@ -121,6 +124,79 @@ async def test_it_does_not_connect_in_a_busy_loop(nats_url: str, eventually: Eve
     assert min(later - before for before, later in pairwise(pauses)) >= 0.09
 
 
+async def test_what_is_heard_comes_in_order_and_whoever_hears_cannot_stop_it(
+    nats_url: str, eventually: Eventually
+) -> None:
+    heard: list[Msg] = []
+
+    def on_message(message: Msg) -> None:
+        heard.append(message)
+        if message.data == b"1":
+            raise ValueError("not this one")
+
+    async with connect(nats_url) as link:
+        hearing = await link.client.hear("here.*", on_message)
+        await link.client.flush()
+        trace = {"traceparent": "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"}
+        with structlog.testing.capture_logs() as logs:
+            for number in range(50):
+                await link.publish(f"here.{number}", str(number).encode(), "back", trace if number % 2 else None)
+            await eventually(lambda: len(heard) == 50)
+        assert [log["event"] for log in logs] == ["not_heard"]
+        assert [message.subject for message in heard] == [f"here.{number}" for number in range(50)]
+        assert [message.data for message in heard] == [str(number).encode() for number in range(50)]
+        assert [message.headers for message in heard] == [trace if number % 2 else None for number in range(50)]
+        assert {message.reply for message in heard} == {"back"}
+        await link.client.force_reconnect()
+        await eventually(lambda: link.num_reconnects == 1)
+        await link.publish("here.again")
+        await eventually(lambda: heard[-1].subject == "here.again")
+        await hearing.unsubscribe()
+        await link.publish("here.never")
+        await link.client.flush()
+        assert heard[-1].subject == "here.again"
+
+
+@pytest.mark.parametrize("lines", UNREADABLE.values(), ids=UNREADABLE.keys())
+async def test_what_cannot_be_read_is_heard_too(nats_url: str, lines: bytes, eventually: Eventually) -> None:
+    heard: list[bytes] = []
+    async with connect(nats_url) as link:
+        await link.client.hear("here.*", lambda message: heard.append(message.data))
+        await link.client.flush()
+        send_raw(nats_url, lines, publish_line(b"here.a", b"after"))
+        await eventually(lambda: heard == [b"bad", b"after"])
+
+
+HEADER_TEXT = st.text(st.characters(max_codepoint=300), max_size=20)
+
+
+@given(
+    headers=st.dictionaries(st.sampled_from([*client_module._USUAL, "X-Other", " traceparent"]), HEADER_TEXT),
+    payload=st.binary(max_size=20),
+    reply=st.sampled_from(["", "to.me"]),
+)
+def test_headers_are_written_as_nats_py_writes_them(headers: dict[str, str], payload: bytes, reply: str) -> None:
+    """And read again as they were, where they are written here."""
+
+    def written(client: Client) -> bytes:
+        lines: list[bytes] = []
+
+        async def take(line: bytes, priority: bool = False) -> None:
+            lines.append(bytes(line))
+
+        client._send_command = take
+        client._flush_queue = None
+        asyncio.run(client._send_publish("s.x", reply, payload, len(payload), headers))
+        assert client.stats["out_msgs"] == 1
+        assert client.stats["out_bytes"] == len(payload)
+        return b"".join(lines)
+
+    assert written(WatchedClient()) == written(Client())
+    block = client_module.header_block(headers)
+    if headers and block is not None and block.isascii():
+        assert client_module.plain_headers(block) == headers
+
+
 async def test_it_ends_with_the_link(nats_url: str) -> None:
 
     async with connect(nats_url):
@@ -139,6 +215,13 @@ def test_nats_py_is_as_it_is_relied_on() -> None:
     read = inspect.getsource(Client._process_msg)
     assert "self._process_headers(" in read
     assert "self._build_message(" in read
+    assert "self.nc._process_msg(sid, subject, reply, payload, hdr)" in inspect.getsource(Parser.parse)
+    assert list(inspect.signature(Client._process_msg).parameters) == parts
+    published = ["self", "subject", "reply", "payload", "payload_size", "headers"]
+    assert list(inspect.signature(Client._send_publish).parameters) == published
+    assert "await self._send_publish(subject, reply, payload, payload_size, headers)" in inspect.getsource(
+        Client.publish
+    )
     assert "self._reading_task = " in inspect.getsource(Client._process_connect_init)
     assert inspect.iscoroutinefunction(Client.force_reconnect)
     assert "_reading_task" in vars(Client())
