@@ -291,7 +291,7 @@ async def measured(num_items: int, num_rounds: int) -> dict[str, Any]:
                 "p50": round(1e3 * taken[len(taken) // 2], 3),
                 "p99": round(1e3 * taken[int(len(taken) * 0.99)], 3),
             }
-    found["targets"] = {"vs_raw": 0.7, "vs_faststream": 3}
+    found["targets"] = {"vs_raw": 0.95, "vs_faststream": 3}
     return found
 
 

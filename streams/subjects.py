@@ -67,8 +67,7 @@ def media_of(stream: str) -> str:
 
 
 def result(stage: str, stream: str, key: Key) -> str:
-    first, last = key  # of every output: no call of __str__
-    return f"{PREFIX}.results.{stage}.{stream}.{first}" if first == last else f"{PREFIX}.results.{stage}.{stream}.{key}"
+    return f"{PREFIX}.results.{stage}.{stream}.{key}"
 
 
 def results_of(stage: str, stream: str) -> str:

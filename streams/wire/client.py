@@ -56,12 +56,13 @@ def plain_headers(block: bytes) -> dict[str, str] | None:
 
 def header_block(headers: dict[str, str]) -> bytes | None:
     """The block of headers that can be written as they are; None where one cannot, which nats-py is left to write."""
-    lines = "NATS/1.0"
+    parts = ["NATS/1.0\r\n"]
     for name, value in headers.items():
         if name not in _USUAL or "\n" in value or "\r" in value or value != value.strip():
             return None
-        lines += f"\r\n{name}: {value}"
-    return f"{lines}\r\n\r\n".encode()
+        parts += name, ": ", value, "\r\n"  # joined, not formatted: nats-py's own names are an enumeration's members
+    parts.append("\r\n")
+    return "".join(parts).encode()
 
 
 class Hearing:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.api import Header
 from nats.protocol.parser import Parser
 from raw_nats import BAD_HEADERS, publish_line, send_raw
 
@@ -171,7 +172,7 @@ HEADER_TEXT = st.text(st.characters(max_codepoint=300), max_size=20)
 
 
 @given(
-    headers=st.dictionaries(st.sampled_from([*client_module._USUAL, "X-Other", " traceparent"]), HEADER_TEXT),
+    headers=st.dictionaries(st.sampled_from([*client_module._USUAL, *Header, "X-Other", " traceparent"]), HEADER_TEXT),
     payload=st.binary(max_size=20),
     reply=st.sampled_from(["", "to.me"]),
 )
