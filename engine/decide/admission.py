@@ -1,13 +1,17 @@
-"""Admission: how many messages each group of a worker may take now. Pure.
+"""Admission: how many messages a group of a worker may take now. Pure.
 
 Credit comes from the pools. A pool has *room* for the batches it can run and one more to form meanwhile, less what
 waits and what is in service there. A group may take as much as the hungriest of its pools has room for, so a stage that
 takes large batches gets them beside one that takes items one by one; but nothing while another of its pools has
 MAX_WAIT_S of work waiting, for what is taken here can be done nowhere else. Groups that share a pool share its room, by
-what the server holds for each; a group that is idle is lent one message, so that it can say that it is idle no more.
+what the server holds for each, up to two batches; a group that is idle is lent one message, so that it can say that it
+is idle no more.
 
 What is taken is held in memory, so a worker takes nothing more while its frames are over their budget, as long as
 something is under way that will give them back.
+
+There may be hundreds of groups, and each asks for every few messages: what all of them want of a pool is kept as a sum,
+so one is told without looking at the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +23,6 @@ from engine.decide.signals import PoolSignals
 MAX_WAIT_S = 2.0
 
 
-class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """What a group would take."""
-
-    group: str
-    pools: tuple[str, ...]  # of its stages
-    num_waiting: int | None = None  # messages that the server holds for it; None: not known
-    num_taken: int = 0  # messages that it has taken and not finished
-
-
 class Credit(msgspec.Struct, frozen=True):
     """How many messages a group may take now, and why not more."""
 
@@ -35,35 +30,51 @@ class Credit(msgspec.Struct, frozen=True):
     why: str
 
 
+HELD_BACK = Credit(0, "the frames held are over their budget")
+
+
 def room(pool: PoolSignals) -> int:
     """How many items more a pool can use; below 0 where it has more than that."""
     return (pool.max_in_flight + 1) * pool.max_batch - pool.num_waiting - pool.num_in_service
 
 
-def credits(
-    demands: Sequence[Demand], pools: Mapping[str, PoolSignals], *, is_over_budget: bool = False
-) -> dict[str, Credit]:
-    """The credit of every group."""
-    if is_over_budget and any(demand.num_taken for demand in demands):
-        return {demand.group: Credit(0, "the frames held are over their budget") for demand in demands}
-    found: dict[str, Credit] = {}
-    sharing: dict[str, list[tuple[Demand, int]]] = {}
-    for demand in demands:
-        of_group = [pools[name] for name in demand.pools]
-        full = next((p for p in of_group if p.num_waiting >= p.max_batch and p.wait_ahead_s > MAX_WAIT_S), None)
-        if full is not None:
-            found[demand.group] = Credit(0, f"{full.pool} has {full.wait_ahead_s:.1f} s of work waiting")
-            continue
-        hungriest = max(of_group, key=room)
-        most = room(hungriest)
-        if most <= 0:
-            found[demand.group] = Credit(0, f"{hungriest.pool} has no room")
-            continue
-        sharing.setdefault(hungriest.pool, []).append((demand, most))
-    for pool, some in sharing.items():
-        wanted = {demand.group: max(1, min(demand.num_waiting or 1, most)) for demand, most in some}
-        total = sum(wanted.values())
-        for demand, most in some:
-            num = most if len(some) == 1 else max(1, most * wanted[demand.group] // total)
-            found[demand.group] = Credit(num, f"{pool} has room for {most}")
-    return found
+class Wants:
+    """What the groups of a worker want of the pools that they share."""
+
+    def __init__(self) -> None:
+        self._wants: dict[str, dict[str, int]] = {}  # by group and pool
+        self._sums: dict[str, int] = {}  # by pool
+
+    def note(self, group: str, max_batches: Mapping[str, int], num_waiting: int | None) -> None:
+        """The server holds so many messages for a group (None: not known) that uses these pools, with their largest
+        batches."""
+        self.forget(group)
+        wants = {pool: max(1, min(num_waiting or 1, 2 * largest)) for pool, largest in max_batches.items()}
+        self._wants[group] = wants
+        for pool, want in wants.items():
+            self._sums[pool] = self._sums.get(pool, 0) + want
+
+    def forget(self, group: str) -> None:
+        """A group wants nothing any more."""
+        for pool, want in self._wants.pop(group, {}).items():
+            self._sums[pool] -= want
+            if not self._sums[pool]:
+                del self._sums[pool]
+
+    def share(self, group: str, pool: str, num: int) -> int:
+        """Of so many items of a pool, how many are for a group."""
+        want = self._wants.get(group, {}).get(pool, 0)
+        return max(1, num * want // max(1, self._sums.get(pool, 0)))
+
+
+def credit(group: str, pools: Sequence[PoolSignals], wants: Wants) -> Credit:
+    """What a group that uses these pools may take."""
+    hungriest, most = pools[0], room(pools[0])
+    for pool in pools:
+        if pool.num_waiting >= pool.max_batch and pool.wait_ahead_s > MAX_WAIT_S:
+            return Credit(0, f"{pool.pool} has {pool.wait_ahead_s:.1f} s of work waiting")
+        if room(pool) > most:
+            hungriest, most = pool, room(pool)
+    if most <= 0:
+        return Credit(0, f"{hungriest.pool} has no room")
+    return Credit(wants.share(group, hungriest.pool, most), f"{hungriest.pool} has room for {most}")

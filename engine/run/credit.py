@@ -2,62 +2,57 @@
 out by `engine.decide.admission`.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
-from engine.decide.admission import Credit, Demand, credits
-from engine.decide.signals import PoolSignals
-from engine.run.frames import FrameStore
+from engine.decide.admission import HELD_BACK, Credit, Wants, credit
+from engine.run.pool import Pool
 
-HOLDS_S = 0.01  # how long the credits of all groups hold: there may be hundreds of groups
+Line = tuple[str, ...]  # the names of the pools of a group: groups that use the same wait for the same
 
 
 class CreditDesk:
-    """One for each worker."""
+    """One for each worker, while `run` does. `is_held_back` says whether nothing more may be taken at all."""
 
-    def __init__(
-        self,
-        demands: Callable[[], Sequence[Demand]],
-        pools: Callable[[], Mapping[str, PoolSignals]],
-        frames: FrameStore,
-    ) -> None:
-        self._demands = demands
-        self._pools = pools
-        self._frames = frames
-        self._credits: dict[str, Credit] = {}
-        self._worked_out_s = 0.0
-        self._changed = anyio.Event()
-        self._num_waiting = 0
-        self._has_changed = True  # since they were worked out
+    def __init__(self, is_held_back: Callable[[], bool]) -> None:
+        self._is_held_back = is_held_back
+        self._wants = Wants()
+        self._waiting: dict[Line, tuple[Sequence[Pool], anyio.Event]] = {}
+        self._news = anyio.Event()
+
+    def note_waiting(self, group: str, pools: Sequence[Pool], num_waiting: int | None) -> None:
+        """The server holds so many messages for a group (None: not known)."""
+        self._wants.note(group, {pool.name: pool.max_batch for pool in pools}, num_waiting)
+
+    def forget(self, group: str) -> None:
+        """It takes no more."""
+        self._wants.forget(group)
 
     def note_change(self) -> None:
-        """A message was taken or finished, or a lane became free."""
-        self._has_changed = True
-        if self._num_waiting:
-            self._changed.set()
-            self._changed = anyio.Event()
+        """A message was finished, a lane became free, or frames were given back."""
+        if self._waiting:
+            self._news.set()
 
-    async def of(self, group: str) -> int:
-        """How many messages a group may take now, once it is any."""
+    async def run(self) -> None:
+        """Until canceled: let go on those that wait, once there is room where they wait for it."""
         while True:
-            changed = self._changed
-            if time.monotonic() - self._worked_out_s > HOLDS_S:
-                self._work_out()
-            credit = self._credits.get(group)
-            if self._has_changed and (credit is None or credit.num == 0):
-                self._work_out()
-                credit = self._credits.get(group)
-            if credit is not None and credit.num > 0:
-                return credit.num
-            self._num_waiting += 1
-            try:
-                await changed.wait()
-            finally:
-                self._num_waiting -= 1
+            await self._news.wait()
+            self._news = anyio.Event()
+            for line, (pools, let_go) in list(self._waiting.items()):
+                if self._credit("", pools).num:
+                    del self._waiting[line]
+                    let_go.set()
 
-    def _work_out(self) -> None:
-        self._has_changed = False
-        self._worked_out_s = time.monotonic()
-        self._credits = credits(self._demands(), self._pools(), is_over_budget=self._frames.is_over_budget)
+    async def of(self, group: str, pools: Sequence[Pool]) -> int:
+        """How many messages a group may take now, once it is any."""
+        while not (lent := self._credit(group, pools)).num:
+            line = tuple(pool.name for pool in pools)
+            _, let_go = self._waiting.setdefault(line, (pools, anyio.Event()))
+            await let_go.wait()
+        return lent.num
+
+    def _credit(self, group: str, pools: Sequence[Pool]) -> Credit:
+        if self._is_held_back():
+            return HELD_BACK
+        return credit(group, [pool.signals(with_history=False) for pool in pools], self._wants)

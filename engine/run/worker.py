@@ -18,12 +18,11 @@ import msgspec
 import structlog
 
 from engine.decide import joins
-from engine.decide.admission import Demand
 from engine.decide.instructions import StageRule
 from engine.decide.reconcile import GroupName, Reconciled, devices_of, offers, reconcile
 from engine.decide.retry import RetryPolicy
 from engine.decide.running_graph import RunningGroup, RunningStage, in_order
-from engine.decide.signals import PoolSignals, StreamSignals, WorkerSignals
+from engine.decide.signals import StreamSignals, WorkerSignals
 from engine.run import telemetry
 from engine.run.credit import CreditDesk
 from engine.run.frames import FrameStore
@@ -74,6 +73,7 @@ class _Served:
 
     running: RunningGroup
     group: Group
+    place: str  # stream and group
     pools: list[Pool]
     pulls: list[Pull] = field(default_factory=list)
     scopes: list[anyio.CancelScope] = field(default_factory=list)
@@ -115,7 +115,7 @@ class Worker:
         self._journal = Journal(assignment.name)
         self._spans = WorkSpans(traces, assignment.name)
         self._meters = meters or Meters()
-        self._credit = CreditDesk(self._demands, self._pool_signals, self._frames)
+        self._credit = CreditDesk(self._is_held_back)
         machine = Machine(num_cores=assignment.num_cores, has_gpu=assignment.has_gpu)
         self._offers = offers(catalogue, devices_of(machine))
         self._said: dict[str, str] = {}  # of stages, why they were not served when last looked at
@@ -125,6 +125,7 @@ class Worker:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._outbox.run)
+                tasks.start_soon(self._credit.run)
                 tasks.start_soon(self._ledger.clock.run)
                 tasks.start_soon(tell_stories, self._journal, self._ledger.link, self._outbox)
                 tasks.start_soon(self._show_progress)
@@ -160,6 +161,7 @@ class Worker:
         still_asked = {(group.stream, stage.id) for group in groups for stage in group.stages}
         leaving = [self._served.pop(name) for name in told.leave]
         for served in leaving:
+            self._credit.forget(served.place)
             asked = any((served.group.stream, id) in still_asked for id in served.stage_ids)
             served.leave(cancel=not asked)
         self._tend_caches(groups)
@@ -171,7 +173,8 @@ class Worker:
         for running in told.start:
             stages = [self._stage(stage, running, above[running.stream], tasks) for stage in running.stages]
             group = Group.of(running.name, self._host(tasks), self._caches[running.stream], stages, names)
-            served = _Served(running, group, list({id(stage.pool): stage.pool for stage in stages}.values()))
+            pools = list({id(stage.pool): stage.pool for stage in stages}.values())
+            served = _Served(running, group, f"{running.stream}/{running.name}", pools)
             self._served[running.stream, running.name] = served
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
             tasks.start_soon(self._start, served, before, tasks)
@@ -284,11 +287,13 @@ class Worker:
                 pull = Pull(self._ledger.link, stream, durable, filters, self._assignment.ack_wait_s, starts[stream])
                 await pull.open()
                 served.pulls.append(pull)
-                self._credit.note_change()
+                if not group.is_leaving:
+                    self._credit.note_waiting(served.place, served.pools, None)
                 tasks.start_soon(self._serve, served, pull)
         except PenstockError as error:
             log.warning("cannot_start", group=running.name, stream=running.stream, error=str(error))
             served.leave(cancel=True)
+            self._credit.forget(served.place)
             self._served.pop((running.stream, running.name), None)  # the next look at the bucket tries again
 
     async def _warm_up(self, pool: Pool) -> None:
@@ -300,7 +305,7 @@ class Worker:
         with anyio.CancelScope() as scope:
             served.scopes.append(scope)
             while not served.group.is_leaving:
-                num = await self._credit.of(_place(served))
+                num = await self._credit.of(served.place, served.pools)
                 try:
                     arrivals = await pull.take(num)
                 except LinkError as error:
@@ -308,28 +313,17 @@ class Worker:
                     await anyio.sleep(1)
                     continue
                 served.num_pending = arrivals[-1].num_pending
+                self._credit.note_waiting(served.place, served.pools, served.num_pending)
                 for arrival in arrivals:
                     served.group.take(arrival)
-                self._credit.note_change()
         left = pull.waiting
         await pull.close()
         for arrival in left:
             self._outbox.send(arrival.reply, again(0))
 
-    def _demands(self) -> list[Demand]:
-        return [
-            Demand(
-                group=_place(served),
-                pools=tuple(pool.name for pool in served.pools),
-                num_waiting=served.num_pending,
-                num_taken=served.group.num_taken,
-            )
-            for served in self._served.values()
-            if served.pulls
-        ]
-
-    def _pool_signals(self) -> dict[str, PoolSignals]:
-        return {pool.name: pool.signals(with_history=False) for pool, _ in self._pools.values()}
+    def _is_held_back(self) -> bool:
+        """Whether the frames held are over their budget while something is under way that will give them back."""
+        return self._frames.is_over_budget and any(served.group.num_taken for served in self._served.values())
 
     def _on_decoded(self, stream: str, segment: Segment, kind: type, began_ns: int, ended_ns: int) -> None:
         self._journal.note(
@@ -385,10 +379,6 @@ class Worker:
             frame_bytes=self._frames.bytes_of(stream),
             cache_bytes=self._caches[stream].num_bytes if stream in self._caches else 0,
         )
-
-
-def _place(served: _Served) -> str:
-    return f"{served.running.stream}/{served.running.name}"
 
 
 def _ancestors(groups: Sequence[RunningGroup]) -> dict[str, dict[str, frozenset[str]]]:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decide.admission import Demand, credits, room
+from engine.decide.admission import Wants, credit, room
 from engine.decide.signals import PoolSignals
 
 
@@ -30,52 +30,74 @@ def test_a_pool_has_room_for_what_it_can_run_and_one_batch_more() -> None:
     assert room(pool("a", lanes=2, waiting=9)) == -6
 
 
+def wanting(**groups: tuple[dict[str, int], int | None]) -> Wants:
+    """What groups want: their pools with the largest batches, and what waits for them."""
+    wants = Wants()
+    for name, (pools, num_waiting) in groups.items():
+        wants.note(name, pools, num_waiting)
+    return wants
+
+
 def test_a_batched_stage_is_fed_beside_one_that_takes_items_one_by_one() -> None:
-    pools = {"large": pool("large", max_batch=28), "small": pool("small", waiting=1, running=1, service_s=0.01)}
-    assert credits([Demand(group="g", pools=("large", "small"))], pools)["g"].num == 56
+    pools = [pool("large", max_batch=28), pool("small", waiting=1, running=1, service_s=0.01)]
+    assert credit("g", pools, wanting(g=({"large": 28, "small": 1}, None))).num == 56
 
 
 def test_nothing_is_taken_while_a_stage_has_seconds_of_work_waiting() -> None:
-    pools = {"large": pool("large", max_batch=28), "slow": pool("slow", waiting=2, running=1, service_s=2.0)}
-    credit = credits([Demand(group="g", pools=("large", "slow"))], pools)["g"]
-    assert credit.num == 0
-    assert credit.why == "slow has 4.0 s of work waiting"
+    pools = [pool("large", max_batch=28), pool("slow", waiting=2, running=1, service_s=2.0)]
+    lent = credit("g", pools, Wants())
+    assert lent.num == 0
+    assert lent.why == "slow has 4.0 s of work waiting"
 
 
 def test_groups_share_a_pool_by_what_waits_for_them_and_the_idle_are_lent_one() -> None:
-    pools = {"p": pool("p", max_batch=16)}
-    busy = Demand(group="busy", pools=("p",), num_waiting=500)
-    idle = [Demand(group=f"idle{number}", pools=("p",), num_waiting=0) for number in range(4)]
-    found = credits([busy, *idle], pools)
-    assert found["busy"].num >= 28
-    assert {found[demand.group].num for demand in idle} == {1}
+    shared = {"p": 16}
+    idle = {f"idle{number}": (shared, 0) for number in range(4)}
+    wants = wanting(busy=(shared, 500), **idle)
+    here = [pool("p", max_batch=16)]
+    assert credit("busy", here, wants).num >= 28
+    assert {credit(name, here, wants).num for name in idle} == {1}
+    for name in idle:
+        wants.forget(name)
+    assert credit("busy", here, wants).num == 32
 
 
-def test_nothing_more_is_taken_while_frames_are_over_their_budget_and_something_will_give_them_back() -> None:
-    pools = {"p": pool("p")}
-    waiting = Demand(group="g", pools=("p",), num_taken=1)
-    assert credits([waiting], pools, is_over_budget=True)["g"].num == 0
-    assert credits([Demand(group="g", pools=("p",))], pools, is_over_budget=True)["g"].num > 0
+def test_a_group_with_much_waiting_leaves_one_with_little_its_part() -> None:
+    wants = wanting(much=({"p": 16}, 10**6), little=({"p": 16}, 16))
+    assert credit("little", [pool("p", max_batch=16)], wants).num == 10
+
+
+def test_of_no_room_nothing_is_lent() -> None:
+    lent = credit("g", [pool("p", waiting=2)], wanting(g=({"p": 1}, 5)))
+    assert lent.num == 0
+    assert lent.why == "p has no room"
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 32), st.integers(1, 4), st.integers(0, 50), st.integers(0, 50)), min_size=1),
     st.lists(st.tuples(st.sets(st.integers(0, 9), min_size=1), st.none() | st.integers(0, 1000)), max_size=12),
+    st.sets(st.integers(0, 11)),
 )
 def test_what_is_lent_of_a_pool_is_its_room_and_at_most_one_for_each_group_more(
-    shapes: list[tuple[int, int, int, int]], groups: list[tuple[set[int], int | None]]
+    shapes: list[tuple[int, int, int, int]], groups: list[tuple[set[int], int | None]], leaving: set[int]
 ) -> None:
-    pools = {str(n): pool(str(n), *shape) for n, shape in enumerate(shapes)}
-    demands = [
-        Demand(group=f"g{n}", pools=tuple({str(at % len(pools)) for at in used}), num_waiting=waiting)
-        for n, (used, waiting) in enumerate(groups)
-    ]
-    found = credits(demands, pools)
-    assert set(found) == {demand.group for demand in demands}
-    most = max((room(each) for each in pools.values()), default=0)
-    for demand in demands:
-        credit = found[demand.group]
-        assert credit.why
-        assert 0 <= credit.num <= max(0, *(room(pools[name]) for name in demand.pools))
-    total = sum(credit.num for credit in found.values())
-    assert total <= max(0, most) * len(pools) + len(demands)
+    pools = [pool(str(n), *shape) for n, shape in enumerate(shapes)]
+    wants = Wants()
+    used = {f"g{n}": sorted({at % len(pools) for at in some}) for n, (some, _) in enumerate(groups)}
+    for n, (_, num_waiting) in enumerate(groups):
+        name = f"g{n}"
+        wants.note(name, {pools[at].pool: pools[at].max_batch for at in used[name]}, 3)
+        wants.note(name, {pools[at].pool: pools[at].max_batch for at in used[name]}, num_waiting)
+    for n in leaving:
+        wants.forget(f"g{n}")
+        used.pop(f"g{n}", None)
+    found = {name: credit(name, [pools[at] for at in some], wants) for name, some in used.items()}
+    for name, lent in found.items():
+        assert lent.why
+        assert 0 <= lent.num <= max(0, *(room(pools[at]) for at in used[name]), 0)
+    most = max(room(each) for each in pools)
+    assert sum(lent.num for lent in found.values()) <= max(0, most) * len(pools) + len(found)
+    for name in used:
+        wants.forget(name)
+    assert not wants._wants
+    assert not wants._sums
