@@ -250,6 +250,7 @@ class Step(msgspec.Struct):
     cpu_s_per_stream_s: dict[str, float]
     own_bytes: dict[str, int]
     wrong: list[str] = []
+    num_twice: int = 0  # so far. Beyond what is held, requests time out and are sent again: a listener hears both
 
 
 async def holding(rig: Rig, watch: Watch) -> list[Step]:
@@ -300,6 +301,7 @@ async def hold(rig: Rig, watch: Watch, jobs: Mapping[str, str], firsts: Mapping[
         cpu_s_per_stream_s={name: round(seconds / stream_s, 5) for name, seconds in cpu_s.items()},
         own_bytes={name: each.own_bytes for name, each in after.items()},
         wrong=watch.wrong(jobs, fed.puts),
+        num_twice=watch.num_twice,
     )
 
 
@@ -340,8 +342,8 @@ async def usual(num_rounds: int) -> dict[str, Any]:
                     wrong += bad
                     say(f"  {name}, round {number + 1}: added {percentiles(way.added for way in found)} ms")
             steps = await holding(live, watching)
-            num_twice = watching.num_twice
         held = [step for step in steps if step.is_held]
+        num_twice = held[-1].num_twice if held else watching.num_twice
         limit = await plain(held[-1].num_streams if held else RAMP[0], Path(folder, "plain"))
     wrong += [each for step in steps for each in step.wrong]
     figures: dict[str, Any] = {"correct": not wrong and not num_twice, "wrong": wrong[:20], "num_twice": num_twice}
@@ -349,7 +351,7 @@ async def usual(num_rounds: int) -> dict[str, Any]:
     figures["targets"] = {
         f"{name}_added_{which}_ms": at_most(added[name][which], bound)
         for name in ("1_stream", "8_streams")
-        for which, bound in (("p50", 50), ("p99", 150))
+        for which, bound in (("p50", 10), ("p99", 30))
     }
     figures["latency_ms"] = {name: in_parts(rounds) for name, rounds in ways.items()}
     figures["largest_held"] = held[-1].num_streams if held else 0

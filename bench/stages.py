@@ -44,7 +44,7 @@ from streams.wire.server import embedded
 HERE = str(Path(__file__).resolve().parent)
 CATALOGUE = Catalogue(stage_operators.ALL)
 RATE, FILL_S = 400, 6.0  # items a second in all, and for how long
-NUM_BURNS = 160
+NUM_BURNS = 800  # some seconds of work for two: how soon the second one joins is no part of it
 
 
 def plan_of(*capabilities: str) -> Plan:
