@@ -12,10 +12,11 @@ each model take to load (s), is the larger of
     total  = (sum over stages of load and of compute of every output) / c
     chain  = max over answers of F,    F(stage, n) = compute + max(load(stage), max over its sources of F(source, n))
 
-where a range waits for the last of its segments. No schedule on c cores beats it; it leaves out starting Python and
-NATS. Compute in the ledger is wall time while all cores are busy, so the same limit is also given with the times of the
-script, which had the machine to itself ("undisturbed"): lower, and stricter. Cores that share caches and memory slow
-each other down, so what they allow over one is measured too: as many scripts at once as there are cores.
+where compute includes what was decoded for it, and a range waits for the last of its segments. No schedule on c cores
+beats it; it leaves out starting Python and NATS. Compute in the ledger is wall time while all cores are busy, so the
+same limit is also given with the times of the script, which had the machine to itself ("undisturbed"): lower, and
+stricter. Cores that share caches and memory slow each other down, so what they allow over one is measured too: as many
+scripts at once as there are cores.
 """
 
 import argparse
@@ -197,7 +198,9 @@ def one_round(asked: Sequence[Question], plan: Plan, stream: str) -> Round:
         limit_s=max(total_s, chain_s),
         total_s=total_s,
         chain_s=chain_s,
-        undisturbed_s=max(total(plan, alone, loads) / num_cores(), chain(plan, alone, loads)),
+        undisturbed_s=max(
+            (segments.report["decode_s"] + total(plan, alone, loads)) / num_cores(), chain(plan, alone, loads)
+        ),
     )
 
 
@@ -215,7 +218,7 @@ async def recorded(store: Path, plan: Plan, stream: str) -> Costs:
             if not records or any(isinstance(record, Gap) or record.measured is None for record in records):
                 raise ValueError(f"stage {stage.name} lacks results: there is nothing to take a limit from")
             costs[stage.id] = {
-                Key(record.first, record.last): record.measured.compute_s
+                Key(record.first, record.last): record.measured.decode_s + record.measured.compute_s
                 for record in records
                 if not isinstance(record, Gap) and record.measured is not None
             }

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.spec.operator import Device, Entry, Inputs, Media, Operator
+from engine.spec.operator import Demand, Device, Entry, Inputs, Media, Operator
 from operators.capabilities import AnswerParams, TranscribeParams
 from operators.language.extractive import ExtractiveAnswer
 from operators.media.decode import Audio, Frames, FrameSpec
@@ -49,7 +49,7 @@ class Report(msgspec.Struct, kw_only=True):
     answers: dict[str, str] = {}
     load_s: dict[str, float] = {}
     process_s: dict[str, list[float]] = {}
-    decode_s: float = 0.0  # of the whole file; segments are decoded by the first operator that looks at them
+    decode_s: float = 0.0
 
 
 class Script:
@@ -61,6 +61,11 @@ class Script:
         self._scenes, self._text, self._speech, self._answer = (
             self._loaded(operator) for operator in (DetectScenes, ReadText, PocketSphinxWords, ExtractiveAnswer)
         )
+
+    def decoded(self, segment: Segment, *demands: Demand) -> Media:
+        media, took_s = stopwatch(lambda: Media.decoded(segment, demands))
+        self.report.decode_s += took_s
+        return media
 
     def scenes(self, index: int, media: Media) -> Any:
         return self._call(self._scenes, index, None, {"media": [Entry(index, media)]})
@@ -104,14 +109,14 @@ def stopwatch(work: Callable[[], Output]) -> tuple[Output, float]:
 
 def by_segments(path: Path, asks: Sequence[str]) -> Report:
     script = Script(Report(media="segments", threads="one for each decoder and model, as in the engine"), Device())
-    demands = (SMALL_FRAMES, TEXT_FRAMES)
-    medias = [Media(record, demands) for record in segments(str(path), stream=STREAM) if isinstance(record, Segment)]
-    scenes, texts = [], []
-    for index, media in enumerate(medias):
-        scenes.append(script.scenes(index, media))
-        texts.append(script.text(index, media, scenes[index]))
-        media.memo.clear()  # the pictures are done with
-    speech = [script.speech(index, medias) for index in range(len(medias))]
+    records = [record for record in segments(str(path), stream=STREAM) if isinstance(record, Segment)]
+    scenes, texts, sounds = [], [], []
+    for index, record in enumerate(records):
+        pictures = script.decoded(record, SMALL_FRAMES, TEXT_FRAMES)  # of one segment at a time
+        scenes.append(script.scenes(index, pictures))
+        texts.append(script.text(index, pictures, scenes[index]))
+        sounds.append(script.decoded(record, SPEECH_AUDIO))
+    speech = [script.speech(index, sounds) for index in range(len(sounds))]
     script.report.answers = {ask: script.answer(ask, (speech, texts, scenes)) for ask in asks}
     return script.report
 
@@ -142,10 +147,8 @@ def decoded(path: Path) -> Media:
         sound += samples(resampler.resample(None))
         duration_ns = 1000 * (container.duration or 0)
     heard = Audio(0, SPEECH_AUDIO.sample_rate, np.concatenate(sound))
-    memo: dict[Any, Any] = {spec: kept.frames() for spec, kept in pictures.items()}
-    return Media(
-        Segment(stream=STREAM, index=0, start_ns=0, duration_ns=duration_ns), memo={**memo, SPEECH_AUDIO: heard}
-    )
+    seen: dict[Any, Any] = {spec: kept.frames() for spec, kept in pictures.items()}
+    return Media(Segment(stream=STREAM, index=0, start_ns=0, duration_ns=duration_ns), {**seen, SPEECH_AUDIO: heard})
 
 
 def samples(resampled: Sequence[av.AudioFrame]) -> list[NDArray[np.int16]]:

@@ -1,11 +1,12 @@
 """Admission: how many messages a group of a worker may take now. Pure.
 
 Credit comes from the pools. A pool has *room* for the batches it can run and one more to form meanwhile, less what
-waits and what is in service there. A group may take as much as the hungriest of its pools has room for, so a stage that
-takes large batches gets them beside one that takes items one by one; but nothing while another of its pools has
-MAX_WAIT_S of work waiting, for what is taken here can be done nowhere else. Groups that share a pool share its room, by
-what the server holds for each, up to two batches; a group that is idle is lent one message, so that it can say that it
-is idle no more.
+waits and what is in service there and what is being decoded for it. A group may take as much as the hungriest of its
+pools has room for, so a stage that takes large batches gets them beside one that takes items one by one; but nothing
+while another of its pools has MAX_WAIT_S of work waiting, for what is taken here can be done nowhere else. Nor does a
+group hold more messages than that pool could use: what it has taken and is not in the pool yet is on its way there, or
+has gone on to one that is slower. Groups that share a pool share its room, by what the server holds for each, up to two
+batches; a group that is idle is lent one message, so that it can say that it is idle no more.
 
 What is taken is held in memory, so a worker takes nothing more while its frames are over their budget, as long as
 something is under way that will give them back.
@@ -33,9 +34,11 @@ class Credit(msgspec.Struct, frozen=True):
 HELD_BACK = Credit(0, "the frames held are over their budget")
 
 
-def room(pool: PoolSignals) -> int:
-    """How many items more a pool can use; below 0 where it has more than that."""
-    return (pool.max_in_flight + 1) * pool.max_batch - pool.num_waiting - pool.num_in_service
+def room(pool: PoolSignals, num_taken: int = 0) -> int:
+    """How many items more a pool can use, for a group that has taken so many messages; below 0 where it has more than
+    that."""
+    usable = (pool.max_in_flight + 1) * pool.max_batch
+    return usable - max(num_taken, pool.num_ahead + pool.num_waiting + pool.num_in_service)
 
 
 class Wants:
@@ -67,14 +70,14 @@ class Wants:
         return max(1, num * want // max(1, self._sums.get(pool, 0)))
 
 
-def credit(group: str, pools: Sequence[PoolSignals], wants: Wants) -> Credit:
-    """What a group that uses these pools may take."""
-    hungriest, most = pools[0], room(pools[0])
+def credit(group: str, num_taken: int, pools: Sequence[PoolSignals], wants: Wants) -> Credit:
+    """What a group that uses these pools may take, beside what it has taken and not finished."""
+    hungriest, most = pools[0], room(pools[0], num_taken)
     for pool in pools:
-        if pool.num_waiting >= pool.max_batch and pool.wait_ahead_s > MAX_WAIT_S:
+        if pool.num_ahead + pool.num_waiting >= pool.max_batch and pool.wait_ahead_s > MAX_WAIT_S:
             return Credit(0, f"{pool.pool} has {pool.wait_ahead_s:.1f} s of work waiting")
-        if room(pool) > most:
-            hungriest, most = pool, room(pool)
+        if room(pool, num_taken) > most:
+            hungriest, most = pool, room(pool, num_taken)
     if most <= 0:
         return Credit(0, f"{hungriest.pool} has no room")
     return Credit(wants.share(group, hungriest.pool, most), f"{hungriest.pool} has room for {most}")

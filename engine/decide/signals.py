@@ -35,6 +35,7 @@ class PoolSignals(Record, frozen=True, omit_defaults=False):
     num_in_flight: int  # batches that run
     max_in_flight: int
     num_instances: int  # times it is loaded
+    num_ahead: int = 0  # items to come, whose media are being decoded for it
     queue_wait_s: float | None = None  # mean of the last items that were taken
     service_s: float | None = None  # mean of the last batches
     service_times: tuple[ServiceTime, ...] = ()
@@ -49,7 +50,7 @@ class PoolSignals(Record, frozen=True, omit_defaults=False):
         """What an item that comes now would wait, as far as is known."""
         if self.service_s is None:
             return 0.0
-        batches_ahead = -(-self.num_waiting // self.max_batch)
+        batches_ahead = -(-(self.num_waiting + self.num_ahead) // self.max_batch)
         return batches_ahead * self.service_s / max(1, self.max_in_flight)
 
 

@@ -130,6 +130,7 @@ PROCESS_DURATION = Metric(
     "messaging.process.duration", "gauge", "s", "Time that batches took to be computed"
 )  # histogram
 WAITING = Metric("penstock.pool.waiting", "gauge", "{item}", "Items that wait for their turn")
+AHEAD = Metric("penstock.pool.ahead", "gauge", "{item}", "Items to come, whose media are being decoded")
 IN_SERVICE = Metric("penstock.pool.in_service", "gauge", "{item}", "Items in batches that run")
 IN_FLIGHT = Metric("penstock.pool.in_flight", "gauge", "{batch}", "Batches that run")
 MAX_IN_FLIGHT = Metric("penstock.pool.max_in_flight", "gauge", "{batch}", "Batches that may run at once")

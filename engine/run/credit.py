@@ -18,7 +18,8 @@ class CreditDesk:
     def __init__(self, is_held_back: Callable[[], bool]) -> None:
         self._is_held_back = is_held_back
         self._wants = Wants()
-        self._waiting: dict[Line, tuple[Sequence[Pool], anyio.Event]] = {}
+        self._full: dict[Line, tuple[Sequence[Pool], anyio.Event]] = {}  # those that wait for room in a pool
+        self._busy: dict[str, anyio.Event] = {}  # groups that wait until they have finished something
         self._news = anyio.Event()
 
     def note_waiting(self, group: str, pools: Sequence[Pool], num_waiting: int | None) -> None:
@@ -29,30 +30,39 @@ class CreditDesk:
         """It takes no more."""
         self._wants.forget(group)
 
+    def note_finished(self, group: str) -> None:
+        """It has finished a message."""
+        if self._busy and (let_go := self._busy.pop(group, None)) is not None:
+            let_go.set()
+        self.note_change()
+
     def note_change(self) -> None:
-        """A message was finished, a lane became free, or frames were given back."""
-        if self._waiting:
+        """A lane became free."""
+        if self._full:
             self._news.set()
 
     async def run(self) -> None:
-        """Until canceled: let go on those that wait, once there is room where they wait for it."""
+        """Until canceled: let go on those that wait for room, once there is any."""
         while True:
             await self._news.wait()
             self._news = anyio.Event()
-            for line, (pools, let_go) in list(self._waiting.items()):
-                if self._credit("", pools).num:
-                    del self._waiting[line]
+            for line, (pools, let_go) in list(self._full.items()):
+                if self._credit("", 0, pools).num:
+                    del self._full[line]
                     let_go.set()
 
-    async def of(self, group: str, pools: Sequence[Pool]) -> int:
-        """How many messages a group may take now, once it is any."""
-        while not (lent := self._credit(group, pools)).num:
-            line = tuple(pool.name for pool in pools)
-            _, let_go = self._waiting.setdefault(line, (pools, anyio.Event()))
+    async def of(self, group: str, num_taken: Callable[[], int], pools: Sequence[Pool]) -> int:
+        """How many messages a group may take now, beside those it has taken and not finished, once it is any."""
+        while not (lent := self._credit(group, num_taken(), pools)).num:
+            if self._credit(group, 0, pools).num:
+                let_go = self._busy.setdefault(group, anyio.Event())
+            else:
+                line = tuple(pool.name for pool in pools)
+                _, let_go = self._full.setdefault(line, (pools, anyio.Event()))
             await let_go.wait()
         return lent.num
 
-    def _credit(self, group: str, pools: Sequence[Pool]) -> Credit:
+    def _credit(self, group: str, num_taken: int, pools: Sequence[Pool]) -> Credit:
         if self._is_held_back():
             return HELD_BACK
-        return credit(group, [pool.signals(with_history=False) for pool in pools], self._wants)
+        return credit(group, num_taken, [pool.signals(with_history=False) for pool in pools], self._wants)

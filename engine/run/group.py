@@ -276,6 +276,7 @@ class Group:
             for known in found.values()
             if isinstance(known.value, Media)
         ]
+        stage.pool.num_ahead += 1
         try:
             hold = await self.host.frames.hold(self.stream, segments, stage.demands)
         except (Permanent, Transient) as error:
@@ -285,6 +286,8 @@ class Group:
             log.error("not_decoded", stage=told.stage.name, key=str(told.key), exc_info=error)
             self._failed(told, span, Permanent(f"decoding raised {type(error).__name__}: {error}"))
             return
+        finally:
+            stage.pool.num_ahead -= 1
         span.decoded(hold.decodings)
         self._holds[id(told)] = hold
         self._submit(told, stage, span, hold.media, hold.decode_s)

@@ -127,6 +127,7 @@ class Pool:
         self._cores = capacity.limiter if lanes.uses_cores(self._shape) else None
         self._tickets: dict[int, Ticket] = {}  # that wait
         self._num_running = 0
+        self.num_ahead = 0  # items to come, whose media are being decoded; kept by whoever has that done
         self._num_lanes = 0
         self._num_tickets = 0
         self._num_batches = 0
@@ -199,6 +200,7 @@ class Pool:
             num_in_flight=self._num_lanes,
             max_in_flight=limits.max_in_flight,
             num_instances=self._instances.num_loaded,
+            num_ahead=self.num_ahead,
             queue_wait_s=sum(self._waits_s) / len(self._waits_s) if self._waits_s else None,
             service_s=sum(self._services_s) / len(self._services_s) if self._services_s else None,
             service_times=self._service_times.so_far() if with_history else (),

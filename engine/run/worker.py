@@ -172,16 +172,17 @@ class Worker:
             served.group.serve([self._stage(stage, running, above[running.stream], tasks) for stage in running.stages])
         for running in told.start:
             stages = [self._stage(stage, running, above[running.stream], tasks) for stage in running.stages]
-            group = Group.of(running.name, self._host(tasks), self._caches[running.stream], stages, names)
+            place = f"{running.stream}/{running.name}"
+            group = Group.of(running.name, self._host(place, tasks), self._caches[running.stream], stages, names)
             pools = list({id(stage.pool): stage.pool for stage in stages}.values())
-            served = _Served(running, group, f"{running.stream}/{running.name}", pools)
+            served = _Served(running, group, place, pools)
             self._served[running.stream, running.name] = served
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
             tasks.start_soon(self._start, served, before, tasks)
         since_s = time.monotonic() - KEEP_POOL_S
         self._pools = {rung: kept for rung, kept in self._pools.items() if kept[1] >= since_s}
 
-    def _host(self, tasks: anyio.abc.TaskGroup) -> Host:
+    def _host(self, place: str, tasks: anyio.abc.TaskGroup) -> Host:
         return Host(
             worker=self._assignment.name,
             ledger=self._ledger,
@@ -193,7 +194,7 @@ class Worker:
             random=Random(),
             tasks=tasks,
             now_ns=self._ledger.clock.now_ns,
-            on_done=self._credit.note_change,
+            on_done=partial(self._credit.note_finished, place),
         )
 
     def _say(self, told: Reconciled) -> None:
@@ -305,7 +306,7 @@ class Worker:
         with anyio.CancelScope() as scope:
             served.scopes.append(scope)
             while not served.group.is_leaving:
-                num = await self._credit.of(served.place, served.pools)
+                num = await self._credit.of(served.place, lambda: served.group.num_taken, served.pools)
                 try:
                     arrivals = await pull.take(num)
                 except LinkError as error:

@@ -36,6 +36,7 @@ def assert_told(samples: Samples, worker: WorkerSignals) -> None:
     for pool in worker.pools:
         of_it = {**of, "pool": pool.pool}
         assert value(samples, "penstock_pool_waiting", **of_it) == pool.num_waiting
+        assert value(samples, "penstock_pool_ahead", **of_it) == pool.num_ahead
         assert value(samples, "penstock_pool_in_service", **of_it) == pool.num_in_service
         assert value(samples, "penstock_pool_in_flight", **of_it) == pool.num_in_flight
         assert value(samples, "penstock_pool_queue_wait_seconds", **of_it) == pool.queue_wait_s
@@ -103,6 +104,7 @@ def full(**but: Any) -> WorkerSignals:
         device="cpu",
         max_batch=4,
         num_waiting=7,
+        num_ahead=5,
         num_in_service=4,
         num_in_flight=1,
         max_in_flight=2,

@@ -1,5 +1,6 @@
 """How many messages each group may take now."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +29,7 @@ def test_a_pool_has_room_for_what_it_can_run_and_one_batch_more() -> None:
     assert room(pool("a", max_batch=8, lanes=2)) == 24
     assert room(pool("a", max_batch=8, lanes=2, waiting=3, running=16)) == 5
     assert room(pool("a", lanes=2, waiting=9)) == -6
+    assert room(msgspec.structs.replace(pool("a", max_batch=8), num_ahead=5)) == 11
 
 
 def wanting(**groups: tuple[dict[str, int], int | None]) -> Wants:
@@ -40,14 +42,16 @@ def wanting(**groups: tuple[dict[str, int], int | None]) -> Wants:
 
 def test_a_batched_stage_is_fed_beside_one_that_takes_items_one_by_one() -> None:
     pools = [pool("large", max_batch=28), pool("small", waiting=1, running=1, service_s=0.01)]
-    assert credit("g", pools, wanting(g=({"large": 28, "small": 1}, None))).num == 56
+    assert credit("g", 0, pools, wanting(g=({"large": 28, "small": 1}, None))).num == 56
 
 
 def test_nothing_is_taken_while_a_stage_has_seconds_of_work_waiting() -> None:
     pools = [pool("large", max_batch=28), pool("slow", waiting=2, running=1, service_s=2.0)]
-    lent = credit("g", pools, Wants())
+    lent = credit("g", 0, pools, Wants())
     assert lent.num == 0
     assert lent.why == "slow has 4.0 s of work waiting"
+    decoding = msgspec.structs.replace(pools[1], num_waiting=0, num_ahead=2)
+    assert credit("g", 0, [pools[0], decoding], Wants()).num == 0, "what is being decoded will wait there too"
 
 
 def test_groups_share_a_pool_by_what_waits_for_them_and_the_idle_are_lent_one() -> None:
@@ -55,20 +59,29 @@ def test_groups_share_a_pool_by_what_waits_for_them_and_the_idle_are_lent_one() 
     idle = {f"idle{number}": (shared, 0) for number in range(4)}
     wants = wanting(busy=(shared, 500), **idle)
     here = [pool("p", max_batch=16)]
-    assert credit("busy", here, wants).num >= 28
-    assert {credit(name, here, wants).num for name in idle} == {1}
+    assert credit("busy", 0, here, wants).num >= 28
+    assert {credit(name, 0, here, wants).num for name in idle} == {1}
     for name in idle:
         wants.forget(name)
-    assert credit("busy", here, wants).num == 32
+    assert credit("busy", 0, here, wants).num == 32
 
 
 def test_a_group_with_much_waiting_leaves_one_with_little_its_part() -> None:
     wants = wanting(much=({"p": 16}, 10**6), little=({"p": 16}, 16))
-    assert credit("little", [pool("p", max_batch=16)], wants).num == 10
+    assert credit("little", 0, [pool("p", max_batch=16)], wants).num == 10
+
+
+def test_a_group_holds_no_more_than_its_hungriest_pool_could_use() -> None:
+    """What it has taken is on its way there, or has gone on to a slower stage: more would only lie about."""
+    pools = [pool("large", max_batch=28), pool("slow", waiting=40, running=1, service_s=0.01)]
+    wants = wanting(g=({"large": 28, "slow": 1}, None))
+    assert credit("g", 41, pools, wants).num == 15
+    assert credit("g", 56, pools, wants).num == 0
+    assert credit("other", 0, pools, wants).num > 0
 
 
 def test_of_no_room_nothing_is_lent() -> None:
-    lent = credit("g", [pool("p", waiting=2)], wanting(g=({"p": 1}, 5)))
+    lent = credit("g", 0, [pool("p", waiting=2)], wanting(g=({"p": 1}, 5)))
     assert lent.num == 0
     assert lent.why == "p has no room"
 
@@ -91,7 +104,7 @@ def test_what_is_lent_of_a_pool_is_its_room_and_at_most_one_for_each_group_more(
     for n in leaving:
         wants.forget(f"g{n}")
         used.pop(f"g{n}", None)
-    found = {name: credit(name, [pools[at] for at in some], wants) for name, some in used.items()}
+    found = {name: credit(name, 0, [pools[at] for at in some], wants) for name, some in used.items()}
     for name, lent in found.items():
         assert lent.why
         assert 0 <= lent.num <= max(0, *(room(pools[at]) for at in used[name]), 0)

@@ -43,7 +43,7 @@ async def test_those_that_wait_for_a_pool_are_let_go_on_when_it_has_room(eventua
     desk = CreditDesk(lambda: held_back)
 
     async def ask(group: str, pool: FakePool) -> None:
-        lent[group] = await desk.of(group, [pool])  # type: ignore[list-item]
+        lent[group] = await desk.of(group, lambda: 0, [pool])  # type: ignore[list-item]
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(desk.run)
@@ -66,4 +66,27 @@ async def test_those_that_wait_for_a_pool_are_let_go_on_when_it_has_room(eventua
         desk.note_change()
         await eventually(lambda: len(lent) == 101)
         assert set(lent.values()) <= {1, 2}
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_group_that_holds_enough_is_let_go_on_when_it_has_finished_something(eventually: Eventually) -> None:
+    pool = FakePool("p")
+    num_taken = 2
+    lent: list[int] = []
+    desk = CreditDesk(lambda: False)
+
+    async def ask() -> None:
+        lent.append(await desk.of("g", lambda: num_taken, [pool]))  # type: ignore[list-item]
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(desk.run)
+        tasks.start_soon(ask)
+        tasks.start_soon(ask)
+        desk.note_finished("other")
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        assert not lent
+        num_taken = 1
+        desk.note_finished("g")
+        await eventually(lambda: lent == [1, 1])
         tasks.cancel_scope.cancel()
