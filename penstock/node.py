@@ -22,6 +22,7 @@ from engine.node.intake import Intake
 from engine.node.submission import JobRequest
 from engine.node.tasks import Duties
 from engine.node.worker_processes import node
+from engine.run import heap
 from engine.run.registry import NodeStatus, Registry, new_id, open_registry
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Assignment
@@ -136,6 +137,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                 tasks.start_soon(Intake(registry, ledger, traces, id).run)
                 async with serve_endpoints(link, "penstock", VERSION, services.endpoints()):
                     await _configure(config, options.config, registry, services)
+                    heap.settle()
                     on_ready(Running(id, url, http, None if options.url else options.store))
                     await anyio.sleep_forever()
     finally:

@@ -1,4 +1,4 @@
-"""The heap of a worker process: what Python's collector of cycles has to look at.
+"""The heap of a process that stays: what Python's collector of cycles has to look at.
 
 The collector looks at every container that is alive, again and again, the more so the more are made; a worker has some
 hundred thousand that came with its libraries and its models and stay as long as it does: 60 ms each time, during which

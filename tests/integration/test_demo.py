@@ -161,7 +161,7 @@ def assert_traced(spans: list[Span], answers: list[Answer]) -> None:
     for trace in segments:
         done = {span.get(names.STAGE) for span in named(traces[trace], names.PROCESS)}
         assert done == {"scenes", "speech", "text"}
-        assert len(traces[trace]) <= 20
+        assert len(traces[trace]) <= 24, "three outputs, one of which may have had three segments' sound decoded"
         assert named(traces[trace], names.DECODE)
         computed = [span for span in traces[trace] if span.name.startswith("compute ")]
         assert {span.name for span in computed} == {"compute detect_scenes", "compute transcribe", "compute read_text"}
