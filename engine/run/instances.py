@@ -107,7 +107,7 @@ def encoded(operator: type[Operator], outputs: Sequence[msgspec.Struct], num_exp
     if len(outputs) != num_expected:
         raise Permanent(f"{operator.name} returned {len(outputs)} outputs for {num_expected} inputs")
     for output in outputs:
-        if not isinstance(output, wanted):
+        if type(output) is not wanted:  # a subclass would be read back elsewhere as what it is not
             raise Permanent(f"{operator.name} returned {type(output).__name__}, not {wanted.__name__}")
     try:
         return [encode(output) for output in outputs]

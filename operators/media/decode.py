@@ -62,10 +62,14 @@ class AudioSpec:
 @dataclass
 class Frames:
     """`times_ns`: int64 [N], ascending media time. `images`: uint8 [N, H, W, 3] RGB or [N, H, W], upright,
-    C-contiguous, host memory. All of one size: that of the segment's first picture, scaled."""
+    C-contiguous, host memory, read-only: all who look at a segment look at the same. All of one size: that of the
+    segment's first picture, scaled."""
 
     times_ns: NDArray[np.int64]
     images: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        self.times_ns.flags.writeable = self.images.flags.writeable = False
 
     @property
     def nbytes(self) -> int:
@@ -74,11 +78,15 @@ class Frames:
 
 @dataclass
 class Audio:
-    """`samples`: int16 [N], mono, the first at `start_ns`; silence where sound is missing inside the track."""
+    """`samples`: int16 [N], mono, read-only, the first at `start_ns`; silence where sound is missing inside the
+    track."""
 
     start_ns: int
     sample_rate: int
     samples: NDArray[np.int16]
+
+    def __post_init__(self) -> None:
+        self.samples.flags.writeable = False
 
     @property
     def nbytes(self) -> int:
