@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import msgspec
+import structlog
 
 from engine.decide.answer import time_of_day
 from engine.decide.reconcile import devices_of, offers
@@ -42,6 +43,9 @@ from streams.wire.server import embedded
 from streams.wire.service import serve as serve_endpoints
 
 VERSION = "0.1.0"
+
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,11 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
 
 async def _say_rungs(duties: Duties, status: NodeStatus, machine: Machine) -> None:
     """Say what can run here, once every implementation has been asked what it lacks; a hub may be slow to answer."""
-    rungs = await anyio.to_thread.run_sync(runnable, installed(), machine)
+    try:
+        rungs = await anyio.to_thread.run_sync(runnable, installed(), machine)
+    except Exception as error:  # of an implementation that is not ours
+        log.error("cannot_say_rungs", exc_info=error)
+        return
     duties.status = msgspec.structs.replace(status, rungs=tuple(rungs))
 
 

@@ -35,7 +35,7 @@ from streams.media.pipe import Pipe, PipeClosed
 from streams.media.sources import read_bytes
 from streams.records import EndOfStream, MediaMessage
 from streams.wire.lease import holder_of
-from streams.wire.ledger import TRACEPARENT, Ledger
+from streams.wire.ledger import Ledger, traceparent_of
 from streams.wire.service import ERROR
 
 log = structlog.get_logger(__name__)
@@ -129,7 +129,7 @@ class Intake:
                 tasks.start_soon(self._answer, message, Taken(error=str(error)))
                 return
             sender = self._senders[stream] = _Sender(
-                Pipe(subjects.ingest(stream)), spec, parent=(message.headers or {}).get(TRACEPARENT, "")
+                Pipe(subjects.ingest(stream)), spec, parent=traceparent_of(message.headers)
             )
             tasks.start_soon(self._serve, sender)
         if sender.is_outrun or sender.num_bytes > MAX_WAITING_BYTES:
@@ -243,7 +243,12 @@ class Intake:
             await self._answer(message, Taken(offset=sender.next_offset))
 
     async def _answer_unless_elsewhere(self, message: Any, stream: str) -> None:
-        if await holder_of(self._registry.leases, lease_of(stream)) in (None, self._node):
+        try:
+            holder = await holder_of(self._registry.leases, lease_of(subjects.token(stream)))
+        except PenstockError as error:  # a name that no stream can have, or nobody knows who reads it
+            await self._answer(message, Taken(error=str(error)))
+            return
+        if holder in (None, self._node):
             await self._answer(message, Taken())
 
     async def _answer(self, message: Any, said: Taken) -> None:

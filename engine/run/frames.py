@@ -7,7 +7,7 @@ group that wanted it has said that it is done with the segment. A decode waits w
 """
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,6 +86,8 @@ class FrameStore:
         self._kept: OrderedDict[Place, _Decoded] = OrderedDict()
         self._demands: dict[str, dict[str, tuple[Demand, ...]]] = {}  # by stream and group
         self._has_room = anyio.Event()
+        self._pinned_bytes = 0  # of what is being looked at
+        self._bytes_of: Counter[str] = Counter()  # by stream
 
     def serve(self, stream: str, group: str, demands: Sequence[Demand]) -> None:
         """A group will ask for these of the stream's segments."""
@@ -102,11 +104,11 @@ class FrameStore:
                     self._drop(place)
 
     def bytes_of(self, stream: str) -> int:
-        return sum(kept.num_bytes for place, kept in self._kept.items() if place[0] == stream)
+        return self._bytes_of.get(stream, 0)
 
     @property
     def is_over_budget(self) -> bool:
-        return self._pinned_bytes() > self.max_bytes
+        return self._pinned_bytes > self.max_bytes
 
     def release(self, stream: str, group: str, index: int) -> None:
         """A group is done with a segment."""
@@ -126,16 +128,15 @@ class FrameStore:
         pinned: list[Place] = []
         products: dict[int, dict[Any, Any]] = {segment.index: {} for segment in segments}
         decodings: list[Decoding] = []
+        await self._room(stream, segments, demands)  # before anything is held, or two could wait for each other
         try:
             for segment in segments:
                 for kind, wanted in by_kind(demands).items():
                     place = stream, segment.index, kind
                     kept = self._kept.setdefault(place, _Decoded())
-                    kept.num_pins += 1
+                    self._pin(kept)
                     pinned.append(place)
                     if any(demand not in kept.products for demand in wanted):
-                        if len(pinned) == 1:  # who holds something already goes on, or two could wait for each other
-                            await self._room()
                         decodings += await self._decode(segment, place, kept, wanted)
                     self._kept.move_to_end(place)
                     products[segment.index] |= {demand: kept.products[demand] for demand in wanted}
@@ -172,6 +173,8 @@ class FrameStore:
             grown = sum(product.nbytes for product in made.values())
             kept.num_bytes += grown
             self.num_bytes += grown
+            self._pinned_bytes += grown  # whoever decodes holds it
+            self._bytes_of[stream] += grown
             kept.decode_s += (ended_ns - began_ns) / 1e9
             self.num_decoded += 1
             self.decode_s += (ended_ns - began_ns) / 1e9
@@ -182,15 +185,20 @@ class FrameStore:
 
     # --- memory ------------------------------------------------------------------------------------------------
 
-    def _pinned_bytes(self) -> int:
-        return sum(kept.num_bytes for kept in self._kept.values() if kept.num_pins)
-
-    async def _room(self) -> None:
-        """Wait while what is being looked at fills the budget; what nobody looks at goes first."""
+    async def _room(self, stream: str, segments: Sequence[Segment], demands: Sequence[Demand]) -> None:
+        """Wait while what is being looked at fills the budget and something would have to be decoded; what nobody looks
+        at goes first."""
         self._evict()
-        while self._pinned_bytes() >= self.max_bytes:
-            self._has_room = anyio.Event()
+        while self._pinned_bytes >= self.max_bytes and not self._has_all(stream, segments, demands):
             await self._has_room.wait()
+
+    def _has_all(self, stream: str, segments: Sequence[Segment], demands: Sequence[Demand]) -> bool:
+        for segment in segments:
+            for kind, wanted in by_kind(demands).items():
+                kept = self._kept.get((stream, segment.index, kind))
+                if kept is None or any(demand not in kept.products for demand in wanted):
+                    return False
+        return True
 
     def _evict(self) -> None:
         if self.num_bytes <= self.max_bytes:
@@ -209,6 +217,7 @@ class FrameStore:
             kept.num_pins -= 1
             if kept.num_pins:
                 continue
+            self._pinned_bytes -= kept.num_bytes
             stream, _, kind = place
             groups = self._demands.get(stream, {})
             wanting = {name for name, demands in groups.items() if any(type(each) is kind for each in demands)}
@@ -217,6 +226,17 @@ class FrameStore:
         places.clear()
         self._evict()
         self._has_room.set()
+        self._has_room = anyio.Event()  # whoever waits next waits for the next
+
+    def _pin(self, kept: _Decoded) -> None:
+        if not kept.num_pins:
+            self._pinned_bytes += kept.num_bytes
+        kept.num_pins += 1
 
     def _drop(self, place: Place) -> None:
-        self.num_bytes -= self._kept.pop(place).num_bytes
+        """Of what nobody looks at."""
+        stream, num_bytes = place[0], self._kept.pop(place).num_bytes
+        self.num_bytes -= num_bytes
+        self._bytes_of[stream] -= num_bytes
+        if not self._bytes_of[stream]:
+            del self._bytes_of[stream]

@@ -155,8 +155,9 @@ class Group:
         self._note_drained()
 
     def _note_drained(self) -> None:
-        if self.is_leaving and not self._arrivals:
+        if self.is_leaving and not self._arrivals and not self.drained.is_set():
             self.drained.set()
+            self.storing.forget()  # or the two would keep each other, and the pools, for good
 
     async def _take_in_pieces(self, root: int, arrival: Arrival, address: Address) -> None:
         try:

@@ -2,13 +2,15 @@
 
 The collector looks at every container that is alive, again and again, the more so the more are made; a worker has some
 hundred thousand that came with its libraries and its models and stay as long as it does: 60 ms each time, during which
-nothing is answered, and a fifth of what an output costs. They are put where it does not look.
+nothing is answered, and a fifth of what an output costs. They are put where it does not look, until the next time.
 """
 
 import gc
 
 
 def settle() -> None:
-    """What is alive now stays: the collector looks at it no more. Called when libraries and models are loaded."""
+    """What is alive now stays: the collector looks at it no more. Called when libraries and models are loaded; what was
+    put away before and has gone since goes now."""
+    gc.unfreeze()
     gc.collect()
     gc.freeze()

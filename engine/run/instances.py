@@ -18,6 +18,7 @@ from streams.records import encode
 
 log = structlog.get_logger(__name__)
 
+MAX_STUCK = 4  # batches that have not come back, each with an instance of its own
 Answer = tuple[Sequence[msgspec.Struct], int, int]  # outputs, and when they were begun and done (Unix time, ns)
 
 
@@ -32,11 +33,13 @@ class Instances:
         self._warmed = False
         self._idle: list[Operator] = []
         self._loading = anyio.Lock()
+        self._stuck: set[int] = set()  # instances whose batches were left in their threads, for their time was over
 
-    async def warm_up(self) -> None:
-        """Load the first one ahead of the work, once. What fails here will be reported by the work."""
+    async def warm_up(self) -> bool:
+        """Load the first one ahead of the work, once; whether it was done now. What fails here will be reported by the
+        work."""
         if self._warmed or self._operator.runs_in == "loop":
-            return
+            return False
         self._warmed = True
         load_one = (self._operator, self._knobs, self._device)
         try:
@@ -47,9 +50,11 @@ class Instances:
                 elif self._operator.runs_in == "async":
                     await self._one()
                 else:
-                    self._idle.append(await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True))
+                    self._idle.append(await self._in_thread())
         except Exception as error:
             log.info("not_warmed_up", operator=self._operator.name, error=str(error))
+            return False
+        return True
 
     async def call(self, batch: list[Inputs], limiter: anyio.CapacityLimiter | None) -> Answer:
         """Have a batch processed, with a core of `limiter`'s where one is needed. Raises what the operator raises, and
@@ -66,7 +71,7 @@ class Instances:
                 if operator.runs_in == "process":
                     call = (operator, self._knobs, self._device, batch)
                     return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=own)
-                return await anyio.to_thread.run_sync(self._in_thread, batch, abandon_on_cancel=True, limiter=own)
+                return await self._call_in_thread(batch, own)
 
     async def call_one(self, inputs: Inputs, emit: Callable[[str], None]) -> msgspec.Struct:
         """Have one item processed beside others, by the one instance they share."""
@@ -85,20 +90,44 @@ class Instances:
                 self._idle.append(await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True))
         return self._idle[0]
 
+    async def _in_thread(self) -> Operator:
+        """One that nobody uses. Loaded one after the other: who comes while the first is being loaded gets that."""
+        async with self._loading:
+            if self._idle:
+                return self._idle.pop()
+            return await anyio.to_thread.run_sync(self._load, abandon_on_cancel=True)
+
     def _load(self) -> Operator:
         loaded = load(self._operator, self._knobs, self._device)
         self.num_loaded += 1
         return loaded
 
-    def _in_thread(self, batch: list[Inputs]) -> Answer:
-        operator = self._idle.pop() if self._idle else self._load()
+    async def _call_in_thread(self, batch: list[Inputs], limiter: anyio.CapacityLimiter) -> Answer:
+        if len(self._stuck) >= MAX_STUCK:
+            raise Transient(f"{self._operator.name}: {len(self._stuck)} batches have not come back, past their time")
+        operator = await self._in_thread()
+        is_over = False
+
+        def process() -> Answer:
+            nonlocal is_over
+            try:
+                answer = _timed(operator, batch)
+            except BaseException:
+                self.num_loaded -= 1  # one that raised is left to be loaded anew
+                raise
+            finally:
+                is_over = True
+                self._stuck.discard(id(operator))
+            self._idle.append(operator)
+            return answer
+
         try:
-            answer = _timed(operator, batch)
-        except BaseException:
-            self.num_loaded -= 1  # one that raised is left to be loaded anew
+            return await anyio.to_thread.run_sync(process, abandon_on_cancel=True, limiter=limiter)
+        except anyio.get_cancelled_exc_class():
+            self._stuck.add(id(operator))  # it goes on in its thread, with its instance
+            if is_over:
+                self._stuck.discard(id(operator))
             raise
-        self._idle.append(operator)
-        return answer
 
 
 def encoded(operator: type[Operator], outputs: Sequence[msgspec.Struct], num_expected: int) -> list[bytes]:

@@ -140,9 +140,9 @@ class Pool:
         self._on_batch = on_batch
         self._num_done = self._num_failed = self._num_late = 0
 
-    async def warm_up(self) -> None:
-        """Load the first instance ahead of the work, once."""
-        await self._instances.warm_up()
+    async def warm_up(self) -> bool:
+        """Load the first instance ahead of the work, once; whether it was done now."""
+        return await self._instances.warm_up()
 
     # --- handing in ----------------------------------------------------------------------------------------------
 

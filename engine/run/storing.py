@@ -28,6 +28,10 @@ log = structlog.get_logger(__name__)
 Work = Compute | GiveGap
 
 
+def _nobody(told: Work, what: Any) -> None:
+    """Hears what is of no use any more."""
+
+
 class Storing:
     """For one group. `on_stands` is told what stands in an output's place, `on_failed` why nothing could be stored."""
 
@@ -44,6 +48,10 @@ class Storing:
         self._cache = cache
         self._on_stands = on_stands
         self._on_failed = on_failed
+
+    def forget(self) -> None:
+        """Nobody is to be told any more."""
+        self._on_stands = self._on_failed = _nobody
 
     def gap(self, told: GiveGap) -> None:
         """Store a gap in an output's place, after its dead letter if it has one."""

@@ -298,8 +298,8 @@ class Worker:
             self._served.pop((running.stream, running.name), None)  # the next look at the bucket tries again
 
     async def _warm_up(self, pool: Pool) -> None:
-        await pool.warm_up()
-        self._on_loaded()
+        if await pool.warm_up():
+            self._on_loaded()
 
     async def _serve(self, served: _Served, pull: Pull) -> None:
         """Take what there is credit for."""

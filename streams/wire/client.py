@@ -83,6 +83,11 @@ class WatchedClient(Client):
     def __init__(self) -> None:
         super().__init__()
         self._heard: dict[int, Callable[[Msg], None]] = {}
+        self.was_left = False  # closed by whoever uses it; else by the server
+
+    async def close(self) -> None:
+        self.was_left = True
+        await super().close()
 
     async def hear(self, subject: str, on_message: Callable[[Msg], None]) -> Hearing:
         """Core NATS: at most once. `on_message` is called while the connection is read: it must not take long. What it
@@ -142,7 +147,8 @@ class WatchedClient(Client):
         return Msg(self, said, answer_to, data, headers, _sid=sid)
 
     async def watch(self) -> None:
-        """Until canceled: connect again where the reading has ended and nobody else sees to it."""
+        """Until canceled, or the connection is closed for good, as the server may have it: connect again where the
+        reading has ended and nobody else sees to it."""
         while True:
             reading = self._reading_task
             if reading is not None:

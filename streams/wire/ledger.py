@@ -288,7 +288,7 @@ class Ledger:
     async def _stored(self, message: jetstream.Raw) -> Stored:
         data = await self.whole(message.data, message.headers)
         headers = message.headers
-        return Stored(message.subject, message.seq, data, headers.get(TRACEPARENT, ""), due_of(headers))
+        return Stored(message.subject, message.seq, data, traceparent_of(headers), due_of(headers))
 
 
 def headers_for(traceparent: str, due_ns: int, headers: dict[str, str]) -> dict[str, str]:
@@ -299,6 +299,13 @@ def headers_for(traceparent: str, due_ns: int, headers: dict[str, str]) -> dict[
     if due_ns:
         headers[DUE] = str(due_ns)
     return headers
+
+
+def traceparent_of(headers: Mapping[str, str] | None) -> str:
+    """The trace context a record came with; empty where it has none, or what it has is none: it is handed on with
+    everything that is made of the record."""
+    said = headers.get(TRACEPARENT, "") if headers else ""
+    return said if _TRACEPARENT.fullmatch(said) else ""
 
 
 def due_of(headers: Mapping[str, str] | None) -> int:
@@ -371,6 +378,7 @@ def stream_of(subject: str) -> str:
     return f"{PREFIX.upper()}_{subject.split('.', 2)[1].upper()}"
 
 
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
 _BULK = re.compile(r"([0-9a-f]{40})\.([0-9]{1,9})")
 _WRONG_LAST = re.compile(r"wrong last sequence: (\d+)")
 

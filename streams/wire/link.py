@@ -156,7 +156,10 @@ class Link:
 
 @asynccontextmanager
 async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0) -> AsyncIterator[Link]:
-    """A link to the server at `url`. Raises LinkError if it cannot be reached within 5 s, UserError for a bad URL."""
+    """A link to the server at `url`. Raises LinkError if it cannot be reached within 5 s, UserError for a bad URL.
+
+    Where the server ends the connection for good, such as with somebody it no longer lets in, what is done with the
+    link is canceled and LinkError raised: nobody goes on deaf."""
     place = without_credentials(url)
     await _reachable(url, place)
     link: Link | None = None
@@ -201,14 +204,25 @@ async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0)
         reason = refusal or _one_line(error)
         raise LinkError(f"no NATS server answers at {place}: {reason}; start one or give --nats URL") from error
     link = Link(client, url, patience_s)
-    watching = asyncio.create_task(client.watch(), name="watch the NATS client's reading")
-    try:
-        yield link
-    finally:
-        closing = True
-        watching.cancel()
-        with anyio.move_on_after(2, shield=True):
-            await client.close()
+    with anyio.CancelScope() as scope:
+
+        def on_end(watching: asyncio.Task[None]) -> None:
+            if not client.was_left and not watching.cancelled():
+                scope.cancel()
+
+        watching = asyncio.create_task(client.watch(), name="watch the NATS client's reading")
+        watching.add_done_callback(on_end)
+        try:
+            yield link
+        finally:
+            closing = True
+            watching.cancel()
+            with anyio.move_on_after(2, shield=True):
+                await client.close()
+    if scope.cancelled_caught:
+        raise LinkError(
+            f"the server at {place} ended the connection for good: {_one_line(client.last_error or OSError())}"
+        )
 
 
 def without_credentials(url: str) -> str:

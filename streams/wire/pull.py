@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from streams.decoding import shown, whole_number
 from streams.errors import LinkError, Malformed
 from streams.wire.client import Hearing
-from streams.wire.ledger import TRACEPARENT, Ledger, due_of
+from streams.wire.ledger import Ledger, due_of, traceparent_of
 from streams.wire.link import Link, Refused
 
 log = structlog.get_logger(__name__)
@@ -130,7 +130,7 @@ class Pull:
             except Malformed as error:  # somebody else's message, on our own subject
                 log.warning("not_delivered_by_the_consumer", consumer=self._durable, error=str(error))
                 return
-            trace = headers.get(TRACEPARENT, "") if headers else ""
+            trace = traceparent_of(headers)
             now_ns = time.time_ns()
             self._arrived.append(
                 Arrival(

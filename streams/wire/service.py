@@ -31,7 +31,7 @@ from nats.aio.subscription import Subscription
 
 from streams.errors import LinkError, PenstockError, Transient, UserError
 from streams.subjects import token
-from streams.wire.ledger import HEADROOM_BYTES, TRACEPARENT
+from streams.wire.ledger import HEADROOM_BYTES, TRACEPARENT, traceparent_of
 from streams.wire.link import REQUEST_TIMEOUT_S, Link
 
 log = structlog.get_logger(__name__)
@@ -171,7 +171,7 @@ class Service:
 
     async def _outcome(self, name: str, message: Msg) -> bytes | _Refusal:
         headers = message.headers or {}
-        request = Request(message.subject, message.data, headers, headers.get(TRACEPARENT, ""))
+        request = Request(message.subject, message.data, headers, traceparent_of(headers))
         try:
             reply = await self._endpoints[name].handler(request)
         except UserError as error:

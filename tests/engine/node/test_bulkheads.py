@@ -288,6 +288,15 @@ async def test_bad_headers_are_answered_and_the_node_goes_on(here: Here) -> None
         assert msgspec.json.decode(reply.data) == {"offset": 2}
 
 
+async def test_the_end_of_a_stream_that_no_stream_can_be_is_answered(here: Here) -> None:
+    async with here.on_duty(), connect(here.url) as sender:
+        for name in ("cam:1", "ü", "x" * 200):
+            reply = await sender.client.request(f"penstock.ingest.{name}", b"", timeout=9)
+            assert "cannot be part of a subject" in msgspec.json.decode(reply.data)["error"]
+        reply = await sender.client.request(subjects.ingest("fine"), b"xx", timeout=9, headers={OFFSET: "0"})
+        assert msgspec.json.decode(reply.data) == {"offset": 2}
+
+
 async def test_what_no_client_would_send_reaches_nobody_else(here: Here, eventually: Eventually) -> None:
     """A header block and a subject that the client library cannot read, on every subject a node listens to."""
     job = sound(last=1)

@@ -129,3 +129,48 @@ async def test_what_cannot_be_decoded_is_said_and_takes_no_room(store_of: MakeSt
             await store.hold("s", [segment(0), segment(1, 13)], [Pictures(100)])
     store.leave("s", "a")
     assert store.num_bytes == 0
+
+
+async def test_all_that_wait_for_room_are_let_go_on(store_of: MakeStore, eventually: Eventually) -> None:
+    store = store_of(100)
+    store.serve("s", "a", [Pictures(100)])
+    first = await store.hold("s", [segment(0)], [Pictures(100)])
+    held: list[int] = []
+
+    async def wait_for(index: int) -> None:
+        hold = await store.hold("s", [segment(index)], [Pictures(100)])
+        held.append(index)
+        hold.let_go()
+
+    async with anyio.create_task_group() as tasks:
+        for index in (1, 2, 3, 4):
+            tasks.start_soon(wait_for, index)
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        assert not held
+        again = await store.hold("s", [segment(0)], [Pictures(100)])  # what is there needs no room
+        again.let_go()
+        first.let_go()
+        await eventually(lambda: sorted(held) == [1, 2, 3, 4])
+    assert not store.is_over_budget
+
+
+async def test_two_that_ask_for_more_of_what_they_share_do_not_wait_for_each_other(
+    store_of: MakeStore, eventually: Eventually
+) -> None:
+    """Each would hold what is there, which fills the budget, while it waits for room for what is not."""
+    store = store_of(150)
+    store.serve("s", "a", [Pictures(100)])
+    for index in (0, 1):
+        (await store.hold("s", [segment(index)], [Pictures(100)])).let_go()
+    done: list[int] = []
+
+    async def ask(index: int) -> None:
+        hold = await store.hold("s", [segment(index)], [Pictures(100), Pictures(50)])
+        done.append(index)
+        hold.let_go()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, 0)
+        tasks.start_soon(ask, 1)
+        await eventually(lambda: sorted(done) == [0, 1])

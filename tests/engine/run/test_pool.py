@@ -12,6 +12,7 @@ import toys
 from conftest import Eventually
 from doubling import Doubled, InLoop, InProcess, InThread, StuckProcess
 
+from engine.run.instances import MAX_STUCK
 from engine.run.pool import Canceled, Capacity, Done, Late, Pool
 from engine.spec.operator import Device, Entry, Inputs, Operator, Settings
 from streams.errors import Permanent, Transient
@@ -185,6 +186,53 @@ async def test_a_batch_that_hangs_costs_one_timeout(pool_of: MakePool) -> None:
         assert len({(each.started_ns, each.ended_ns) for each in done}) == 1  # one call, not one and one for each
     finally:
         Stuck.let_go.set()
+
+
+async def test_a_model_is_not_loaded_for_ever_beside_batches_that_do_not_come_back(pool_of: MakePool) -> None:
+    Stuck.let_go, StuckThread.num_loaded = threading.Event(), 0
+    pool = pool_of(StuckThread, num_cores=1)
+    try:
+        for _ in range(MAX_STUCK):
+            ((kind, said),) = await outcomes(pool, [7])
+            assert kind is Transient
+            assert "did not finish within" in said
+        assert StuckThread.num_loaded == MAX_STUCK
+        ((kind, said),) = await outcomes(pool, [1])
+        assert (kind, "4 batches have not come back" in said) == (Transient, True)
+        assert StuckThread.num_loaded == MAX_STUCK
+    finally:
+        Stuck.let_go.set()
+
+
+class SlowToLoad(InThread):
+    """Loads until it is let go."""
+
+    may_load: ClassVar[threading.Event]
+
+    def load(self, device: Device) -> None:
+        self.may_load.wait(30)
+        super().load(device)
+
+
+async def test_what_comes_while_the_model_is_being_loaded_waits_for_it(
+    pool_of: MakePool, eventually: Eventually
+) -> None:
+    SlowToLoad.may_load, SlowToLoad.num_loaded = threading.Event(), 0
+    pool = pool_of(SlowToLoad, num_cores=1)
+    was_done: list[bool] = []
+
+    async def warm_up() -> None:
+        was_done.append(await pool.warm_up())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(warm_up)
+        tasks.start_soon(warm_up)
+        await eventually(lambda: was_done == [False])
+        tasks.start_soon(outcomes, pool, [1, 2, 3])
+        await eventually(lambda: pool.signals().num_in_service > 0)
+        SlowToLoad.may_load.set()
+    assert SlowToLoad.num_loaded == 1
+    assert sorted(was_done) == [False, True]
 
 
 class Learning(Doubled):

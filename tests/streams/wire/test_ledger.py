@@ -26,6 +26,7 @@ from streams.wire.ledger import (
     open_ledger,
     retain,
     stream_of,
+    traceparent_of,
 )
 from streams.wire.link import Link, connect
 from streams.wire.server import embedded
@@ -340,3 +341,11 @@ async def test_retention_can_be_changed_and_nothing_else_is(ledger: Ledger) -> N
         await ledger.put(media(index), bytes(400_000))
     assert await ledger.get(media(0)) is None  # the oldest goes first
     assert await ledger.get(media(4)) is not None
+
+
+@pytest.mark.parametrize("said", ["", "x" * 1_000_000, "00-" + "AB" * 16 + "-" + "cd" * 8 + "-01", "a\x00b"])
+def test_a_trace_context_that_is_none_goes_no_further(said: str) -> None:
+    assert traceparent_of({"traceparent": said}) == ""
+    assert traceparent_of(None) == ""
+    right = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
+    assert traceparent_of({"traceparent": right}) == right

@@ -178,3 +178,11 @@ async def test_nothing_can_be_sent_on_a_closed_link(nats_url: str) -> None:
         await link.publish("here", b"")
     with pytest.raises(LinkError, match="INFO"):
         await link.api("INFO")
+
+
+async def test_whoever_works_with_a_connection_that_is_closed_for_good_is_told(nats_url: str) -> None:
+    """What the server says when a user is taken off its list: nats-py does not connect again after that."""
+    with anyio.fail_after(20), pytest.raises(LinkError, match=r"ended the connection for good: .*[Aa]uthentication"):
+        async with connect(nats_url) as link:
+            await link.client._process_err("'User Authentication Expired'")
+            await anyio.sleep_forever()
