@@ -41,6 +41,12 @@ def room(pool: PoolSignals, num_taken: int = 0) -> int:
     return usable - max(num_taken, pool.num_ahead + pool.num_waiting + pool.num_in_service)
 
 
+def is_held_back(frame_bytes: int, max_frame_bytes: int, *, has_taken: bool) -> bool:
+    """Whether no group may take anything: what is being looked at is over its budget, and something that was taken will
+    give it back."""
+    return has_taken and frame_bytes > max_frame_bytes
+
+
 class Wants:
     """What the groups of a worker want of the pools that they share."""
 

@@ -55,12 +55,16 @@ class Messages:
         """An output is being made from now on."""
         self._outputs[work.output] = _UnderWay(work, [work.event])
 
+    def is_made(self, work: Compute | GiveGap) -> bool:
+        """Whether this is the work that an output is being made by."""
+        under_way = self._outputs.get(work.output)
+        return under_way is not None and under_way.work is work
+
     def make_instead(self, work: Compute, gap: GiveGap) -> bool:
         """What was being made will be a gap; False where it is not under way any more."""
-        under_way = self._outputs.get(work.output)
-        if under_way is None or under_way.work is not work:
+        if not self.is_made(work):
             return False
-        under_way.work = gap
+        self._outputs[work.output].work = gap
         return True
 
     def ended(self, done: Compute | GiveGap) -> list[tuple[Event, Message]]:

@@ -158,6 +158,10 @@ class Readiness:
             self._messages.close(event.root, root, out, why)
         return out
 
+    def is_wanted(self, work: Compute | GiveGap) -> bool:
+        """Whether any message still waits for this work."""
+        return self._messages.is_made(work)
+
     def forget(self, root: int) -> None:
         """A message was handed back: what comes of it now concerns nobody here."""
         self._messages.forget(root)

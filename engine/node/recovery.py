@@ -53,11 +53,13 @@ class Recovery:
         if anyio.current_time() < awaited.due_s:
             return
         stream = self._spec.stream
+        awaited.put_off()
+        if end is None and await self._ledger.get(subjects.media(stream, key.last)) is None:
+            return  # it is still to come: nearly always, and to list what is kept costs the more the more it is
         kept = {k.first for k in subjects.keys_of(await self._ledger.subjects(subjects.media_of(stream)))}
         num_segments = end.num_segments if end is not None else max(kept, default=-1) + 1
         if key.last >= num_segments:
-            return  # it is still to come
-        awaited.put_off()
+            return
         if end is not None and len(kept) < num_segments and await holder_of(self._registry.leases, f"feed.{stream}"):
             return  # somebody brings the stream once more
         missing = await self._lacking(stage_id, key, kept, num_segments)

@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 MAX_AHEAD = 64  # segments of a durable stream that wait to be looked at
 CHECK_EVERY = 8  # segments
 LOOK_S = 0.2  # how often a held-back source looks whether there is room again, without a hint
+JOBS_S = 0.5  # how often the jobs are read anew
 RECOUNT_S = 2.0  # how often the ledger is asked for what no hint told
 
 Room = Callable[[int], Awaitable[None]]
@@ -60,6 +61,7 @@ class Waiting:
         self._stored: defaultdict[str, StoredKeys] = defaultdict(StoredKeys)
         self._news = anyio.Event()
         self._recounted_s = anyio.current_time()
+        self._known: tuple[list[JobSpec], float] = [], -RECOUNT_S  # the stream's jobs, and when they were read
 
     async def on_result(self, message: Any) -> None:
         self._note([message.subject])
@@ -97,7 +99,12 @@ class Waiting:
         return max(self._behind(await self._jobs(), num_segments).values(), default=0)
 
     async def _jobs(self) -> list[JobSpec]:
-        return [job for job in await self._registry.jobs() if job.stream == self._stream and job.state == "running"]
+        """As they were a moment ago at most: a source that is held back asks with every result."""
+        now_s = anyio.current_time()
+        if now_s > self._known[1] + JOBS_S:
+            every = await self._registry.jobs()
+            self._known = [job for job in every if job.stream == self._stream and job.state == "running"], now_s
+        return self._known[0]
 
     def _behind(self, jobs: list[JobSpec], num_segments: int) -> dict[str, int]:
         return num_behind(running_stages(jobs), self._stored, num_segments, self._since)

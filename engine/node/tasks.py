@@ -119,8 +119,7 @@ class Duties:
                 for sink in self._sinks:
                     tasks.start_soon(sink, spec, is_over)
         except ExceptionGroup as group:
-            log.error("sending_failed", job=spec.id, exc_info=first_error(group))
-            return
+            raise first_error(group) from group  # and once more, later
         await self._note(spec, _sent)
 
     async def _note(self, spec: JobSpec, change: Callable[[JobSpec], JobSpec]) -> None:
@@ -140,6 +139,7 @@ class Duties:
     async def _answered(self, spec: JobSpec) -> tuple[State, str]:
         pause_s, said = FIRST_PAUSE_S, ""
         while True:
+            began_s = anyio.current_time()
             try:
                 await Answering(self._ledger, self._registry, spec, self._catalogue, self._moments, self._traces).run()
                 return "done", ""
@@ -148,6 +148,8 @@ class Duties:
             if not isinstance(cause, PenstockError):
                 log.error("answering_failed", job=spec.id, exc_info=cause)
                 return "failed", f"{type(cause).__name__} while answering; the node's log says more"
+            if anyio.current_time() - began_s > 2 * MAX_PAUSE_S:
+                pause_s = FIRST_PAUSE_S
             log.warning("cannot_answer", job=spec.id, error=str(cause), pause_s=pause_s)
             if str(cause) != said:
                 said = str(cause)
@@ -159,6 +161,7 @@ class Duties:
         """Feed a stream until it ends. A source that cannot be read now may be there later."""
         pause_s = FIRST_PAUSE_S
         while True:
+            began_s = anyio.current_time()
             try:
                 if await stored_end(self._ledger, spec.name) is not None:
                     return
@@ -168,6 +171,8 @@ class Duties:
                 cause = first_error(error)
                 if not isinstance(cause, PenstockError):
                     raise
+                if anyio.current_time() - began_s > 2 * MAX_PAUSE_S:
+                    pause_s = FIRST_PAUSE_S
                 log.warning("cannot_feed", stream=spec.name, source=public_url(spec.url), error=str(cause))
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)

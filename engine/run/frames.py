@@ -86,7 +86,7 @@ class FrameStore:
         self._kept: OrderedDict[Place, _Decoded] = OrderedDict()
         self._demands: dict[str, dict[str, tuple[Demand, ...]]] = {}  # by stream and group
         self._has_room = anyio.Event()
-        self._pinned_bytes = 0  # of what is being looked at
+        self.pinned_bytes = 0  # of what is being looked at
         self._bytes_of: Counter[str] = Counter()  # by stream
 
     def serve(self, stream: str, group: str, demands: Sequence[Demand]) -> None:
@@ -105,10 +105,6 @@ class FrameStore:
 
     def bytes_of(self, stream: str) -> int:
         return self._bytes_of.get(stream, 0)
-
-    @property
-    def is_over_budget(self) -> bool:
-        return self._pinned_bytes > self.max_bytes
 
     def release(self, stream: str, group: str, index: int) -> None:
         """A group is done with a segment."""
@@ -173,7 +169,7 @@ class FrameStore:
             grown = sum(product.nbytes for product in made.values())
             kept.num_bytes += grown
             self.num_bytes += grown
-            self._pinned_bytes += grown  # whoever decodes holds it
+            self.pinned_bytes += grown  # whoever decodes holds it
             self._bytes_of[stream] += grown
             kept.decode_s += (ended_ns - began_ns) / 1e9
             self.num_decoded += 1
@@ -189,7 +185,7 @@ class FrameStore:
         """Wait while what is being looked at fills the budget and something would have to be decoded; what nobody looks
         at goes first."""
         self._evict()
-        while self._pinned_bytes >= self.max_bytes and not self._has_all(stream, segments, demands):
+        while self.pinned_bytes >= self.max_bytes and not self._has_all(stream, segments, demands):
             await self._has_room.wait()
 
     def _has_all(self, stream: str, segments: Sequence[Segment], demands: Sequence[Demand]) -> bool:
@@ -217,7 +213,7 @@ class FrameStore:
             kept.num_pins -= 1
             if kept.num_pins:
                 continue
-            self._pinned_bytes -= kept.num_bytes
+            self.pinned_bytes -= kept.num_bytes
             stream, _, kind = place
             groups = self._demands.get(stream, {})
             wanting = {name for name, demands in groups.items() if any(type(each) is kind for each in demands)}
@@ -230,7 +226,7 @@ class FrameStore:
 
     def _pin(self, kept: _Decoded) -> None:
         if not kept.num_pins:
-            self._pinned_bytes += kept.num_bytes
+            self.pinned_bytes += kept.num_bytes
         kept.num_pins += 1
 
     def _drop(self, place: Place) -> None:

@@ -164,12 +164,14 @@ class Group:
             data = await self.host.ledger.whole(arrival.data, arrival.headers)
         except LinkError as error:
             log.warning("not_read", subject=arrival.subject, error=str(error))
-            self._finish(root, arrival, again(BROKEN_PAUSE_S))
+            if root in self._arrivals:
+                self._finish(root, arrival, again(BROKEN_PAUSE_S))
             return
         except PenstockError as error:
             log.warning("incomplete", subject=arrival.subject, error=str(error))
             data = b""
-        self._event(root, arrival, address, data)
+        if root in self._arrivals:  # it may have been handed back meanwhile
+            self._event(root, arrival, address, data)
 
     def _event(self, root: int, arrival: Arrival, address: Address, data: bytes) -> None:
         """What a message says."""
@@ -289,6 +291,10 @@ class Group:
             return
         finally:
             stage.pool.num_ahead -= 1
+        if not self.rule.is_wanted(told):  # its messages were handed back meanwhile
+            hold.let_go()
+            span.end(error="canceled")
+            return
         span.decoded(hold.decodings)
         self._holds[id(told)] = hold
         self._submit(told, stage, span, hold.media, hold.decode_s)

@@ -84,12 +84,18 @@ class _Entries(Generic[T]):
         self._kind = kind
         self._sound = sound
         self._said: dict[str, int] = {}  # revisions
+        self._read: dict[str, tuple[int, T]] = {}  # what was read last, by revision: most entries never change
 
     async def all(self) -> dict[str, T]:
         """By key."""
         found: dict[str, T] = {}
         faulty: dict[str, Faulty] = {}
-        for held in (await self.bucket.all()).values():
+        kept = (await self.bucket.all()).values()
+        for held in kept:
+            revision, value = self._read.get(held.key, (0, None))
+            if value is not None and revision == held.revision:
+                found[held.key] = value
+                continue
             try:
                 found[held.key] = self._sound(held.key, held.value)
             except Malformed as error:
@@ -97,6 +103,8 @@ class _Entries(Generic[T]):
                 if self._said.get(held.key) != held.revision:
                     self._said[held.key] = held.revision
                     log.warning("set_aside", kind=self._kind, key=held.key, cause=str(error))
+        revisions = {held.key: held.revision for held in kept}
+        self._read = {key: (revisions[key], value) for key, value in found.items()}
         self.faulty = faulty
         self._said = {key: revision for key, revision in self._said.items() if key in faulty}
         return found
@@ -224,7 +232,8 @@ class Registry:
                 await changed.wait()
             changed = anyio.Event()
 
-        ends = [await entries.bucket.watch(note) for entries in (self._jobs, self._streams, self._nodes)]
+        ends = [await entries.bucket.watch(note) for entries in (self._jobs, self._streams)]
+        ends.append(await self._nodes.bucket.watch(note, repeats=False))  # each says that it is alive all the time
         try:
             yield wait
         finally:

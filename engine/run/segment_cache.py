@@ -15,12 +15,14 @@ from engine.decide.instructions import Found, Known, Read
 from engine.spec.operator import Media
 from engine.spec.workflow import MEDIA
 from streams import subjects
+from streams.decoding import shown
 from streams.errors import Malformed
 from streams.records import EndOfStream, Gap, Result, Segment, decode_media, decode_output, decode_result
 from streams.subjects import Key
 from streams.wire.ledger import Ledger, Stored
 
 MAX_RESULTS = 4096
+DEFAULT_MAX_BYTES = 1 << 28
 LOOK_S = 1.0
 KEEP_RESULTS_S = 120.0  # since a result was last asked for: longer than any segment, so windows find theirs here
 
@@ -32,23 +34,18 @@ class SegmentCache:
         self.stream = subjects.token(stream)
         self._ledger = ledger
         self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {}
-        self._media: OrderedDict[int, Known] = OrderedDict()
+        self._media: OrderedDict[int, tuple[Known, int]] = OrderedDict()  # with the bytes of each
         self._results: OrderedDict[tuple[str, Key], tuple[Known, float]] = OrderedDict()  # the last asked for last
         self._look_s = 0.0  # when to look next for what nobody asks for any more (monotonic)
         self._max_segments = max_segments
+        self.max_bytes = DEFAULT_MAX_BYTES  # of the segments at hand, but for the last one
+        self.num_bytes = 0
         self._end: tuple[int, EndOfStream] | None = None
 
     @property
     def num_segments(self) -> int | None:
         """How many segments the stream has, if that is known here already."""
         return None if self._end is None else self._end[1].num_segments
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the segments at hand."""
-        return sum(
-            len(packet.data) for known in self._media.values() if known.value for packet in known.value.segment.packets
-        )
 
     async def end(self) -> tuple[int, EndOfStream] | None:
         """The stream's end and where it stands in the order of storing; None while it goes on."""
@@ -141,11 +138,13 @@ class SegmentCache:
         """Take in what a media subject holds; None for the end of the stream, also one that cannot be read. A segment
         that cannot be read counts as a gap that says so."""
         if index is not None and (kept := self._media.get(index)) is not None:
-            return kept
+            return kept[0]
         try:
             record = decode_media(stored.data)
             if isinstance(record, EndOfStream) != (index is None):
                 raise Malformed(f"it is a {type(record).__name__}, which has no place there")
+            if isinstance(record, Segment) and (record.stream, record.index) != (self.stream, index):
+                raise Malformed(f"it says it is segment {record.index} of {shown(record.stream)}")
         except Malformed as error:
             if index is None:
                 return None
@@ -158,9 +157,13 @@ class SegmentCache:
                 return Known(stored.seq, stored.traceparent, gap=record, due_ns=stored.due_ns)
             case Segment():
                 known = Known(stored.seq, stored.traceparent, Media(record), due_ns=stored.due_ns)
-                self._media[record.index] = known
-                while len(self._media) > self._max_segments:
-                    self._media.popitem(last=False)
+                num_bytes = len(stored.data)
+                self._media[record.index] = known, num_bytes
+                self.num_bytes += num_bytes
+                while len(self._media) > self._max_segments or (
+                    self.num_bytes > self.max_bytes and len(self._media) > 1
+                ):
+                    self.num_bytes -= self._media.popitem(last=False)[1][1]
                 return known
 
     def keep_result(self, stage: str, key: Key, stored: Stored) -> Known:
@@ -170,6 +173,10 @@ class SegmentCache:
             return kept[0]
         try:
             record = decode_result(stored.data)
+            if (record.stage, record.stream, record.first, record.last) != (stage, self.stream, *key):
+                raise Malformed(
+                    f"it says it is of {shown(record.stage)}, {shown(record.stream)}, {record.first}-{record.last}"
+                )
             decoder = self._decoders.get(stage)
             value = decode_output(decoder, record) if isinstance(record, Result) and decoder is not None else None
         except Malformed as error:
@@ -193,7 +200,8 @@ class SegmentCache:
 
     def _at_hand(self, source: str, index: int) -> Known | None:
         if source == MEDIA:
-            return self._media.get(index)
+            at_hand = self._media.get(index)
+            return None if at_hand is None else at_hand[0]
         key = source, Key(index, index)
         kept = self._results.get(key)
         if kept is None:

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from engine.decide import joins
+from engine.decide.admission import is_held_back
 from engine.decide.instructions import StageRule
 from engine.decide.reconcile import GroupName, Reconciled, devices_of, offers, reconcile
 from engine.decide.retry import RetryPolicy
@@ -48,7 +49,9 @@ from streams.wire.pull import PROGRESS, Arrival, Pull, again
 
 log = structlog.get_logger(__name__)
 
+LOOK_AGAIN_S = 30.0  # though jobs and nodes are as they were: pools are let go that no job needs
 DRAIN_S = 30.0  # what a group that is replaced gets to finish what it has taken
+MAX_CACHE_BYTES = 1 << 30  # of segments at hand, shared by all streams
 KEEP_POOL_S = 600.0  # a pool that no job needs: the next job that does finds its models loaded
 
 
@@ -108,6 +111,8 @@ class Worker:
         self._traces = traces
         self._outbox = Outbox(ledger)
         self._served: dict[GroupName, _Served] = {}
+        self._draining: list[_Served] = []  # that take nothing more and have not finished what they took
+        self._again_s = 0.0  # when to reconcile next in any case (monotonic)
         self._caches: dict[str, SegmentCache] = {}
         self._pools: dict[bytes, tuple[Pool, float]] = {}  # by rung; when it was last needed (monotonic)
         self._capacity = Capacity(assignment.num_cores)
@@ -141,13 +146,21 @@ class Worker:
 
     async def _follow(self, tasks: anyio.abc.TaskGroup) -> None:
         """Do what the bucket's jobs ask for, and go with their changes."""
+        seen: tuple[list[JobSpec], dict[str, frozenset[str]]] | None = None
         async with following(self._ledger.link) as desired:
-            async for jobs, nodes in desired:
+            async for every, nodes in desired:
+                jobs = [job for job in every if job.state == "running"]
+                serving = {node.id: frozenset(node.serves) for node in nodes if node.serves}
+                if seen == (jobs, serving) and time.monotonic() < self._again_s:
+                    continue
+                seen, self._again_s = (jobs, serving), time.monotonic() + LOOK_AGAIN_S
                 try:
-                    await self._reconcile(jobs, tasks, {n.id: frozenset(n.serves) for n in nodes if n.serves})
+                    await self._reconcile(jobs, tasks, serving)
                 except PenstockError as error:
-                    log.warning("cannot_follow", error=str(error))  # and once more with the next look at the bucket
+                    self._again_s = 0.0  # with the next look at the bucket
+                    log.warning("cannot_follow", error=str(error))
                 except Exception as error:
+                    self._again_s = 0.0
                     log.error("cannot_follow", exc_info=error)
 
     async def _reconcile(
@@ -164,6 +177,7 @@ class Worker:
             self._credit.forget(served.place)
             asked = any((served.group.stream, id) in still_asked for id in served.stage_ids)
             served.leave(cancel=not asked)
+        self._draining = [old for old in [*self._draining, *leaving] if not old.group.drained.is_set()]
         self._tend_caches(groups)
         above = _ancestors(groups)
         for running in told.keep:  # asked for by other jobs now, perhaps with another patience
@@ -214,6 +228,7 @@ class Worker:
         for stream, stages in by_stream.items():
             if stream not in self._caches:
                 self._caches[stream] = SegmentCache(self._ledger, stream, 4 + 2 * self._assignment.num_cores)
+            self._caches[stream].max_bytes = MAX_CACHE_BYTES // len(by_stream)
             read = {source for stage in stages for source in stage.planned.sources}
             outputs = {
                 stage.id: self._catalogue.capabilities[stage.planned.capability].output
@@ -257,6 +272,9 @@ class Worker:
     def _new_pool(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
         operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
         name = f"{planned.capability}/{planned.rung.implementation}/{planned.rung.rung}"
+        alike = sum(pool.name.partition("#")[0] == name for pool, _ in self._pools.values())
+        if alike:  # on another device, or with other knobs
+            name += f"#{alike + 1}"
         return Pool(
             operator,
             settings_of(operator.Knobs, planned.rung.knobs),
@@ -286,16 +304,20 @@ class Worker:
             for stream, filters in group.external.items():
                 durable = f"{running.name}-{running.stream}"
                 pull = Pull(self._ledger.link, stream, durable, filters, self._assignment.ack_wait_s, starts[stream])
-                await pull.open()
                 served.pulls.append(pull)
+                await pull.open()
                 if not group.is_leaving:
                     self._credit.note_waiting(served.place, served.pools, None)
                 tasks.start_soon(self._serve, served, pull)
         except PenstockError as error:
             log.warning("cannot_start", group=running.name, stream=running.stream, error=str(error))
+            for pull in served.pulls:
+                await pull.close()
             served.leave(cancel=True)
-            self._credit.forget(served.place)
-            self._served.pop((running.stream, running.name), None)  # the next look at the bucket tries again
+            self._again_s = 0.0  # the next look at the bucket tries again
+            if self._served.get((running.stream, running.name)) is served:
+                del self._served[running.stream, running.name]
+                self._credit.forget(served.place)
 
     async def _warm_up(self, pool: Pool) -> None:
         if await pool.warm_up():
@@ -313,6 +335,10 @@ class Worker:
                     log.warning("cannot_take", error=str(error))
                     await anyio.sleep(1)
                     continue
+                if served.group.is_leaving:  # they came in the same moment
+                    for arrival in arrivals:
+                        self._outbox.send(arrival.reply, again(0))
+                    break
                 served.num_pending = arrivals[-1].num_pending
                 self._credit.note_waiting(served.place, served.pools, served.num_pending)
                 for arrival in arrivals:
@@ -323,8 +349,10 @@ class Worker:
             self._outbox.send(arrival.reply, again(0))
 
     def _is_held_back(self) -> bool:
-        """Whether the frames held are over their budget while something is under way that will give them back."""
-        return self._frames.is_over_budget and any(served.group.num_taken for served in self._served.values())
+        if self._frames.pinned_bytes <= self._frames.max_bytes:  # nearly always, and asked for every message
+            return False
+        has_taken = any(served.group.num_taken for served in self._served.values())
+        return is_held_back(self._frames.pinned_bytes, self._frames.max_bytes, has_taken=has_taken)
 
     def _on_decoded(self, stream: str, segment: Segment, kind: type, began_ns: int, ended_ns: int) -> None:
         self._journal.note(
@@ -334,7 +362,7 @@ class Worker:
     def _unfinished(self) -> list[Arrival]:
         """What this worker has taken and not yet done."""
         found: list[Arrival] = []
-        for served in self._served.values():
+        for served in [*self._served.values(), *self._draining]:
             found += served.group.taken
             found += (arrival for pull in served.pulls for arrival in pull.waiting)
         return found

@@ -200,16 +200,26 @@ class Bucket:
 
     # --- changes -------------------------------------------------------------------------------------------
 
-    async def watch(self, on_change: Callable[[str], None]) -> Callable[[], Awaitable[None]]:
+    async def watch(self, on_change: Callable[[str], None], *, repeats: bool = True) -> Callable[[], Awaitable[None]]:
         """Have `on_change` called with each key that somebody writes or deletes, and with "" after a reconnection:
-        anything may have changed. Returns what ends it.
+        anything may have changed. Without `repeats`, not with a key that is written as it was when last heard of.
+        Returns what ends it.
 
         These are hints. One may be missed, one may come twice, none comes for a value that is forgotten by its age, and
         one may come a moment before a read shows the change. Whoever watches first and reads then misses no change
         but by a lost message, so read also without a hint from time to time."""
 
+        heard: dict[str, bytes] = {}
+
         async def on_message(message: Msg) -> None:
-            on_change(self._key(message.subject))
+            key = self._key(message.subject)
+            if not repeats and message.data and heard.get(key) == message.data:
+                return
+            if not repeats:
+                heard[key] = message.data
+                if not message.data:  # it is gone
+                    del heard[key]
+            on_change(key)
 
         try:
             subscription = await self.link.subscribe(f"{self._prefix}>", on_message)

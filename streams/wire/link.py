@@ -220,9 +220,8 @@ async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0)
             with anyio.move_on_after(2, shield=True):
                 await client.close()
     if scope.cancelled_caught:
-        raise LinkError(
-            f"the server at {place} ended the connection for good: {_one_line(client.last_error or OSError())}"
-        )
+        said = _one_line(client.last_error) if client.last_error else "it did not say why"
+        raise LinkError(f"the server at {place} ended the connection for good: {said}")
 
 
 def without_credentials(url: str) -> str:

@@ -31,7 +31,6 @@ from streams.wire.publisher import decode_ack
 
 log = structlog.get_logger(__name__)
 
-SWEEP_S = 1.0
 OnPut = Callable[[Placed | PenstockError], None]  # what `Ledger.put` returns or raises
 
 

@@ -56,7 +56,7 @@ class Arrival(msgspec.Struct, eq=False, gc=False):
 
 
 class Pull:
-    """Messages of one durable consumer, taken into free slots. Made by `open_pull`."""
+    """Messages of one durable consumer, taken into free slots, between `open` and `close`."""
 
     def __init__(
         self,
@@ -99,12 +99,12 @@ class Pull:
     async def take(self, room: int) -> list[Arrival]:
         """Up to `room` messages, at least one: waits for it for as long as it takes."""
         while not self._arrived:
+            self._news = anyio.Event()  # before anything is waited for, or what is heard meanwhile is no news
             if self._doubtful:
                 self._doubtful, self._credit = False, 0
                 await self._create()
             if room > self._credit:
                 await self._ask(room - self._credit)
-            self._news = anyio.Event()
             with anyio.move_on_after(EXPIRES_S + 2) as silence:
                 await self._news.wait()
             if silence.cancelled_caught:  # not even a word that our request expired

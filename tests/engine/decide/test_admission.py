@@ -4,7 +4,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decide.admission import Wants, credit, room
+from engine.decide.admission import Wants, credit, is_held_back, room
 from engine.decide.signals import PoolSignals
 
 
@@ -78,6 +78,12 @@ def test_a_group_holds_no_more_than_its_hungriest_pool_could_use() -> None:
     assert credit("g", 41, pools, wants).num == 15
     assert credit("g", 56, pools, wants).num == 0
     assert credit("other", 0, pools, wants).num > 0
+
+
+def test_nothing_is_taken_while_frames_are_over_their_budget_and_something_will_give_them_back() -> None:
+    assert is_held_back(11, 10, has_taken=True)
+    assert not is_held_back(11, 10, has_taken=False), "nobody else would give them back"
+    assert not is_held_back(10, 10, has_taken=True)
 
 
 def test_of_no_room_nothing_is_lent() -> None:
