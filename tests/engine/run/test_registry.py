@@ -12,6 +12,7 @@ from raw_nats import publish_line, send_raw
 
 from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.spec.entries import sound_job
+from engine.spec.jobs import JobSpec
 from engine.spec.stream import StreamSpec
 from streams.errors import Malformed, PenstockError, UserError
 from streams.wire.kv import open_bucket
@@ -107,3 +108,27 @@ async def test_bad_nodes_answer_nothing(registry: Registry) -> None:
     bad = {"n2": b'{"id":"n3","host":"h","pid":1,"num_cores":1}', "n4": b"\xff", "n5": b"[" * 10**5}
     await write_all(registry, "penstock_nodes", bad)
     assert [node.id for node in await registry.nodes()] == ["n1"]
+
+
+async def test_an_entry_that_has_not_changed_is_not_read_anew(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    sound = registry._jobs._sound
+
+    def counted(key: str, value: bytes) -> JobSpec:
+        read.append(key)
+        return sound(key, value)
+
+    monkeypatch.setattr(registry._jobs, "_sound", counted)
+    for id in ("a", "b"):
+        await registry.add_job(msgspec.structs.replace(sound(), id=id))
+    first = await registry.jobs()
+    assert sorted(read) == ["a", "b"]
+    again = await registry.jobs()
+    assert sorted(read) == ["a", "b"]
+    assert all(before is after for before, after in zip(first, again, strict=True))
+    await registry.change_job("a", lambda spec: msgspec.structs.replace(spec, detail="x"))
+    read.clear()
+    assert {job.id: job.detail for job in await registry.jobs()} == {"a": "x", "b": ""}
+    assert read == ["a"]

@@ -182,3 +182,33 @@ async def test_what_was_computed_here_need_not_be_read(ledger: Ledger) -> None:
     cache.keep_value("id", Key.of(3), Known(10, PARENT, gap=gap))
     found = await cache.get("id", [2, 3])
     assert {index: known.value for index, known in found.items()} == {2: toys.Number(value=4)}
+
+
+async def test_a_record_that_says_it_is_another_is_a_gap_and_spoils_no_other(ledger: Ledger) -> None:
+    cache = cache_on(ledger)
+    foreign = encode(toys.toy_segment("t", 6, 1))
+    for index, data in ((5, segment(7, 1)), (6, foreign)):
+        known = cache.keep_media(index, stored(index + 1, data))
+        assert known is not None
+        assert known.gap is not None
+        assert "it says it is segment" in known.gap.detail
+    real = cache.keep_media(7, stored(9, segment(7, 70)))
+    assert real is not None
+    assert (real.seq, toys.number(real.value)) == (9, 70)
+
+    known = cache.keep_result("id", Key.of(3), stored(4, result(4, 1)))
+    assert known.gap is not None
+    assert cache.keep_result("id", Key.of(4), stored(5, result(4, 40))).value == toys.Number(value=40)
+
+
+async def test_segments_at_hand_have_a_bound_in_bytes(ledger: Ledger) -> None:
+    cache = cache_on(ledger)
+    size = len(segment(0))
+    cache.max_bytes = 3 * size
+    for index in range(5):
+        cache.keep_media(index, stored(index + 1, segment(index)))
+        assert cache.num_bytes <= 3 * size
+    assert cache.num_bytes == 3 * size
+    cache.max_bytes = 1
+    cache.keep_media(5, stored(6, segment(5)))
+    assert cache.num_bytes == size, "the last one stays, however large"

@@ -534,6 +534,22 @@ async def test_whoever_watches_hears_of_changes_until_it_ends(
         await end_also()
 
 
+async def test_what_is_said_again_as_it_was_is_no_news_to_who_wants_none(
+    bucket: Bucket, eventually: Eventually
+) -> None:
+    heard: list[str] = []
+    end = await bucket.watch(heard.append, repeats=False)
+    for value in (b"1", b"1", b"2", b"2", b"1"):
+        await bucket.put("a", value)
+    await bucket.put("b", b"1")
+    await bucket.delete("a")
+    await bucket.put("a", b"1")
+    await bucket.put("last", b"")
+    await eventually(lambda: heard[-1:] == ["last"])
+    assert heard == ["a", "a", "a", "b", "a", "a", "last"]
+    await end()
+
+
 async def test_whoever_watches_hears_that_it_may_have_missed_something(
     tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
