@@ -542,7 +542,8 @@ async def overload(minutes: float) -> dict[str, Any]:
             jobs |= await standing(live, ["kept"], asked, policy="durable")
             await live.ready()
             pids = live.worker_pids()
-            order = {"num_segments": round(60 * minutes), "paced": cameras(names), "ends": True}
+            paced = {"paced": cameras(names), "max_lag_s": MAX_LAG_S}
+            order = {"num_segments": round(60 * minutes), **paced, "ends": True}
             async with live.feed(**order, held_back=("kept",)) as feeder:
                 fed = await feeder.report(FeedReport)
             ended_s = time.perf_counter()

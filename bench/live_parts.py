@@ -228,6 +228,7 @@ class FeedOrder(msgspec.Struct, frozen=True, kw_only=True):
     pushed: str = ""  # the clip, once, as a durable stream
     segment_s: float = 1.0
     num_segments: int = 0  # of each paced stream
+    max_lag_s: float = 0.0  # theirs: each segment leaves with its due time, as ingest has it; 0: none is ever late
     ends: bool = False  # store the ends of the paced streams, too
 
 
@@ -280,7 +281,8 @@ class Feeder:
             begun_ns = time.time_ns()
             index = stream.first + number
             data = encode(toy_segment(stream.name, index, captured_ns, self.length_ns))
-            await self._ledger.put(subjects.media(stream.name, index), data)
+            worthless_ns = begun_ns + round(self.order.max_lag_s * SECOND_NS) if self.order.max_lag_s else 0
+            await self._ledger.put(subjects.media(stream.name, index), data, due_ns=worthless_ns)
             self.report.puts.append(Put(stream.name, index, due_ns, begun_ns, time.time_ns()))
         if self.order.ends:
             end = EndOfStream(stream=stream.name, num_segments=stream.first + self.order.num_segments)

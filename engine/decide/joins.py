@@ -9,6 +9,7 @@ and the write-once ledger refuses the second result.
 
 from collections.abc import Iterable, Sequence
 
+from engine.spec.jobs import Span
 from engine.spec.operator import Fold, Map, Reduce, Scope, Window
 from streams.subjects import Key
 
@@ -71,6 +72,14 @@ def needs(scope: Scope, key: Key, num_segments: int | None) -> range:
 def needs_end(scope: Scope) -> bool:
     """Whether the scope's outputs depend on where the stream ends."""
     return isinstance(scope, Reduce) or (isinstance(scope, Map) and scope.after > 0)
+
+
+def is_bounded(scope: Scope, key: Key, spans: Iterable[Span], num_segments: int) -> bool:
+    """Whether the stream's end is one of an output's inputs. Of a scope that reduces, `spans` are the ranges asked
+    for."""
+    if isinstance(scope, Reduce):
+        return key.last >= num_segments or not any((span.first, span.last) == key for span in spans)
+    return isinstance(scope, Map) and key.last + scope.after >= num_segments
 
 
 def acts(arrival_seq: int, seqs_in_its_stream: Iterable[int]) -> bool:

@@ -41,7 +41,7 @@ from engine.decide.instructions import (
 )
 from engine.decide.messages import Message, Messages
 from engine.decide.stored_keys import StoredKeys
-from engine.spec.operator import Fold, Map, Reduce, Window
+from engine.spec.operator import Fold, Reduce, Window
 from engine.spec.workflow import MEDIA
 from streams.records import GapCause
 from streams.subjects import Key
@@ -321,16 +321,10 @@ class Readiness:
         ]
         if found.previous is not None and not on_media:
             seqs.append(found.previous.seq)
-        if on_media and self.end is not None and self._is_bounded(stage, read.key, self.end[1]):
+        spans = stage.running.spans
+        if on_media and self.end is not None and joins.is_bounded(stage.scope, read.key, spans, self.end[1]):
             seqs.append(self.end[0])
         return joins.acts(read.event.known.seq, seqs)
-
-    @staticmethod
-    def _is_bounded(stage: StageRule, key: Key, num_segments: int) -> bool:
-        """Whether the stream's end is one of this output's inputs."""
-        if isinstance(stage.scope, Reduce):
-            return key.last >= num_segments or not any((s.first, s.last) == key for s in stage.running.spans)
-        return isinstance(stage.scope, Map) and key.last + stage.scope.after >= num_segments
 
     def _begin(
         self,

@@ -2,8 +2,8 @@
 retention.
 
 Delivery guarantee: it is computed again where its media are still there, and a gap says so where they are not. What is
-evicted faster than it is computed is tried MAX_ROUNDS times and then a gap as well: no job waits without end while
-workers serve it.
+evicted faster than it is computed is tried some times (`engine.decide.awaited`) and then a gap as well: no job waits
+without end while workers serve it.
 
 Workers make each output once, when its input arrives. Of an input that was delivered and acknowledged before, nobody
 brings word again, unless the job gets a new round (engine/decide/running_graph.py). It gets one when something it lacks
@@ -16,6 +16,7 @@ import anyio
 import msgspec
 import structlog
 
+from engine.decide.awaited import Awaited
 from engine.decide.lacking import Lacking, lacking
 from engine.decide.running_graph import RunningGroup, running_groups
 from engine.run.gaps import put_gaps
@@ -31,10 +32,6 @@ from streams.wire.link import Refused
 
 log = structlog.get_logger(__name__)
 
-FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 16.0  # between two looks at what an output lacks
-MAX_ROUNDS = 3  # that bring nothing new
-NOT_SERVED = 3  # looks after which a group without a consumer counts as one that has nothing left to do
-
 
 class Recovery:
     """Made for one job; looks at what an output lacks that is long in coming."""
@@ -43,17 +40,16 @@ class Recovery:
         self._registry = registry
         self._ledger = ledger
         self._spec = spec
-        self._awaited: dict[str, _Awaited] = {}  # by last stage
+        self._awaited: dict[str, Awaited] = {}  # by last stage
 
     async def look(self, stage_id: str, key: Key, end: EndOfStream | None) -> None:
         """Do what can be done for an output that a last stage owes and that does not come."""
         awaited = self._awaited.get(stage_id)
         if awaited is None or awaited.key != key:
-            awaited = self._awaited[stage_id] = _Awaited(key)
-        if anyio.current_time() < awaited.due_s:
+            awaited = self._awaited[stage_id] = Awaited(key)
+        if not awaited.is_due(anyio.current_time()):
             return
         stream = self._spec.stream
-        awaited.put_off()
         if end is None and await self._ledger.get(subjects.media(stream, key.last)) is None:
             return  # it is still to come: nearly always, and to list what is kept costs the more the more it is
         kept = {k.first for k in subjects.keys_of(await self._ledger.subjects(subjects.media_of(stream)))}
@@ -71,8 +67,7 @@ class Recovery:
         jobs = [job for job in await self._registry.jobs() if job.stream == stream]
         groups = [g for g in running_groups(jobs) if any(stage.id in missing.computable for stage in g.stages)]
         states = [await self._is_idle(group) for group in groups]
-        awaited.num_looks += 1
-        if False in states or (None in states and awaited.num_looks < NOT_SERVED):
+        if awaited.is_under_way(states):
             return
         missing = await self._lacking(stage_id, key, kept, num_segments)  # as it is after all was acknowledged
         if not missing.num or missing.lost:
@@ -109,29 +104,6 @@ class Recovery:
             return msgspec.structs.replace(spec, rounds=spec.rounds | dict.fromkeys(stages, round))
 
         await self._registry.change_job(self._spec.id, renewed)
-
-
-class _Awaited:
-    """An output that is long in coming."""
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-        self.num_looks = 0
-        self.due_s = 0.0
-        self._pause_s = FIRST_PAUSE_S
-        self._fewest: int | None = None  # outputs that it lacked
-        self._num_rounds = 0  # since then
-
-    def put_off(self) -> None:
-        self.due_s = anyio.current_time() + self._pause_s
-        self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
-
-    def is_worth_another_round(self, num_lacking: int, is_served: bool) -> bool:
-        """A round that brings nothing counts where there were workers for it."""
-        if self._fewest is None or num_lacking < self._fewest:
-            self._fewest, self._num_rounds = num_lacking, 0
-        self._num_rounds += is_served
-        return self._num_rounds <= MAX_ROUNDS
 
 
 def lost(stage_id: str, stream: str, key: Key) -> Gap:

@@ -1,12 +1,10 @@
 """What a node does for the jobs and streams of the registry, beside keeping workers: it answers jobs and feeds streams.
 
-Every job has one node that answers it, the one that rendezvous hashing gives it among those alive. Source: Thaler and
-Ravishankar, "Using name-based mappings to increase hit rates", 1998. While nodes come and go two may answer the same
+Every job has one node that answers it (`engine.decide.responsible`). While nodes come and go two may answer the same
 job for a moment; the ledger refuses the second answer. A stream that nodes read has a lease, for two readers would cut
 it differently.
 """
 
-import hashlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -16,6 +14,7 @@ import anyio.abc
 import msgspec
 import structlog
 
+from engine.decide.responsible import responsible
 from engine.node.answering import Answering, Moments, stored_end
 from engine.node.feeding import feed, source_of
 from engine.run.registry import NODE_TTL_S, NodeStatus, Registry
@@ -33,11 +32,6 @@ T = TypeVar("T")
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 IsOver = Callable[[], Awaitable[bool]]
 Sink = Callable[[JobSpec, IsOver], Coroutine[Any, Any, None]]
-
-
-def responsible(job: str, nodes: Sequence[str]) -> str | None:
-    """The node that answers a job: the one whose hash with it is highest. Pure."""
-    return max(nodes, key=lambda node: hashlib.sha256(f"{node} {job}".encode()).digest(), default=None)
 
 
 class Duties:

@@ -30,7 +30,8 @@ from engine.run.frames import FrameStore
 from engine.run.group import Group
 from engine.run.host import GroupStage, Host
 from engine.run.journal import Journal, tell_stories
-from engine.run.pool import Capacity, Pool
+from engine.run.pool import Pool
+from engine.run.pools import Pools
 from engine.run.registry import following
 from engine.run.segment_cache import SegmentCache
 from engine.run.signalling import Meters, say_signals
@@ -38,11 +39,11 @@ from engine.run.spans import WorkSpans
 from engine.run.starting import where_to_start
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
-from engine.spec.operator import Device, Fold, Machine
+from engine.spec.operator import Fold, Machine
 from engine.spec.plan import PlannedStage, ancestors, settings_of
 from engine.spec.workflow import MEDIA
 from streams.errors import LinkError, PenstockError
-from streams.records import Segment, encode
+from streams.records import Segment
 from streams.wire.ledger import Ledger
 from streams.wire.outbox import Outbox
 from streams.wire.pull import PROGRESS, Arrival, Pull, again
@@ -52,7 +53,6 @@ log = structlog.get_logger(__name__)
 LOOK_AGAIN_S = 30.0  # though jobs and nodes are as they were: pools are let go that no job needs
 DRAIN_S = 30.0  # what a group that is replaced gets to finish what it has taken
 MAX_CACHE_BYTES = 1 << 30  # of segments at hand, shared by all streams
-KEEP_POOL_S = 600.0  # a pool that no job needs: the next job that does finds its models loaded
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,13 +114,14 @@ class Worker:
         self._draining: list[_Served] = []  # that take nothing more and have not finished what they took
         self._again_s = 0.0  # when to reconcile next in any case (monotonic)
         self._caches: dict[str, SegmentCache] = {}
-        self._pools: dict[bytes, tuple[Pool, float]] = {}  # by rung; when it was last needed (monotonic)
-        self._capacity = Capacity(assignment.num_cores)
-        self._frames = FrameStore(self._capacity.limiter, on_decoded=self._on_decoded)
         self._journal = Journal(assignment.name)
         self._spans = WorkSpans(traces, assignment.name)
         self._meters = meters or Meters()
         self._credit = CreditDesk(self._is_held_back)
+        self._pools = Pools(
+            catalogue, assignment.num_cores, ledger.clock.now_ns, self._credit.note_change, self._meters.served
+        )
+        self._frames = FrameStore(self._pools.capacity.limiter, on_decoded=self._on_decoded)
         machine = Machine(num_cores=assignment.num_cores, has_gpu=assignment.has_gpu)
         self._offers = offers(catalogue, devices_of(machine))
         self._said: dict[str, str] = {}  # of stages, why they were not served when last looked at
@@ -193,8 +194,7 @@ class Worker:
             self._served[running.stream, running.name] = served
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
             tasks.start_soon(self._start, served, before, tasks)
-        since_s = time.monotonic() - KEEP_POOL_S
-        self._pools = {rung: kept for rung, kept in self._pools.items() if kept[1] >= since_s}
+        self._pools.tend()
 
     def _host(self, place: str, tasks: anyio.abc.TaskGroup) -> Host:
         return Host(
@@ -258,33 +258,8 @@ class Worker:
         return GroupStage(
             rule=rule,
             params=msgspec.convert(planned.params, capability.params),
-            pool=self._pool(planned, tasks),
+            pool=self._pools.of(planned, tasks),
             demands=operator(settings_of(operator.Knobs, planned.rung.knobs)).demands() if reads_media else (),
-        )
-
-    def _pool(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
-        """One for all stages on the same rung, whatever the stream."""
-        rung = encode([planned.capability, planned.rung])
-        pool = self._pools[rung][0] if rung in self._pools else self._new_pool(planned, tasks)
-        self._pools[rung] = pool, time.monotonic()
-        return pool
-
-    def _new_pool(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
-        operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
-        name = f"{planned.capability}/{planned.rung.implementation}/{planned.rung.rung}"
-        alike = sum(pool.name.partition("#")[0] == name for pool, _ in self._pools.values())
-        if alike:  # on another device, or with other knobs
-            name += f"#{alike + 1}"
-        return Pool(
-            operator,
-            settings_of(operator.Knobs, planned.rung.knobs),
-            Device(planned.rung.device),
-            self._capacity,
-            tasks,
-            name=name,
-            now_ns=self._ledger.clock.now_ns,
-            on_change=self._credit.note_change,
-            on_batch=partial(self._meters.served, name),
         )
 
     # --- serving them ------------------------------------------------------------------------------------------
@@ -382,7 +357,7 @@ class Worker:
             worker=self._assignment.name,
             node=self._assignment.node,
             at_ns=self._ledger.clock.now_ns(),
-            pools=tuple(pool.signals() for pool, _ in self._pools.values()),
+            pools=tuple(pool.signals() for pool in self._pools.all()),
             streams=tuple(self._stream_signals(stream, some) for stream, some in sorted(by_stream.items())),
             frame_bytes=self._frames.num_bytes,
             max_frame_bytes=self._frames.max_bytes,

@@ -13,10 +13,11 @@ import pytest
 import toys
 
 from engine.decide.answer import Answer
+from engine.decide.responsible import responsible
 from engine.decide.retry import RetryPolicy
 from engine.node.endpoints import Services
 from engine.node.submission import JobRequest, Submitted
-from engine.node.tasks import Duties, responsible
+from engine.node.tasks import Duties
 from engine.run.gaps import count_gaps
 from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.run.telemetry import Telemetry

@@ -110,15 +110,15 @@ async def test_bad_nodes_answer_nothing(registry: Registry) -> None:
     assert [node.id for node in await registry.nodes()] == ["n1"]
 
 
+@pytest.mark.anyio
 async def test_an_entry_that_has_not_changed_is_not_read_anew(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    sound = registry._jobs._sound
 
     def counted(key: str, value: bytes) -> JobSpec:
         read.append(key)
-        return sound(key, value)
+        return sound_job(key, value)
 
     monkeypatch.setattr(registry._jobs, "_sound", counted)
     for id in ("a", "b"):

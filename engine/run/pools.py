@@ -1,0 +1,72 @@
+"""The pools of a worker: one for each rung that its stages need, kept for a while after the last of them."""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+import anyio.abc
+
+from engine.run.pool import Capacity, Pool
+from engine.spec.catalogue import Catalogue
+from engine.spec.operator import Device
+from engine.spec.plan import PlannedStage, settings_of
+from streams.records import encode
+
+KEEP_S = 600.0  # one that no job needs: the next job that does finds its models loaded
+
+
+class Pools:
+    """Made for one worker. `now_ns` is the server's time; `on_batch` is told a pool's name, a batch's size and the
+    seconds it took."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        num_cores: int,
+        now_ns: Callable[[], int],
+        on_change: Callable[[], None],
+        on_batch: Callable[[str, int, float], None],
+    ) -> None:
+        self.capacity = Capacity(num_cores)
+        self._catalogue = catalogue
+        self._now_ns = now_ns
+        self._on_change = on_change
+        self._on_batch = on_batch
+        self._pools: dict[bytes, tuple[Pool, float]] = {}  # by rung; when it was last needed (monotonic)
+
+    def of(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
+        """One for all stages on the same rung, whatever the stream."""
+        rung = encode([planned.capability, planned.rung])
+        pool = self._pools[rung][0] if rung in self._pools else self._made(planned, tasks)
+        self._pools[rung] = pool, time.monotonic()
+        return pool
+
+    def tend(self) -> None:
+        """Let go of those that nobody has needed for long."""
+        since_s = time.monotonic() - KEEP_S
+        self._pools = {rung: kept for rung, kept in self._pools.items() if kept[1] >= since_s}
+
+    def all(self) -> Sequence[Pool]:
+        return [pool for pool, _ in self._pools.values()]
+
+    def _made(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
+        operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
+        name = self._name(f"{planned.capability}/{planned.rung.implementation}/{planned.rung.rung}")
+        return Pool(
+            operator,
+            settings_of(operator.Knobs, planned.rung.knobs),
+            Device(planned.rung.device),
+            self.capacity,
+            tasks,
+            name=name,
+            now_ns=self._now_ns,
+            on_change=self._on_change,
+            on_batch=lambda batch_size, service_s: self._on_batch(name, batch_size, service_s),
+        )
+
+    def _name(self, rung: str) -> str:
+        """No two pools have the same: the same rung may be wanted on another device, or with other knobs."""
+        taken = {pool.name for pool in self.all()}
+        return next(
+            name for name in itertools.chain([rung], (f"{rung}#{n}" for n in itertools.count(2))) if name not in taken
+        )
