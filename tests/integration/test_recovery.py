@@ -9,8 +9,9 @@ import pytest
 import running
 import toys
 
+from engine.decide import awaited
 from engine.decide.answer import Answer
-from engine.node import answering, recovery
+from engine.node import answering
 from engine.node.submission import submit_whole
 from engine.node.tasks import Duties
 from engine.run import segment_cache
@@ -43,8 +44,8 @@ TOTAL = Workflow(
 @pytest.fixture
 async def ledger(nats_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ledger]:
     monkeypatch.setattr(answering, "RECOUNT_S", 0.1)
-    monkeypatch.setattr(recovery, "FIRST_PAUSE_S", 0.1)
-    monkeypatch.setattr(recovery, "MAX_PAUSE_S", 0.4)
+    monkeypatch.setattr(awaited, "FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(awaited, "MAX_PAUSE_S", 0.4)
     async with connect(nats_url) as link:
         yield await open_ledger(link)
 

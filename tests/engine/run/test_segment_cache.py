@@ -203,12 +203,11 @@ async def test_a_record_that_says_it_is_another_is_a_gap_and_spoils_no_other(led
 
 async def test_segments_at_hand_have_a_bound_in_bytes(ledger: Ledger) -> None:
     cache = cache_on(ledger)
-    size = len(segment(0))
+    size = len(segment(1))
     cache.max_bytes = 3 * size
-    for index in range(5):
-        cache.keep_media(index, stored(index + 1, segment(index)))
-        assert cache.num_bytes <= 3 * size
-    assert cache.num_bytes == 3 * size
+    for index in range(1, 6):
+        cache.keep_media(index, stored(index, segment(index)))
+        assert cache.num_bytes == min(index, 3) * size
     cache.max_bytes = 1
-    cache.keep_media(5, stored(6, segment(5)))
+    cache.keep_media(6, stored(6, segment(6)))
     assert cache.num_bytes == size, "the last one stays, however large"
