@@ -56,12 +56,24 @@ class StageRule:
     """A stage as the rule sees it. `awaited` are the sources whose arrival may complete an output, `read_inside` says
     whether its outputs are events for its own group."""
 
-    __slots__ = ("asks_own", "awaited", "id", "is_plain", "name", "read_inside", "running", "scope", "sources")
+    __slots__ = (
+        "asks_own",
+        "awaited",
+        "id",
+        "is_plain",
+        "lead_ns",
+        "name",
+        "read_inside",
+        "running",
+        "scope",
+        "sources",
+    )
 
     def __init__(self, running: RunningStage, awaited: frozenset[str], read_inside: bool) -> None:
         self.running = running
         self.awaited = awaited
         self.read_inside = read_inside
+        self.lead_ns = 0  # see `lateness`; kept by the shell, which knows what batches take
         self.id = running.planned.id
         self.name = running.planned.name
         self.scope = running.planned.scope
@@ -99,7 +111,7 @@ class Compute(msgspec.Struct, frozen=True, eq=False, gc=False):
     due_ns: int  # of its segment, which is handed on with it: the server's Unix time; 0: never
     why: str
     previous: Known | None = None
-    expires_ns: int = 0  # when it is worth nothing any more: its due time, unless it is wanted however late
+    expires_ns: int = 0  # when it is too late to begin it; 0: never
 
     @property
     def output(self) -> Output:

@@ -2,9 +2,13 @@
 
 A segment's due time leaves ingest with it, in the server's clock, and is handed on with every result made from it. So
 it is the same moment at every stage, however stages are fused and whatever a worker's clock says.
+
+What cannot be in time any more is late before work is wasted on it: an output *expires* its stage's *lead* before its
+segment is due, which is how long it lately took to compute it and what is made from it here. A lead is at most half of
+what the stream may lag, so that a model slower than that still computes what came in time, and is late by its own time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.decide.running_graph import RunningStage
@@ -22,10 +26,21 @@ def due_of(key: Key, said_ns: int, inputs: Mapping[str, Mapping[int, Any]]) -> i
     return due_ns or said_ns
 
 
-def expires_ns(stage: RunningStage, key: Key, due_ns: int) -> int:
-    """When an output is worth nothing any more: when its segment is due, or never (0) where it is wanted however
-    late."""
-    return due_ns if due_ns and stage.is_prompt(key) else 0
+def expires_ns(stage: RunningStage, key: Key, due_ns: int, lead_ns: int = 0) -> int:
+    """When it is too late to begin an output; never (0) where it is wanted however late."""
+    if not due_ns or not stage.is_prompt(key):
+        return 0
+    return due_ns - min(lead_ns, round(stage.max_lag_s * 1e9 / 2))
+
+
+def leads_ns(stages: Sequence[RunningStage], service_s: Mapping[str, float | None]) -> dict[str, int]:
+    """The leads of stages that run fused, each of which stands after those it reads, by what a batch of each lately
+    took (None: not known)."""
+    found: dict[str, int] = {}
+    for stage in reversed(stages):
+        behind = [found[reader.id] for reader in stages if stage.id in reader.planned.sources and reader.id in found]
+        found[stage.id] = round((service_s.get(stage.id) or 0.0) * 1e9) + max(behind, default=0)
+    return found
 
 
 def is_late(due_ns: int, now_ns: int) -> bool:
@@ -35,4 +50,6 @@ def is_late(due_ns: int, now_ns: int) -> bool:
 
 def said_of(due_ns: int, now_ns: int) -> str:
     """For people."""
+    if now_ns < due_ns:
+        return f"its turn came {(due_ns - now_ns) / 1e9:.2f} s before it was due, too late to be in time"
     return f"it was due {(now_ns - due_ns) / 1e9:.2f} s before its turn came"

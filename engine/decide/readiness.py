@@ -342,7 +342,7 @@ class Readiness:
             return
         work: Compute | GiveGap
         due_ns = lateness.due_of(key, event.known.due_ns, inputs)
-        expires_ns = lateness.expires_ns(stage.running, key, due_ns)
+        expires_ns = lateness.expires_ns(stage.running, key, due_ns, stage.lead_ns)
         lost = retry.before_attempt(event.num_delivered, self._policy)
         if lost is not None:
             work = GiveGap(stage, key, event, inputs, due_ns, "dead_lettered", lost.cause, is_dead=True)

@@ -15,7 +15,7 @@ import anyio.abc
 import msgspec
 import structlog
 
-from engine.decide import joins
+from engine.decide import joins, lateness
 from engine.decide.instructions import (
     Acknowledge,
     Compute,
@@ -48,6 +48,7 @@ from streams.wire.pull import DONE, Arrival, again
 
 log = structlog.get_logger(__name__)
 
+ESTIMATE_NS = 1_000_000_000  # how old what is known of batches may be
 BROKEN_PAUSE_S = 1.0  # before a message comes again of which something could not be read or stored
 
 
@@ -67,6 +68,7 @@ class Group:
     _arrivals: dict[int, Arrival] = field(default_factory=dict)
     _tickets: dict[int, Ticket] = field(default_factory=dict)
     _holds: dict[int, Hold] = field(default_factory=dict)
+    _estimated_ns: int = 0  # Unix time
     _todo: deque[Instruction] = field(default_factory=deque)
     _is_doing: bool = False
 
@@ -331,7 +333,7 @@ class Group:
         if self._holds and (hold := self._holds.pop(id(told), None)) is not None:
             hold.let_go()
         if isinstance(ran.error, Late):
-            self._do(self.rule.late(told, "its time was up before its turn came"))
+            self._do(self.rule.late(told, lateness.said_of(told.due_ns, self.host.now_ns())))
         elif isinstance(ran.error, Canceled):
             span.end(error="canceled")
             self._do(self.rule.abandoned(told, 0.0, "it was canceled"))
@@ -339,8 +341,18 @@ class Group:
             self._failed(told, span, ran.error, ran)
         else:
             span.ran(ran)
+            if told.expires_ns and ran.ended_ns > self._estimated_ns + ESTIMATE_NS:
+                self._estimate(ran.ended_ns)
             record = result_of(told, ran, self.stream, self.host.worker, decode_s)
             self.storing.result(told, record, ran.output, span)
+
+    def _estimate(self, now_ns: int) -> None:
+        """How long what is begun now will take, by what batches took."""
+        self._estimated_ns = now_ns
+        service_s = {id: stage.pool.service_s for id, stage in self.stages.items()}
+        leads_ns = lateness.leads_ns([stage.rule.running for stage in self.stages.values()], service_s)
+        for id, stage in self.stages.items():
+            stage.rule.lead_ns = leads_ns[id]
 
     def _failed(self, told: Compute, span: WorkSpan, error: Exception, ran: Done | None = None) -> None:
         if ran is not None:

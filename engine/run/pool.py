@@ -187,6 +187,11 @@ class Pool:
             await over.wait()
         return [found[index] for index in range(len(items))]
 
+    @property
+    def service_s(self) -> float | None:
+        """Mean of the last batches; None before the first."""
+        return sum(self._services_s) / len(self._services_s) if self._services_s else None
+
     def signals(self, *, with_history: bool = True) -> PoolSignals:
         """As things stand. Without history, service times by batch size are left out: credit is asked for often."""
         limits = self._limits()
@@ -202,7 +207,7 @@ class Pool:
             num_instances=self._instances.num_loaded,
             num_ahead=self.num_ahead,
             queue_wait_s=sum(self._waits_s) / len(self._waits_s) if self._waits_s else None,
-            service_s=sum(self._services_s) / len(self._services_s) if self._services_s else None,
+            service_s=self.service_s,
             service_times=self._service_times.so_far() if with_history else (),
             num_arrived=self._num_tickets,
             num_done=self._num_done,
