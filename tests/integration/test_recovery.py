@@ -12,6 +12,7 @@ import toys
 from engine.decide import awaited
 from engine.decide.answer import Answer
 from engine.node import answering
+from engine.node.recovery import Recovery
 from engine.node.submission import submit_whole
 from engine.node.tasks import Duties
 from engine.run import segment_cache
@@ -25,6 +26,7 @@ from engine.spec.stream import StreamSpec
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.records import EndOfStream, encode
+from streams.subjects import Key
 from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import connect
 
@@ -189,3 +191,24 @@ async def test_a_job_after_everything_went_gets_a_round_of_its_own(ledger: Ledge
         after = await submitted(registry, ledger, each)
         assert after.rounds != before.rounds
         assert len(await done(registry, ledger, after)) == len(VALUES)
+
+
+async def test_what_is_still_to_come_is_waited_for_without_a_list_of_what_is_kept(
+    ledger: Ledger, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job on a camera waits for the next segment nearly always, and a week of segments is long to list."""
+    await publish(ledger, VALUES[:2], is_end=False)
+    spec = await submit_whole(registry, ledger, plan_of(), StreamSpec(name="s"))
+    listed: list[str] = []
+    subjects_of = Ledger.subjects
+
+    async def counted(self: Ledger, filter_subject: str) -> set[str]:
+        listed.append(filter_subject)
+        return await subjects_of(self, filter_subject)
+
+    monkeypatch.setattr(Ledger, "subjects", counted)
+    recovery = Recovery(registry, ledger, spec)
+    await recovery.look(spec.plan.answers[0], Key.of(2), None)
+    assert listed == []
+    await Recovery(registry, ledger, spec).look(spec.plan.answers[0], Key.of(1), None)
+    assert subjects.media_of("s") in listed

@@ -186,6 +186,15 @@ def test_what_was_handed_back_comes_to_nothing_here() -> None:
     assert rule.num_under_way == 0
 
 
+def test_work_is_wanted_while_a_message_waits_for_it() -> None:
+    rule = rule_for(Map())
+    (told,) = rule.arrived(stored(3), 0)
+    assert isinstance(told, Compute)
+    assert rule.is_wanted(told)
+    rule.forget(told.event.root)
+    assert not rule.is_wanted(told)
+
+
 def test_every_instruction_that_ends_something_says_why() -> None:
     random = Random(1)
     for seed in range(200):
