@@ -1,7 +1,7 @@
 """The command line: words in, exit codes out. What each command does lives elsewhere.
 
-Machine output (--json) is one JSON object a line on stdout; everything for people goes to stderr. Exit codes: 0 done,
-2 your input, 3 objective infeasible, 4 failed, 130 interrupted.
+The result is on stdout: answers and tables for people or, with --json, one JSON object a line; progress bars, notes and
+errors are on stderr. Exit codes: 0 done, 2 your input, 3 objective infeasible, 4 failed, 130 interrupted.
 """
 
 import argparse

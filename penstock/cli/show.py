@@ -1,4 +1,5 @@
-"""What people see: progress bars, answers and tables on stderr; and JSON lines on stdout for machines."""
+"""What people see: answers and tables on stdout, where JSON lines for machines go as well; progress bars and notes on
+stderr."""
 
 import re
 import sys
@@ -23,7 +24,14 @@ from penstock.cli.doctor import Finding, OperatorRow
 from penstock.demo import Question
 
 _LEADING_ZEROS = re.compile(r"^0+(?=\d)")
+WIDE = 200  # columns of what nobody looks at in a terminal
 ANSWERS = "answers"  # all last stages that reduce share one bar
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where results are written; with `stderr`, where all else is."""
+    found = Console(stderr=stderr, highlight=False)
+    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=WIDE)
 
 
 class Display:
@@ -31,7 +39,10 @@ class Display:
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
-        self._console = Console(stderr=True, highlight=False)
+        self._console = console(stderr=True)
+        self._results = console()
+        if self._results.is_terminal and self._console.is_terminal:
+            self._results = self._console  # one terminal: answers stand above the bars, not between them
         self._bars = Progress(
             TextColumn("{task.description:<16}"),
             BarColumn(bar_width=32),
@@ -83,47 +94,47 @@ class Display:
         if self._as_json:
             lines([answer])
         else:
-            self._has_found = show_answer(self._console, answer) or bool(self._has_found)
+            self._has_found = show_answer(self._results, answer) or bool(self._has_found)
 
 
-def show_answer(console: Console, answer: Answer) -> bool:
+def show_answer(to: Console, answer: Answer) -> bool:
     """An answer as people read it; whether there was anything to say."""
     if answer.question:
-        _reply(console, answer)
+        _reply(to, answer)
         has_found = True
     else:
-        has_found = _observations(console, answer) or bool(answer.gaps)
+        has_found = _observations(to, answer) or bool(answer.gaps)
     for gap in answer.gaps:
         where = f"segment {gap.first}" if gap.first == gap.last else f"segments {gap.first}-{gap.last}"
         why = escape(gap.detail or gap.cause)
-        console.print(f"  [yellow]without[/] {gap.stage}, {where}: {why}", soft_wrap=True)
+        to.print(f"  [yellow]without[/] {gap.stage}, {where}: {why}", soft_wrap=True)
     return has_found
 
 
-def _reply(console: Console, answer: Answer) -> None:
+def _reply(to: Console, answer: Answer) -> None:
     """A question's answer, what it rests on, and what it cost."""
-    console.print()
-    console.print(f"[bold]{escape(answer.question)}[/]", soft_wrap=True)
-    console.print(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
+    to.print()
+    to.print(f"[bold]{escape(answer.question)}[/]", soft_wrap=True)
+    to.print(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
     for item in answer.evidence:
         when = f"  {item.captured_at}" if item.captured_at else ""
         span = between(item.start_s, item.end_s)
-        console.print(f"  {span}{when}  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
+        to.print(f"  {span}{when}  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
     stages = ", ".join(f"{note.stage}: {note.implementation}" for note in answer.stages)
     cost = f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute; trace {answer.trace_id}"
-    console.print(f"  [dim]{escape(stages)}; {cost}[/]", soft_wrap=True)
+    to.print(f"  [dim]{escape(stages)}; {cost}[/]", soft_wrap=True)
 
 
-def _observations(console: Console, answer: Answer) -> bool:
+def _observations(to: Console, answer: Answer) -> bool:
     """What a stage found that answers no question: a line for each observation, none where there is none; whether
     there was any."""
     name = answer.stages[-1].stage
     found = answer.output if isinstance(answer.output, dict) else {}
     for item in found.get("observations", ()):
         span = between(item["start_ns"] / 1e9, item["end_ns"] / 1e9)
-        console.print(f"{span}  {name:<6} {escape(item.get('text', ''))}", soft_wrap=True)
+        to.print(f"{span}  {name:<6} {escape(item.get('text', ''))}", soft_wrap=True)
     if found and "observations" not in found:
-        console.print(f"{name}: {escape(msgspec.json.encode(found).decode())}", soft_wrap=True)
+        to.print(f"{name}: {escape(msgspec.json.encode(found).decode())}", soft_wrap=True)
     return bool(found.get("observations", found))
 
 
@@ -148,11 +159,11 @@ def verdict(asked: Sequence[Question], answers: Sequence[Answer]) -> None:
     """How the demo's answers compare with the clip's ground truth."""
     given = {answer.question: answer.answer for answer in answers}
     right = [item for item in asked if is_right(item, given.get(item.question, ""))]
-    console = Console(stderr=True, highlight=False)
-    console.print(f"\n{len(right)} of {len(asked)} answers are as the clip's ground truth has them.")
+    results = console()
+    results.print(f"\n{len(right)} of {len(asked)} answers are as the clip's ground truth has them.")
     for item in asked:
         if item not in right:
-            console.print(f"  [yellow]not as expected:[/] {escape(item.question)}", soft_wrap=True)
+            results.print(f"  [yellow]not as expected:[/] {escape(item.question)}", soft_wrap=True)
 
 
 def is_right(question: Question, answer: str) -> bool:
@@ -184,13 +195,13 @@ def operators(rows: Sequence[OperatorRow]) -> None:
     for row in rows:
         here = "[green]yes[/]" if row.missing is None else f"[yellow]no:[/] {escape(row.missing)}"
         table.add_row(row.capability, row.rung, f"{row.quality:.2f}", here)
-    Console(stderr=True, highlight=False).print(table)
+    console().print(table)
 
 
 def findings(found: Sequence[Finding]) -> None:
-    console = Console(stderr=True, highlight=False)
+    results = console()
     for finding in found:
         mark = "[green]ok  [/]" if finding.ok else "[yellow]none[/]" if finding.optional else "[red]bad [/]"
-        console.print(f"{mark} {finding.what:<14} {escape(finding.found)}", soft_wrap=True)
+        results.print(f"{mark} {finding.what:<14} {escape(finding.found)}", soft_wrap=True)
         if finding.advice:
-            console.print(f"{'':<20}{escape(finding.advice)}", soft_wrap=True)
+            results.print(f"{'':<20}{escape(finding.advice)}", soft_wrap=True)

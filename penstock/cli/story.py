@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from rich.console import Console
 from rich.markup import escape
 
-from penstock.cli.show import between, lines
+from penstock.cli.show import between, console, lines
 from penstock.running import default_store
 from streams.errors import UserError
 
@@ -99,13 +98,13 @@ def _show(told: Sequence[Line], as_json: bool, answer: Answer | None = None) -> 
     if as_json:
         lines([*([answer] if answer else []), *told])
         return
-    console = Console(highlight=False)
+    results = console()
     if answer is not None:
-        console.print(f"[bold]{escape(answer.question or answer.stages[-1].stage)}[/]", soft_wrap=True)
-        console.print(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
+        results.print(f"[bold]{escape(answer.question or answer.stages[-1].stage)}[/]", soft_wrap=True)
+        results.print(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
         for item in answer.evidence:
-            console.print(f"  {between(item.start_s, item.end_s)}  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
-        console.print()
+            results.print(f"  {between(item.start_s, item.end_s)}  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
+        results.print()
     began_ns = told[0].at_ns if told else 0
     width = max((len(line.stage) for line in told), default=0)
     for line in told:
@@ -113,4 +112,4 @@ def _show(told: Sequence[Line], as_json: bool, answer: Answer | None = None) -> 
         who = f"  [dim]{escape(line.worker)}[/]" if line.worker else ""
         at = f"{(line.at_ns - began_ns) / 1e9:+9.3f} s"
         what = f"{stage:<{max(width, 5)}}  [bold]{escape(line.what)}[/]"
-        console.print(f"{at}  [cyan]{line.segment:>6}[/]  {what}: {escape(line.why)}{who}", soft_wrap=True)
+        results.print(f"{at}  [cyan]{line.segment:>6}[/]  {what}: {escape(line.why)}{who}", soft_wrap=True)

@@ -8,13 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from engine.decide.answer import Answer
-from penstock.cli.show import clock, lines, show_answer
+from penstock.cli.show import clock, console, lines, show_answer
 from streams.records import EndOfStream, Gap, Segment
 from streams.wire.link import without_credentials
 
@@ -24,10 +23,7 @@ if TYPE_CHECKING:
     from engine.node.views import JobView, StreamView
     from engine.run.registry import NodeStatus
 
-WIDE = 200  # columns of a table that nobody looks at in a terminal
-_console = Console(stderr=True, highlight=False)
-if not _console.is_terminal:
-    _console = Console(stderr=True, highlight=False, width=WIDE)
+_results, _notes = console(), console(stderr=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +37,11 @@ class Running:
 
 
 def say(text: str) -> None:
-    _console.print(escape(text), soft_wrap=True)
+    _notes.print(escape(text), soft_wrap=True)
+
+
+def _tell(text: str) -> None:
+    _results.print(escape(text), soft_wrap=True)
 
 
 def ready(running: Running) -> None:
@@ -58,7 +58,7 @@ def answer(found: Answer, as_json: bool) -> None:
     if as_json:
         lines([found])
     else:
-        show_answer(_console, found)
+        show_answer(_results, found)
 
 
 def submitted(job: Submitted, as_json: bool) -> None:
@@ -67,7 +67,7 @@ def submitted(job: Submitted, as_json: bool) -> None:
         lines([job])
         return
     for notice in job.notices:
-        _console.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True)
+        _notes.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True)
     last = "" if job.last is None else str(job.last)
     say(f"job {job.job} on {job.stream}, segments {job.first}-{last}" + (", standing" if job.standing else ""))
     say(f"  shared  {', '.join(job.shared) or 'nothing'}")
@@ -85,7 +85,7 @@ def jobs(found: Sequence[JobView], as_json: bool) -> None:
         asks = item.asks[0] + more if item.asks else item.detail
         kind = f"{item.state}, standing" if item.standing else item.state
         table.add_row(item.job, item.stream, kind, f"{item.first}-{last}", escape(asks), item.submitted_at)
-    _console.print(table if found else "no jobs")
+    _results.print(table if found else "no jobs")
 
 
 def job(found: JobView, as_json: bool) -> None:
@@ -94,13 +94,13 @@ def job(found: JobView, as_json: bool) -> None:
         return
     last = "" if found.last is None else found.last
     kind = ", standing" if found.standing else ""
-    say(f"job {found.job}: {found.state}{kind}; {found.workflow} on {found.stream}, segments {found.first}-{last}")
+    _tell(f"job {found.job}: {found.state}{kind}; {found.workflow} on {found.stream}, segments {found.first}-{last}")
     if found.detail:
-        say(f"  {found.detail}")
+        _tell(f"  {found.detail}")
     for ask in found.asks:
-        say(f"  asks {ask}")
+        _tell(f"  asks {ask}")
     for stage in found.stages:
-        say(f"  {stage.name}: {stage.capability} by {stage.implementation} ({stage.id})")
+        _tell(f"  {stage.name}: {stage.capability} by {stage.implementation} ({stage.id})")
 
 
 def streams(found: Sequence[StreamView], as_json: bool) -> None:
@@ -115,7 +115,7 @@ def streams(found: Sequence[StreamView], as_json: bool) -> None:
         gaps = ", ".join(f"{num} {cause}" for cause, num in sorted(item.gaps.items())) or "none"
         row = (item.stream, item.policy, item.state, segments, clock(item.end_s), gaps, str(item.num_jobs))
         table.add_row(*row, escape("; ".join(filter(None, (item.source, item.detail)))))
-    _console.print(table if found else "no streams")
+    _results.print(table if found else "no streams")
 
 
 def nodes(found: Sequence[NodeStatus], as_json: bool) -> None:
@@ -126,7 +126,7 @@ def nodes(found: Sequence[NodeStatus], as_json: bool) -> None:
     for item in found:
         gpu = "yes" if item.has_gpu else "no"
         table.add_row(item.id, item.host, str(item.pid), str(item.num_cores), gpu, str(item.num_workers), item.http)
-    _console.print(table if found else "no nodes")
+    _results.print(table if found else "no nodes")
 
 
 def redundancy(found: Sequence[Redundancy], as_json: bool) -> None:
@@ -135,10 +135,10 @@ def redundancy(found: Sequence[Redundancy], as_json: bool) -> None:
         return
     for item in found:
         saved = f"saves {item.saves_compute_s_per_s:.3f} s of compute for each second of media"
-        _console.print(f"[bold]{item.kind}[/] {saved if item.is_measured else 'saves what is not measured yet'}")
-        say(f"  {item.why}")
+        _results.print(f"[bold]{item.kind}[/] {saved if item.is_measured else 'saves what is not measured yet'}")
+        _tell(f"  {item.why}")
     if not found:
-        say("nothing is computed twice")
+        _tell("nothing is computed twice")
 
 
 class Pushing:
@@ -149,7 +149,7 @@ class Pushing:
         self._as_json = as_json
         self._num_segments = 0
         self._bar = Progress(
-            TextColumn("{task.description}"), TimeElapsedColumn(), console=_console, disable=not _console.is_terminal
+            TextColumn("{task.description}"), TimeElapsedColumn(), console=_notes, disable=not _notes.is_terminal
         )
         self._task = self._bar.add_task(f"{stream}: connecting", total=None)
 
@@ -184,4 +184,4 @@ class Pushing:
         if self._as_json:
             lines([what])
         else:
-            _console.print(escape(", ".join(f"{key} {value}" for key, value in what.items())), soft_wrap=True)
+            _notes.print(escape(", ".join(f"{key} {value}" for key, value in what.items())), soft_wrap=True)

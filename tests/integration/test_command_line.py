@@ -225,8 +225,18 @@ def test_doctor_and_operators_say_what_is_here(tmp_path: Path) -> None:
     assert {row["capability"] for row in rows} == {"answer_question", "detect_scenes", "read_text", "transcribe"}
     assert any(row["rung"] == "pocketsphinx" and row["missing"] is None for row in rows)
     people = penstock("operators", store=tmp_path)
-    assert people.stdout == ""
-    assert "whisper-large-v3" in people.stderr
+    assert "whisper-large-v3" in people.stdout
+    assert people.stderr == ""
+
+
+def test_answers_for_people_can_be_written_to_a_file(tmp_path: Path, shared_store: Path) -> None:
+    silent = make(tmp_path / "silent.mp4", video="libx264", seconds=2.0)
+    done = penstock("run", WORKFLOW, "--input", silent, *ASK, store=shared_store)
+    assert done.returncode == 0, done.stderr
+    assert ASK[1] in done.stdout
+    assert "not in the video" in done.stdout
+    assert "not in the video" not in done.stderr
+    assert "note:" not in done.stdout
 
 
 def test_a_run_that_finds_nothing_says_so(tmp_path: Path, shared_store: Path) -> None:
