@@ -6,6 +6,7 @@ errors are on stderr. Exit codes: 0 done, 2 your input, 3 objective infeasible, 
 
 import argparse
 import os
+import platform
 import re
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import anyio
 
 from engine.decide.answer import Answer
-from engine.run.telemetry import configure_logging
+from engine.run.telemetry import configure_logging, product_version
 from engine.spec.workflow import load_workflow
 from penstock.cli import doctor, live, new, show, story
 from penstock.demo import clip, questions, workflow
@@ -27,8 +28,8 @@ from streams.errors import PenstockError, UserError, first_error
 DONE, BAD_INPUT, INFEASIBLE, FAILED, INTERRUPTED = 0, 2, 3, 4, 130
 
 _NOT_DONE = object()
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
-_UNIT_S = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0}
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|h)?")
+_UNIT_S = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,8 +73,17 @@ def _fail(error: Exception, code: int) -> int:
     return code
 
 
+class _Version(argparse.Action):
+    """Looked up only where somebody asks."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"penstock {product_version()}, Python {platform.python_version()}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="penstock", description="Answers questions about video and audio.", allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     demo = commands.add_parser("demo", help="answer twelve questions about a clip that comes along", allow_abbrev=False)
@@ -120,7 +130,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 def _duration_s(text: str) -> float:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration: write 5s, 500ms or 1m")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration: write 5s, 500ms, 1m or 10h")
     return float(match[1]) * _UNIT_S[match[2]]
 
 

@@ -60,7 +60,7 @@ def one_line(text: str) -> str:
         (["run", WORKFLOW, "--input", STATION, "--asks", "x"], "--asks"),
         (["run", WORKFLOW, "--input", STATION], "--ask TEXT"),
         (["run", WORKFLOW, "--input", STATION, "--ask", "  "], "a question is empty"),
-        (["run", WORKFLOW, "--input", STATION, *ASK, "--segment", "5q"], "write 5s, 500ms or 1m"),
+        (["run", WORKFLOW, "--input", STATION, *ASK, "--segment", "5q"], "write 5s, 500ms, 1m or 10h"),
         (["run", WORKFLOW, "--input", STATION, *ASK, "--segment", "0s"], "between 0.2 and 60 s"),
         (["run", WORKFLOW, "--input", STATION, *ASK, "--workers", "0"], "1 to 64"),
         (["run", WORKFLOW, "--input", STATION, *ASK, "--trace", "/no/such/folder/t"], "cannot write the trace"),
