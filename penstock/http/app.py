@@ -1,5 +1,7 @@
 """The application: the handlers with what they are given, the OpenAPI document, and one kind of error."""
 
+from collections.abc import Collection
+
 import msgspec
 from litestar import Litestar, Response, get
 from litestar.di import Provide
@@ -14,8 +16,8 @@ from penstock.http.wire import Wire
 OPENAPI = "application/vnd.oai.openapi+json"
 
 
-def application(face: Face, version: str) -> Wire:
-    """An ASGI application that serves a face."""
+def application(face: Face, version: str, names: Collection[str]) -> Wire:
+    """An ASGI application that serves a face, asked of by these names."""
 
     def given() -> Face:
         return face
@@ -37,4 +39,4 @@ def application(face: Face, version: str) -> Wire:
         debug=False,
         pdb_on_exception=False,
     )
-    return Wire(app, face.traces)
+    return Wire(app, face.traces, names)

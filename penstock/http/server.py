@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue, installed
 from penstock.http.app import application
 from penstock.http.face import Face, Limits, limits_of_environment
+from penstock.http.hosts import own_names
 from penstock.running import this_machine
 from streams.errors import UserError
 from streams.wire.ledger import Ledger
@@ -50,7 +51,7 @@ async def serve_http(
 ) -> None:
     """Serve HTTP at `host:port` (port 0: any that is free) until canceled; reports the URL. Raises UserError for an
     address that is none or is in use."""
-    bounds = limits or limits_of_environment()
+    bounds, names = limits or limits_of_environment(), own_names()
     own_traces = traces or Telemetry("penstock-http")
     listener = await _listener(address, bounds)
     workers = WorkersHeard(ledger.link)
@@ -59,7 +60,7 @@ async def serve_http(
     try:
         async with anyio.create_task_group() as tasks:
             running = anyio.CancelScope(shield=True)  # it is told to end, and canceled only where it does not
-            server = _Server(face, bounds, lambda: task_status.started(_url(listener)))
+            server = _Server(face, bounds, names, lambda: task_status.started(_url(listener)))
 
             async def run() -> None:
                 try:
@@ -90,11 +91,11 @@ async def serve_http(
 class _Server(uvicorn.Server):
     """Uvicorn, as a guest."""
 
-    def __init__(self, face: Face, limits: Limits, on_start: Callable[[], None]) -> None:
+    def __init__(self, face: Face, limits: Limits, names: Collection[str], on_start: Callable[[], None]) -> None:
         _log_through_structlog()
         super().__init__(
             uvicorn.Config(
-                application(face, VERSION),
+                application(face, VERSION, names),
                 http="h11",
                 ws="none",
                 lifespan="off",

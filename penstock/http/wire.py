@@ -1,12 +1,14 @@
 """What holds for every exchange, whatever is asked: a layer between the HTTP server and the application.
 
-A page of another site cannot have a browser change anything here: what changes something must have no Origin, or ours.
+A page of another site cannot have a browser change anything here: what changes something must have no Origin, or ours,
+and whatever is asked must be asked of a name that is ours (`penstock.http.hosts`).
 A response that comes before the request's body has been read, such as the refusal of an upload, ends the connection;
 what the client has sent already is taken for LINGER_S and thrown away, for a connection that is closed on unread bytes
 is reset, and the client would not see the response.
 """
 
 import time
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,8 +18,10 @@ import msgspec
 import structlog
 
 from engine.run.telemetry import Telemetry
+from penstock.http.hosts import HOSTS, is_ours
 from penstock.http.problems import MEDIA_TYPE, Problem
 from penstock.http.spans import ExchangeSpan
+from streams.decoding import shown
 
 log = structlog.get_logger(__name__)
 
@@ -29,9 +33,10 @@ HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
 class Wire:
     """An ASGI application around another."""
 
-    def __init__(self, app: Any, traces: Telemetry) -> None:
+    def __init__(self, app: Any, traces: Telemetry, names: Collection[str]) -> None:
         self._app = app
         self._traces = traces
+        self._names = names
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -41,7 +46,11 @@ class Wire:
         began_s = time.perf_counter()
         span = ExchangeSpan(self._traces, scope)
         try:
-            if _is_of_another_site(scope):
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if not is_ours(host, self._names):
+                line = f"{shown(host)} is no name of this node: use its address, or name it in {HOSTS} where it runs"
+                await exchange.refuse(HTTPStatus.MISDIRECTED_REQUEST, line)
+            elif _is_of_another_site(scope):
                 await exchange.refuse(HTTPStatus.FORBIDDEN, "pages of other sites may not change anything here")
             else:
                 await self._app(scope, exchange.receive, exchange.send)

@@ -249,7 +249,7 @@ async def test_a_client_that_does_not_read_costs_no_memory_and_is_cut_off(
             async with serving(here.services, here.registry, counting, stall_s=1.0) as url:
                 port = int(url.rpartition(":")[2])
                 with socket.create_connection(("127.0.0.1", port)) as idle:
-                    idle.sendall(b"GET /v1/answers?job=j HTTP/1.1\r\nHost: here\r\n\r\n")
+                    idle.sendall(b"GET /v1/answers?job=j HTTP/1.1\r\nHost: localhost\r\n\r\n")
                     async with here.http.stream("GET", f"{url}/v1/answers?stream=s") as stream:  # served meanwhile
                         events = Events(stream)
                         assert [int((await events.next())["data"][1:7]) for _ in range(num)] == list(range(num))
@@ -322,11 +322,26 @@ async def test_a_page_of_another_site_cannot_change_anything(here: Site) -> None
     assert (await here.http.put("/v1/streams/s", json={}, headers={"Origin": here.url})).status_code == 200
 
 
+async def test_a_page_whose_name_leads_here_is_told_nothing_and_changes_nothing(here: Site) -> None:
+    """DNS rebinding: to the browser it is all one site, so there is an Origin that is the Host's."""
+    port = here.url.rpartition(":")[2]
+    for name in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "localhost.evil.example", "[::1"):
+        headers = {"Host": name, "Origin": f"http://{name}"}
+        for method, path in (("GET", "/v1/streams"), ("GET", "/metrics"), ("PUT", "/v1/streams/s")):
+            status, line = problem(await here.http.request(method, path, json={}, headers=headers))
+            assert status == 421
+            assert "is no name of this node" in line
+            assert "PENSTOCK_HTTP_HOSTS" in line
+    assert await here.registry.streams() == {}
+
+
 async def test_a_refusal_reaches_a_client_that_is_still_sending(here: Site) -> None:
     """The connection is not reset on it, and it is not made to send all."""
     port = int(here.url.rpartition(":")[2])
     async with await anyio.connect_tcp("127.0.0.1", port) as connection:
-        await connection.send(b"POST /v1/operators/nix HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000000\r\n\r\n")
+        await connection.send(
+            b"POST /v1/operators/nix HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n"
+        )
         await connection.send(b"x" * 5_000_000)
         received = b""
         with anyio.fail_after(20):
@@ -435,7 +450,9 @@ async def test_it_ends_at_once_whatever_is_open(nats_url: str) -> None:
             async with serving(here.services, here.registry, here.ledger) as url:
                 await tasks.start(until_it_ends, url)
                 stuck = await anyio.connect_tcp("127.0.0.1", int(url.rpartition(":")[2]))
-                await stuck.send(b"POST /v1/streams/x/media HTTP/1.1\r\nHost: h\r\nContent-Length: 9000\r\n\r\nabc")
+                await stuck.send(
+                    b"POST /v1/streams/x/media HTTP/1.1\r\nHost: ::1\r\nContent-Length: 9000\r\n\r\nabc"
+                )
                 while await here.registry.stream("x") is None:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
                 began_s = anyio.current_time()

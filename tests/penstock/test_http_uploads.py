@@ -157,7 +157,7 @@ async def broken_off(here: Site, path: str, file: Path) -> list[bytes]:
     """Send two thirds of a file to the stream "up", and go away once some of it is stored; what is stored then."""
     data = bytes_of(file)
     async with await anyio.connect_tcp("127.0.0.1", int(here.url.rpartition(":")[2])) as connection:
-        head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Length: {len(data)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
         await connection.send(head.encode() + data[: len(data) * 2 // 3])
         with anyio.fail_after(20):
             while len(await here.stored("up")) < 3:  # noqa: ASYNC110
@@ -206,7 +206,9 @@ async def test_a_live_upload_that_broke_off_goes_on_after_a_gap(here: Site, long
 async def test_a_sender_that_says_nothing_is_not_waited_for(nats_url: str) -> None:
     async with site(nats_url, works=False, stall_s=0.2) as here:
         async with await anyio.connect_tcp("127.0.0.1", int(here.url.rpartition(":")[2])) as connection:
-            await connection.send(b"POST /v1/streams/up/media HTTP/1.1\r\nHost: h\r\nContent-Length: 99\r\n\r\nabc")
+            await connection.send(
+                b"POST /v1/streams/up/media HTTP/1.1\r\nHost: ::1\r\nContent-Length: 99\r\n\r\nabc"
+            )
             received = b""
             with anyio.fail_after(20):
                 while not received.endswith(b"}"):
