@@ -3,7 +3,6 @@
 import os
 import socket
 import time
-import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -36,7 +35,8 @@ from penstock import demo
 from penstock.cli.tables import Running
 from penstock.running import default_store, this_machine
 from penstock.webhooks import Webhooks
-from streams.errors import UserError
+from streams.decoding import from_toml
+from streams.errors import Malformed, UserError
 from streams.wire.ledger import Retention, open_ledger, retain
 from streams.wire.link import connect
 from streams.wire.server import embedded
@@ -194,10 +194,10 @@ async def _configure(config: Config, path: Path | None, registry: Registry, serv
 def load_config(path: Path) -> Config:
     """Read penstock.toml. Raises UserError with the file, the place and what would be right."""
     try:
-        table: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+        table: Any = from_toml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
-    except tomllib.TOMLDecodeError as error:
+    except Malformed as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     try:
         return msgspec.convert(table, Config)

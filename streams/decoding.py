@@ -8,6 +8,7 @@ digits. Nothing is allocated that is much larger than the bytes that came.
 
 import math
 import re
+import tomllib
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
@@ -42,6 +43,16 @@ def from_json(data: bytes | str, kind: type[T]) -> T:
     """A value of that type. Raises Malformed."""
     value: T = decoded(_json_decoder(kind), data)  # type: ignore[arg-type]
     return value
+
+
+def from_toml(text: str) -> dict[str, Any]:
+    """What a TOML file says. Raises Malformed."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise Malformed("it is nested too deeply") from error
+    except Exception as error:  # tomllib's own, and what Python raises for a number of 5,000 digits
+        raise Malformed(reason(error).partition("; use sys.")[0]) from error
 
 
 def converted(value: Any, kind: Any) -> Any:

@@ -5,7 +5,6 @@ A stage input is "media" (the stream itself) or the name of another stage. A par
 that the job brings; stages that use it run once for each question.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from streams.errors import UserError
+from streams.decoding import from_toml
+from streams.errors import Malformed, UserError
 from streams.subjects import token
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -121,10 +121,8 @@ def load_workflow(path: Path) -> Workflow:
 def parse_workflow(text: str) -> Workflow:
     """Read a workflow from TOML text."""
     try:
-        table = tomllib.loads(text)
-    except RecursionError as error:
-        raise UserError("nested too deeply for a workflow") from error
-    except tomllib.TOMLDecodeError as error:
+        table = from_toml(text)
+    except Malformed as error:
         raise UserError(f"not valid TOML: {error}") from error
     stages = table.get("stages")
     if isinstance(stages, dict):

@@ -450,9 +450,7 @@ async def test_it_ends_at_once_whatever_is_open(nats_url: str) -> None:
             async with serving(here.services, here.registry, here.ledger) as url:
                 await tasks.start(until_it_ends, url)
                 stuck = await anyio.connect_tcp("127.0.0.1", int(url.rpartition(":")[2]))
-                await stuck.send(
-                    b"POST /v1/streams/x/media HTTP/1.1\r\nHost: ::1\r\nContent-Length: 9000\r\n\r\nabc"
-                )
+                await stuck.send(b"POST /v1/streams/x/media HTTP/1.1\r\nHost: ::1\r\nContent-Length: 9000\r\n\r\nabc")
                 while await here.registry.stream("x") is None:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
                 began_s = anyio.current_time()

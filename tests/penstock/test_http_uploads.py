@@ -206,9 +206,7 @@ async def test_a_live_upload_that_broke_off_goes_on_after_a_gap(here: Site, long
 async def test_a_sender_that_says_nothing_is_not_waited_for(nats_url: str) -> None:
     async with site(nats_url, works=False, stall_s=0.2) as here:
         async with await anyio.connect_tcp("127.0.0.1", int(here.url.rpartition(":")[2])) as connection:
-            await connection.send(
-                b"POST /v1/streams/up/media HTTP/1.1\r\nHost: ::1\r\nContent-Length: 99\r\n\r\nabc"
-            )
+            await connection.send(b"POST /v1/streams/up/media HTTP/1.1\r\nHost: ::1\r\nContent-Length: 99\r\n\r\nabc")
             received = b""
             with anyio.fail_after(20):
                 while not received.endswith(b"}"):

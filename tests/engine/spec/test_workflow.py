@@ -69,6 +69,8 @@ def test_stages_come_after_those_they_read() -> None:
     ("text", "said"),
     [
         ("name = ", ["not valid TOML"]),
+        (f"name = 'w'\nx = {'9' * 5000}", ["not valid TOML", "4300 digits"]),
+        ("name = " + "[" * 20_000, ["not valid TOML", "nested too deeply"]),
         ("name = 'w'\nstages = [", ["not valid TOML"]),
         ("name = 'w'\nx = = 1", ["not valid TOML", "line 2"]),
         ("", ["name", "the keys of workflow are name, stages"]),
