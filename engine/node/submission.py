@@ -14,7 +14,8 @@ from typing import Literal
 import anyio.to_thread
 import msgspec
 
-from engine.decide.running_graph import RunningStage, running_stages
+from engine.decide.running_graph import running_stages
+from engine.decide.sharing import is_covered, lacks
 from engine.node.answering import stored_end
 from engine.node.recovery import lost
 from engine.run.gaps import put_gaps
@@ -27,6 +28,7 @@ from engine.spec.stream import StreamSpec
 from engine.spec.webhook_url import check_webhook
 from engine.spec.workflow import Workflow
 from streams import subjects
+from streams.decoding import shown
 from streams.errors import UserError
 from streams.records import EndOfStream, MediaInfo, Record, Segment, decode_media
 from streams.subjects import Key
@@ -163,11 +165,12 @@ async def _shared(
     for name in await ledger.subjects(subjects.results_of("*", stream)):
         if (stage_id := name.split(".")[2]) in stored:
             stored[stage_id] |= subjects.keys_of([name])
+    num_segments = None if media.end is None else media.end.num_segments
     shared = {
         s.id
         for s in plan.stages
-        if _is_covered(running.get(s.id), spans[s.id])
-        or not _lacks(spans[s.id], stored[s.id], media, isinstance(s.scope, Reduce))
+        if is_covered(running.get(s.id), spans[s.id])
+        or not lacks(spans[s.id], stored[s.id], num_segments, reduces=isinstance(s.scope, Reduce))
     }
     round = await ledger.last_stored(RESULTS)
     return shared, {s.id: round for s in plan.stages if s.id not in shared}
@@ -242,9 +245,9 @@ async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media:
     return Span(first=first, last=last)
 
 
-_OFFSET = re.compile(r"-(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_OFFSET = re.compile(r"-([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)?")
 _UNIT_S = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_CLOCK = re.compile(r"(?:(\d+):)?(?:(\d{1,2}):)?(\d+(?:\.\d+)?)s?")
+_CLOCK = re.compile(r"(?:([0-9]{1,9}):)?(?:([0-9]{1,2}):)?([0-9]{1,9}(?:\.[0-9]{1,9})?)s?")
 
 Ruler = Literal["media", "wall"]
 
@@ -263,10 +266,13 @@ def parse_moment(text: str, now_ns: int) -> tuple[Ruler, int] | None:
     try:
         moment = datetime.fromisoformat(said)
     except ValueError:
-        raise UserError(f"{text!r} is no moment: write -10m, 1:05, now or 2026-11-21T08:00:00Z") from None
+        raise UserError(f"{shown(text)} is no moment: write -10m, 1:05, now or 2026-11-21T08:00:00Z") from None
     if moment.tzinfo is None:
-        raise UserError(f"{text!r} does not say where: end it with Z, or +01:00 and the like")
-    return "wall", int(moment.timestamp() * 1_000_000) * 1000
+        raise UserError(f"{shown(text)} does not say where: end it with Z, or +01:00 and the like")
+    try:
+        return "wall", int(moment.timestamp() * 1_000_000) * 1000
+    except (OverflowError, ValueError):
+        raise UserError(f"{shown(text)} is no moment: no clock shows it") from None
 
 
 async def _index_at(ledger: Ledger, stream: str, media: _Kept, text: str) -> int:
@@ -300,30 +306,6 @@ async def _began(ledger: Ledger, stream: str, kept: Sequence[int], at: int, rule
 
 
 # --- what there is already -------------------------------------------------------------------------------------
-
-
-def _is_covered(running: RunningStage | None, spans: Sequence[Span]) -> bool:
-    """Whether jobs that run already ask for all of it."""
-    return running is not None and all(any(_is_inside(span, wide) for wide in running.spans) for span in spans)
-
-
-def _is_inside(span: Span, wide: Span) -> bool:
-    if span.first < wide.first:
-        return False
-    return wide.last is None or (span.last is not None and span.last <= wide.last)
-
-
-def _lacks(spans: Sequence[Span], stored: set[Key], media: _Kept, reduces: bool) -> bool:
-    """Whether anything asked for is not stored."""
-    ends_at = None if media.end is None else media.end.num_segments - 1
-    for span in spans:
-        last = ends_at if span.last is None else span.last
-        if last is None:
-            return True
-        keys = [Key(span.first, last)] if reduces else [Key.of(index) for index in range(span.first, last + 1)]
-        if any(key not in stored for key in keys):
-            return True
-    return False
 
 
 def _reaches_back(request: JobRequest, asked: Span, media: _Kept) -> bool:
