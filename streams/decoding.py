@@ -82,7 +82,9 @@ def seconds(text: str) -> float:
 
 def shown(text: str, max_length: int = 40) -> str:
     """What somebody wrote, as it can stand in a message: quoted, on one line, short."""
-    return repr(text if len(text) <= max_length else f"{text[:max_length]}...")
+    quoted = repr(text if len(text) <= max_length else f"{text[:max_length]}...")
+    most = 3 * max_length  # a character may be ten when quoted
+    return quoted if len(quoted) <= most else f"{quoted[:most]}...{quoted[-1]}"
 
 
 def printable(text: str, max_length: int = 128) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sampled_records import MEDIA, RESULT, RESULT_MESSAGES
 
@@ -122,6 +122,7 @@ def test_conversion_is_total(value: Any) -> None:
         gives(lambda kind=kind: converted(value, kind))
 
 
+@example("\U000114da" * 50)
 @given(st.one_of(st.text(max_size=30), st.from_regex(r"[0-9]{1,30}")))
 def test_numbers_are_total(text: str) -> None:
     number = gives(lambda: whole_number(text, 10**9))
