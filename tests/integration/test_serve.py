@@ -35,12 +35,13 @@ class Penstock:
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=self._env)
 
     def __call__(self, *arguments: str, code: int = 0) -> tuple[list[Any], str]:
-        """What a command says: its JSON lines, and what is for people."""
+        """What a command says: its JSON lines, and what is for people, wherever it says that."""
         process = self.start(*arguments)
         out, err = process.communicate(timeout=90)
         assert process.returncode == code, err
         assert "Traceback" not in err
-        return [json.loads(line) for line in out.splitlines()], err
+        is_json = "--json" in arguments or arguments[0] == "answers"
+        return [json.loads(line) for line in out.splitlines()] if is_json else [], err if is_json else out + err
 
 
 @contextmanager
