@@ -90,6 +90,7 @@ class Group:
         """Go by these from now on: the same stages, perhaps asked for by other jobs."""
         self.stages = {stage.rule.id: stage for stage in stages}
         self.rule.serve([stage.rule for stage in stages])
+        self._estimate(self._estimated_ns)  # these are new to the rule, what their pools take is not
         demands = [demand for stage in stages for demand in stage.demands]
         if demands:
             self.host.frames.serve(self.stream, self.name, demands)

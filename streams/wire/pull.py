@@ -79,6 +79,7 @@ class Pull:
         self._doubtful = False  # the consumer or our requests to it may be gone
         self._inbox = link.client.new_inbox()
         self._hearing: Hearing | None = None
+        self._is_closed = False
         self._forget = link.on_reconnect(self._on_doubt)
 
     async def open(self) -> None:
@@ -87,9 +88,13 @@ class Pull:
         self._hearing = await self._link.client.hear(self._inbox, self._on_message)
 
     async def close(self) -> None:
+        """Whether or not it was opened; a second time it does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._forget()
         if self._hearing is not None:
-            await self._hearing.unsubscribe()
+            await self._link.unsubscribe(self._hearing)
 
     @property
     def waiting(self) -> list[Arrival]:

@@ -295,3 +295,17 @@ async def send_to_inbox(pull: Pull) -> None:
     for reply in ("", "somewhere", "$JS.ACK.S.c.x.y.z.0.0", "$JS.ACK." + "9." * 100 + "9"):
         await pull._link.client.publish(pull._inbox, b"foreign", reply)
         await pull._link.client.publish(pull._inbox, b"", reply, {"Status": "408", "Nats-Pending-Messages": "9" * 5000})
+
+
+async def test_it_may_be_closed_twice_unopened_and_without_a_connection(nats_url: str) -> None:
+    async with connect(nats_url) as link:
+        await open_ledger(link)
+        unopened = Pull(link, "PENSTOCK_MEDIA", "unopened", ["penstock.media.s.*"], 10.0)
+        opened, cut = (Pull(link, "PENSTOCK_MEDIA", name, ["penstock.media.s.*"], 10.0) for name in ("opened", "cut"))
+        await opened.open()
+        await cut.open()
+        for pull in (unopened, unopened, opened, opened):
+            await pull.close()
+        await link.client.close()
+        await cut.close()
+        await cut.close()
