@@ -28,10 +28,17 @@ WIDE = 200  # columns of what nobody looks at in a terminal
 ANSWERS = "answers"  # all last stages that reduce share one bar
 
 
+class _Console(Console):
+    """One that leaves it to `main` what is done when nobody reads any more; rich would end the process itself."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(*, stderr: bool = False) -> Console:
     """Where results are written; with `stderr`, where all else is."""
-    found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=WIDE)
+    found = _Console(stderr=stderr, highlight=False)
+    return found if found.is_terminal else _Console(stderr=stderr, highlight=False, width=WIDE)
 
 
 class Display:

@@ -1,10 +1,12 @@
 """The words of the command line that need no server."""
 
 import argparse
+import io
 
 import pytest
 
 from penstock.cli.main import _duration_s, main
+from penstock.cli.show import console
 
 
 def test_it_says_which_version_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,3 +30,16 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="write 5s, 500ms, 1m or 10h"):
         _duration_s(text)
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    """As with `| head`: main ends quietly on this error, wherever it comes from."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    results = console()
+    results.file = Gone()
+    with pytest.raises(BrokenPipeError):
+        results.print("an answer")
