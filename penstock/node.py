@@ -24,7 +24,7 @@ from engine.node.tasks import Duties
 from engine.node.worker_processes import node
 from engine.run import heap
 from engine.run.registry import NodeStatus, Registry, new_id, open_registry
-from engine.run.telemetry import Telemetry
+from engine.run.telemetry import Telemetry, product_version
 from engine.run.worker import Assignment
 from engine.spec.catalogue import installed
 from engine.spec.operator import Machine
@@ -41,9 +41,6 @@ from streams.wire.ledger import Retention, open_ledger, retain
 from streams.wire.link import connect
 from streams.wire.server import embedded
 from streams.wire.service import serve as serve_endpoints
-
-VERSION = "0.1.0"
-
 
 log = structlog.get_logger(__name__)
 
@@ -139,7 +136,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                 tasks.start_soon(duties.run)
                 tasks.start_soon(_say_rungs, duties, status, machine)
                 tasks.start_soon(Intake(registry, ledger, traces, id).run)
-                async with serve_endpoints(link, "penstock", VERSION, services.endpoints()):
+                async with serve_endpoints(link, "penstock", product_version(), services.endpoints()):
                     await _configure(config, options.config, registry, services)
                     heap.settle()
                     on_ready(Running(id, url, http, None if options.url else options.store))

@@ -4,14 +4,30 @@ Of N segments that are stored, a stage that reads media could have delivered R =
 segments ahead; one that reads other stages could have delivered the least of theirs, less its own `a`. It is behind by
 the outputs below R that are asked of it and not stored, whatever it reads. A stage that reduces delivers at the end of
 its range and is never behind.
+
+A source looks every CHECK_EVERY segments, and stores on while those that wait and the next ones are within MAX_AHEAD.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from engine.decide.running_graph import RunningStage
 from engine.decide.stored_keys import StoredKeys
 from engine.spec.operator import Map, Reduce
 from engine.spec.workflow import MEDIA
+
+MAX_AHEAD = 64  # segments of a durable stream that wait to be looked at
+CHECK_EVERY = 8  # segments
+
+
+def has_room(behind: Mapping[str, int]) -> bool:
+    """Whether the source may store CHECK_EVERY segments more."""
+    return max(behind.values(), default=0) <= MAX_AHEAD - CHECK_EVERY
+
+
+def nothing_comes(behind: Mapping[str, int], idle: Collection[str]) -> bool:
+    """Whether each stage that is behind has acknowledged all it was brought (`idle`, before `behind` was counted): then
+    what it lacks was there once and has fallen out of retention."""
+    return all(not num or id in idle for id, num in behind.items())
 
 
 def num_behind(

@@ -18,7 +18,8 @@ import structlog
 
 from engine.decide.awaited import Awaited
 from engine.decide.lacking import Lacking, lacking
-from engine.decide.running_graph import RunningGroup, running_groups
+from engine.decide.running_graph import running_groups
+from engine.node.consumers import is_idle
 from engine.run.gaps import put_gaps
 from engine.run.registry import Registry
 from engine.spec.jobs import JobSpec
@@ -28,7 +29,6 @@ from streams.subjects import Key
 from streams.wire import ledger as ledgers
 from streams.wire.lease import holder_of
 from streams.wire.ledger import Ledger
-from streams.wire.link import Refused
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class Recovery:
             return
         jobs = [job for job in await self._registry.jobs() if job.stream == stream]
         groups = [g for g in running_groups(jobs) if any(stage.id in missing.computable for stage in g.stages)]
-        states = [await self._is_idle(group) for group in groups]
+        states = [await is_idle(self._ledger.link, group) for group in groups]
         if awaited.is_under_way(states):
             return
         missing = await self._lacking(stage_id, key, kept, num_segments)  # as it is after all was acknowledged
@@ -85,16 +85,6 @@ class Recovery:
             if (id := name.split(".")[2]) in stored:
                 stored[id] |= subjects.keys_of([name])
         return lacking(self._spec.plan.stages, stage_id, key, stored, kept, num_segments)
-
-    async def _is_idle(self, group: RunningGroup) -> bool | None:
-        """Whether the group's consumers have nothing left for it; None where it has none. The leader answers."""
-        infos = []
-        for name in (ledgers.MEDIA, ledgers.RESULTS):
-            try:
-                infos.append(await self._ledger.link.api(f"CONSUMER.INFO.{name}.{group.name}-{group.stream}"))
-            except Refused:  # it reads nothing there, or is not served
-                continue
-        return all(not info["num_pending"] and not info["num_ack_pending"] for info in infos) if infos else None
 
     async def _new_round(self, stages: Collection[str]) -> None:
         last = await self._ledger.last_stored(ledgers.RESULTS)

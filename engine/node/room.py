@@ -16,21 +16,18 @@ from typing import Any
 import anyio
 import structlog
 
-from engine.decide.arrears import num_behind
-from engine.decide.running_graph import RunningGroup, running_groups, running_stages
+from engine.decide.arrears import CHECK_EVERY, has_room, nothing_comes, num_behind
+from engine.decide.running_graph import running_groups, running_stages
 from engine.decide.stored_keys import StoredKeys
+from engine.node.consumers import is_idle
 from engine.run.registry import Registry
 from engine.spec.jobs import JobSpec
 from streams import subjects
 from streams.errors import LinkError
-from streams.wire import ledger as ledgers
 from streams.wire.ledger import Ledger
-from streams.wire.link import Refused
 
 log = structlog.get_logger(__name__)
 
-MAX_AHEAD = 64  # segments of a durable stream that wait to be looked at
-CHECK_EVERY = 8  # segments
 LOOK_S = 0.2  # how often a held-back source looks whether there is room again, without a hint
 JOBS_S = 0.5  # how often the jobs are read anew
 RECOUNT_S = 2.0  # how often the ledger is asked for what no hint told
@@ -82,7 +79,7 @@ class Waiting:
         while True:
             self._news = anyio.Event()
             try:
-                if await self.num(num_segments) <= MAX_AHEAD - CHECK_EVERY:
+                if has_room(self._behind(await self._jobs(), num_segments)):
                     return
                 if anyio.current_time() > self._recounted_s + RECOUNT_S:
                     await self.recount()
@@ -93,10 +90,6 @@ class Waiting:
                 log.warning("cannot_count", stream=self._stream, error=str(error))  # and so there is no room
             with anyio.move_on_after(LOOK_S):
                 await self._news.wait()
-
-    async def num(self, num_segments: int) -> int:
-        """Segments that the stage furthest behind has not looked at."""
-        return max(self._behind(await self._jobs(), num_segments).values(), default=0)
 
     async def _jobs(self) -> list[JobSpec]:
         """As they were a moment ago at most: a source that is held back asks with every result."""
@@ -110,20 +103,8 @@ class Waiting:
         return num_behind(running_stages(jobs), self._stored, num_segments, self._since)
 
     async def _nothing_comes(self, num_segments: int) -> bool:
-        """Whether every group that lacks something has acknowledged all it was to be brought: then what it lacks was
-        there once and has fallen out of retention."""
         jobs = await self._jobs()
         groups = running_groups(jobs)
-        idle = {stage.id for group in groups if await self._is_idle(group) for stage in group.stages}
+        idle = {stage.id for group in groups if await is_idle(self._ledger.link, group) for stage in group.stages}
         await self.recount()  # what was stored before it was acknowledged
-        return all(not num or id in idle for id, num in self._behind(jobs, num_segments).items())
-
-    async def _is_idle(self, group: RunningGroup) -> bool:
-        """Whether the group's consumers are there and have nothing left for it. The leader answers."""
-        infos = []
-        for name in (ledgers.MEDIA, ledgers.RESULTS):
-            try:
-                infos.append(await self._ledger.link.api(f"CONSUMER.INFO.{name}.{group.name}-{self._stream}"))
-            except Refused:  # it reads nothing there, or is not served yet
-                continue
-        return bool(infos) and all(not info["num_pending"] and not info["num_ack_pending"] for info in infos)
+        return nothing_comes(self._behind(jobs, num_segments), idle)

@@ -97,7 +97,7 @@ class Duties:
     async def answer(self, spec: JobSpec) -> None:
         """Answer a job to its end, whatever comes in between."""
         state, detail = await self._answered(spec)
-        await self._note(spec, partial(_ended, state, detail))
+        await self._note(spec, lambda job: job.ended(state, detail))
 
     async def _send(self, spec: JobSpec) -> None:
         """Have a job's answers passed on to their end, and note that they were: nobody begins anew then."""
@@ -174,10 +174,6 @@ class Duties:
 
 def _detailed(detail: str, spec: JobSpec) -> JobSpec:
     return spec if spec.state != "running" else msgspec.structs.replace(spec, detail=detail)
-
-
-def _ended(state: State, detail: str, spec: JobSpec) -> JobSpec:
-    return spec if spec.state != "running" else msgspec.structs.replace(spec, state=state, detail=detail)
 
 
 def _sent(spec: JobSpec) -> JobSpec:

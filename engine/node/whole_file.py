@@ -11,7 +11,6 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 
 import anyio
 import msgspec
@@ -70,7 +69,7 @@ async def answers_about(
         raise cause from error
     finally:
         with anyio.move_on_after(END_S, shield=True), suppress(PenstockError):
-            await registry.change_job(spec.id, partial(_ended, *ended))
+            await registry.change_job(spec.id, lambda job: job.ended(*ended))
 
 
 async def _bring(
@@ -104,7 +103,3 @@ async def _followed(
     if now.state != "done":
         raise PenstockError(f"job {spec.id} was {now.state}: {now.detail or 'somebody ended it'}")
     return answers
-
-
-def _ended(state: State, detail: str, spec: JobSpec) -> JobSpec:
-    return spec if spec.state != "running" else msgspec.structs.replace(spec, state=state, detail=detail)

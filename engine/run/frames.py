@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from engine.decide import keeping
 from engine.spec.operator import Demand, Media, by_kind
 from streams.errors import Transient
 from streams.records import Segment
@@ -114,8 +115,7 @@ class FrameStore:
             if kept is None:
                 continue
             kept.done_by.add(group)
-            wanting = {name for name, demands in groups.items() if any(type(each) is kind for each in demands)}
-            if not kept.num_pins and wanting <= kept.done_by:
+            if not kept.num_pins and keeping.is_over(kind, groups, kept.done_by):
                 self._drop((stream, index, kind))
 
     async def hold(self, stream: str, segments: Sequence[Segment], demands: Sequence[Demand]) -> Hold:
@@ -185,7 +185,7 @@ class FrameStore:
         """Wait while what is being looked at fills the budget and something would have to be decoded; what nobody looks
         at goes first."""
         self._evict()
-        while self.pinned_bytes >= self.max_bytes and not self._has_all(stream, segments, demands):
+        while keeping.has_to_wait(self.pinned_bytes, self.max_bytes, is_there=self._has_all(stream, segments, demands)):
             await self._has_room.wait()
 
     def _has_all(self, stream: str, segments: Sequence[Segment], demands: Sequence[Demand]) -> bool:
@@ -197,13 +197,9 @@ class FrameStore:
         return True
 
     def _evict(self) -> None:
-        if self.num_bytes <= self.max_bytes:
-            return
-        for place, kept in list(self._kept.items()):
-            if not kept.num_pins:
-                self._drop(place)
-                if self.num_bytes <= self.max_bytes:
-                    return
+        unpinned = ((place, kept.num_bytes) for place, kept in self._kept.items() if not kept.num_pins)
+        for place in keeping.evicted(unpinned, self.num_bytes, self.max_bytes):
+            self._drop(place)
 
     def _unpin(self, places: list[Place]) -> None:
         for place in places:
@@ -215,9 +211,7 @@ class FrameStore:
                 continue
             self.pinned_bytes -= kept.num_bytes
             stream, _, kind = place
-            groups = self._demands.get(stream, {})
-            wanting = {name for name, demands in groups.items() if any(type(each) is kind for each in demands)}
-            if not kept.products or wanting <= kept.done_by:
+            if not kept.products or keeping.is_over(kind, self._demands.get(stream, {}), kept.done_by):
                 self._drop(place)
         places.clear()
         self._evict()

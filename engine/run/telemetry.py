@@ -142,7 +142,7 @@ def product_version() -> str:
     try:
         return version("penstock")
     except PackageNotFoundError:  # run from a tree that is not installed
-        return "unknown"
+        return "0.0.0+unknown"  # of a form that NATS services take too
 
 
 def resource(service: str, instance: str) -> Any:

@@ -49,6 +49,10 @@ class JobSpec(Record, frozen=True):
     lost: Span | None = None  # what it asks for that had fallen out of retention when it was submitted
     webhook: str = ""  # where its answers are sent as well
 
+    def ended(self, state: State, detail: str) -> "JobSpec":
+        """The job in its last state; one that ended before stays as it is."""
+        return self if self.state != "running" else msgspec.structs.replace(self, state=state, detail=detail)
+
     def patient(self, stage_id: str) -> list[Span]:
         """What the job wants of a stage however late it is."""
         spans = self.spans[stage_id]

@@ -21,7 +21,7 @@ import uvicorn
 from engine.node.endpoints import Services
 from engine.node.workers_heard import WorkersHeard
 from engine.run.registry import Registry
-from engine.run.telemetry import Telemetry
+from engine.run.telemetry import Telemetry, product_version
 from engine.spec.catalogue import Catalogue, installed
 from penstock.http.app import application
 from penstock.http.face import Face, Limits, limits_of_environment
@@ -32,7 +32,6 @@ from streams.wire.ledger import Ledger
 
 log = structlog.get_logger(__name__)
 
-VERSION = "0.1.0"
 GRACE_S = 0.5
 BACKLOG = 512
 EXAMPLE = "127.0.0.1:8080"
@@ -95,7 +94,7 @@ class _Server(uvicorn.Server):
         _log_through_structlog()
         super().__init__(
             uvicorn.Config(
-                application(face, VERSION, names),
+                application(face, product_version(), names),
                 http="h11",
                 ws="none",
                 lifespan="off",

@@ -10,8 +10,8 @@ import pytest
 import running
 import toys
 
+from engine.decide.arrears import MAX_AHEAD
 from engine.node.progress import Progress
-from engine.node.room import MAX_AHEAD
 from engine.node.submission import submit_whole
 from engine.run.registry import open_registry
 from engine.spec.catalogue import Catalogue

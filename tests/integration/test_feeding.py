@@ -14,10 +14,10 @@ import toys
 from clips import first_seconds
 from conftest import Eventually
 
+from engine.decide.arrears import MAX_AHEAD
 from engine.node import intake
 from engine.node.feeding import Resume, Source, feed, lease_of, source_of, where_it_stands
 from engine.node.intake import Intake
-from engine.node.room import MAX_AHEAD
 from engine.run.gaps import count_gaps
 from engine.run.registry import Registry, open_registry
 from engine.run.telemetry import Telemetry

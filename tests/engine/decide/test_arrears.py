@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decide.arrears import num_behind
+from engine.decide.arrears import has_room, nothing_comes, num_behind
 from engine.decide.running_graph import RunningStage
 from engine.decide.stored_keys import StoredKeys
 from engine.spec.jobs import Span
@@ -93,3 +93,20 @@ def test_it_is_the_count_of_what_could_be_there_and_is_not(
         expected[id] = len(owed - indices)
     assert num_behind(stages, there, num_segments, since) == expected
     assert max(num_behind(stages, {}, num_segments, since).values()) >= max(expected.values())
+
+
+@pytest.mark.parametrize(
+    ("behind", "expected"), [({}, True), ({"a": 0, "b": 56}, True), ({"a": 57, "b": 0}, False), ({"a": 1000}, False)]
+)
+def test_a_source_waits_for_the_stage_furthest_behind(behind: dict[str, int], expected: bool) -> None:
+    assert has_room(behind) is expected
+
+
+@pytest.mark.parametrize(
+    ("behind", "idle", "expected"),
+    [({"a": 9}, set(), False), ({"a": 9}, {"a"}, True), ({"a": 9, "b": 1}, {"a"}, False), ({"a": 0}, set(), True)],
+)
+def test_nothing_comes_of_stages_that_have_acknowledged_all(
+    behind: dict[str, int], idle: set[str], expected: bool
+) -> None:
+    assert nothing_comes(behind, idle) is expected
