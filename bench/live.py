@@ -56,7 +56,7 @@ from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.records import Gap, Result, decode_result
 from streams.subjects import Key
-from streams.wire import keeper
+from streams.wire import store as stores
 from streams.wire.ledger import Noted, Retention, open_ledger
 from streams.wire.link import connect
 from streams.wire.server import embedded
@@ -309,7 +309,7 @@ async def plain(num: int, folder: Path) -> dict[str, Any]:
     """CPU seconds for each second of a stream where nats-py alone does what it must."""
     async with embedded(folder) as url, connect(url) as link:
         await open_ledger(link)
-        server = keeper.status(folder)["pid"]
+        server = stores.status(folder)["pid"]
         paced = cameras(f"raw-{number}" for number in range(num))
         async with part("raw", RawOrder(url, str(folder))) as raw:
             order = FeedOrder(url=url, store=str(folder), num_segments=STEP_S, paced=paced)

@@ -50,7 +50,7 @@ from penstock import demo
 from streams import subjects
 from streams.media.segmenter import segments
 from streams.records import EndOfStream, MediaMessage, Packet, Record, Segment, Track, encode
-from streams.wire import keeper
+from streams.wire import store as stores
 from streams.wire.ledger import Ledger, Retention, open_ledger
 from streams.wire.link import Link, connect
 from streams.wire.server import embedded
@@ -524,7 +524,7 @@ class Rig:
 
     def used(self) -> dict[str, Used]:
         """By the server, the node and its worker with all that this has started."""
-        server = keeper.status(self.store).get("pid", 0)
+        server = stores.status(self.store).get("pid", 0)
         return {"server": used([server]), "node": used([self.node.pid]), "worker": used(self.worker_pids())}
 
     def worker_pids(self) -> list[int]:

@@ -37,7 +37,7 @@ WORKFLOW = ROOT / "examples" / "video_qa.toml"
 SCRIPT = ROOT / "bench" / "sequential.py"
 ROLES = {  # a word of the command line -> what the process is
     "engine.run.process": "worker",
-    "keeper.py": "keeper",
+    "streams.wire.keeper": "keeper",
     "nats-server": "nats-server",
     "anyio.to_process": "child of a worker",
     "sequential.py": "script",

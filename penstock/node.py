@@ -21,6 +21,7 @@ from engine.node.endpoints import Services
 from engine.node.intake import Intake
 from engine.node.submission import JobRequest
 from engine.node.tasks import Duties
+from engine.node.upkeep import keep_up
 from engine.node.worker_processes import node
 from engine.run import heap
 from engine.run.registry import NodeStatus, Registry, new_id, open_registry
@@ -41,6 +42,7 @@ from streams.wire.ledger import Retention, open_ledger, retain
 from streams.wire.link import connect
 from streams.wire.server import embedded
 from streams.wire.service import serve as serve_endpoints
+from streams.wire.store import full_disk
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +96,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
         async with (
             node(options.num_workers, options.store / "workers.log") as workers,
             _nats(options) as url,
-            connect(url, name=id) as link,
+            connect(url, name=id, trouble=_trouble(options)) as link,
         ):
             ledger = await open_ledger(link, config.retention)
             if config.retention is not None:
@@ -104,6 +106,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
             workers.assign(
                 Assignment(
                     url=url,
+                    store="" if options.url else str(options.store),
                     name=id,
                     node=id,
                     num_cores=max(1, machine.num_cores // options.num_workers),
@@ -133,6 +136,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                     serves=tuple(sorted(offers(installed(), devices_of(machine)))),
                 )
                 duties = Duties(registry, ledger, installed(), traces, status, [webhooks.send])
+                tasks.start_soon(keep_up, link, config.retention)
                 tasks.start_soon(duties.run)
                 tasks.start_soon(_say_rungs, duties, status, machine)
                 tasks.start_soon(Intake(registry, ledger, traces, id).run)
@@ -162,6 +166,10 @@ async def _nats(options: ServeOptions) -> AsyncIterator[str]:
         return
     async with embedded(options.store, port=options.nats_port) as url:
         yield url
+
+
+def _trouble(options: ServeOptions) -> Callable[[], str]:
+    return (lambda: "") if options.url else partial(full_disk, options.store)
 
 
 async def _configure(config: Config, path: Path | None, registry: Registry, services: Services) -> None:

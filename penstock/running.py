@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -31,6 +32,7 @@ from streams.records import MediaMessage
 from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import Link, connect
 from streams.wire.server import embedded
+from streams.wire.store import full_disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,8 @@ async def _run(
 
     async with anyio.create_task_group() as tasks, node(options.num_workers, log_file) as workers:
         tasks.start_soon(plan_it)  # while the server and the workers start
-        async with _server(options) as url, connect(url) as link:
-            workers.assign(_assignment(url, options))
+        async with _link(options) as link:
+            workers.assign(_assignment(link.url, options))
             ledger, registry = await _opened(link)
             await planned.wait()
             ((plan, stream),) = found
@@ -160,6 +162,7 @@ def _assignment(url: str, options: Options) -> Assignment:
     machine = this_machine()
     return Assignment(
         url=url,
+        store="" if options.url else str(options.store or default_store()),
         num_cores=max(1, machine.num_cores // options.num_workers),
         has_gpu=machine.has_gpu,
         ack_wait_s=options.ack_wait_s,
@@ -177,12 +180,14 @@ async def _planned(workflow: Workflow, path: Path, options: Options) -> tuple[Pl
 
 
 @asynccontextmanager
-async def _server(options: Options) -> AsyncIterator[str]:
+async def _link(options: Options) -> AsyncIterator[Link]:
     if options.url is not None:
-        yield options.url
+        async with connect(options.url) as link:
+            yield link
         return
-    async with embedded(options.store or default_store()) as url:
-        yield url
+    store = options.store or default_store()
+    async with embedded(store) as url, connect(url, trouble=partial(full_disk, store)) as link:
+        yield link
 
 
 def _local_file(input: str) -> Path:

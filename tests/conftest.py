@@ -1,8 +1,10 @@
 """What every test may ask for: an event loop, a NATS server of its own, and waiting for a condition."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 
 import anyio
+import disks
 import pytest
 import structlog
 from anyio.from_thread import start_blocking_portal
@@ -42,6 +44,13 @@ async def nats_url(shared_nats_url: str) -> AsyncIterator[str]:
         async with anyio.create_task_group() as tasks:
             for name in names:
                 tasks.start_soon(link.api, f"STREAM.DELETE.{name}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, of 1 GB; a test may resize it."""
+    with disks.mounted(tmp_path / "disk", "1g") as place:
+        yield place
 
 
 @pytest.fixture

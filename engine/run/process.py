@@ -22,6 +22,7 @@ from engine.spec.catalogue import installed
 from streams.errors import PenstockError
 from streams.wire.ledger import open_ledger
 from streams.wire.link import connect
+from streams.wire.store import full_disk
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,11 @@ async def serve(assignment: Assignment) -> None:
     traces = telemetry.Telemetry("penstock-worker", trace_file, assignment.name)
     meters = Meters.of("penstock-worker", assignment.name)
     try:
-        async with connect(assignment.url, name=assignment.name) as link, anyio.create_task_group() as tasks:
+        trouble = partial(full_disk, Path(assignment.store)) if assignment.store else str
+        async with (
+            connect(assignment.url, name=assignment.name, trouble=trouble) as link,
+            anyio.create_task_group() as tasks,
+        ):
             worker = Worker(await open_ledger(link), assignment, installed(), traces, meters, on_loaded=heap.settle)
             heap.settle()
             tasks.start_soon(_cancel_when_told, tasks.cancel_scope)

@@ -59,6 +59,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """Where a worker works; at what, the jobs of the bucket say, whatever they are at the time."""
 
     url: str
+    store: str = ""  # of the embedded server, where it is one
     name: str = "worker"
     node: str = ""  # its id
     num_cores: int = 1

@@ -14,7 +14,7 @@ from penstock.demo import clip
 from penstock.running import default_store, this_machine
 from streams.errors import PenstockError
 from streams.media.probe import inspect
-from streams.wire import keeper
+from streams.wire import store as stores
 from streams.wire.ledger import Retention, open_ledger, wanted_bytes
 from streams.wire.link import connect, without_credentials
 from streams.wire.room import MIN_ROOM_BYTES, mebibytes, room_left
@@ -96,7 +96,7 @@ async def _room(url: str | None, store: Path | None = None) -> Finding:
     wanted = wanted_bytes(Retention())
     if url is None:
         store = store or default_store()
-        room: int | None = await anyio.to_thread.run_sync(keeper.max_store_bytes, store)
+        room: int | None = await anyio.to_thread.run_sync(stores.max_store_bytes, store)
         found, advice = f"{store} may take {mebibytes(room or 0)} of its disk", "free some, or use --store"
     else:
         try:

@@ -16,9 +16,10 @@ from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Machine
 from penstock.http.problems import Refusal
-from streams.errors import UserError
+from streams.errors import LinkError, UserError
 from streams.wire.ledger import Ledger
 
+PROOF_S = 1.0
 MAX_UPLOAD_BYTES = "PENSTOCK_MAX_UPLOAD_BYTES"
 
 
@@ -50,6 +51,21 @@ class Face:
     id: str = field(default_factory=lambda: new_id("h"))
     closing: anyio.Event = field(default_factory=anyio.Event)
     num_uploads: int = 0
+    _proof: tuple[float, str] = (-PROOF_S, "")  # when it was last tried whether NATS stores, and why it does not
+    _proving: anyio.Lock = field(default_factory=anyio.Lock)
+
+    async def prove(self) -> None:
+        """Raises LinkError where NATS stores nothing, as of PROOF_S ago at most, however many ask."""
+        async with self._proving:
+            if anyio.current_time() > self._proof[0] + PROOF_S:
+                try:
+                    await self.ledger.prove(self.limits.ready_s)
+                    why = ""
+                except LinkError as error:
+                    why = str(error)
+                self._proof = anyio.current_time(), why
+        if self._proof[1]:
+            raise LinkError(self._proof[1])
 
     @contextmanager
     def soon(self) -> Iterator[None]:

@@ -254,10 +254,9 @@ async def healthz() -> Health:
     return Health(status="up")
 
 
-@get(
-    "/readyz", responses=documented(), summary="Whether what is asked can be done: NATS answers, and workers are there"
-)
+@get("/readyz", responses=documented(), summary="Whether what is asked can be done: NATS stores, and workers are there")
 async def readyz(face: Given) -> Health:
+    await face.prove()
     try:
         with anyio.fail_after(face.limits.ready_s):
             nodes = [node for node in await face.registry.nodes() if node.num_workers > 0]

@@ -2,8 +2,8 @@
 
 Delivery guarantee: each record once to each follower, none left out but what falls out of retention before it is read.
 There is no state on the server: a follower knows the sequence it has seen last and goes on behind it, after a
-reconnection or in another process. Core NATS tells that there may be more; what it does not tell is found by looking
-every LOOK_S.
+reconnection or in another process; in a stream that was deleted and made anew, with what comes there. Core NATS tells
+that there may be more; what it does not tell is found by looking every LOOK_S.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,9 +11,10 @@ from typing import Any
 
 import anyio
 
-from streams.wire.ledger import Ledger, Stored
+from streams.wire.ledger import Ledger, Stored, stream_of
 
 LOOK_S = 2.0
+RECOUNT = 5  # looks in vain after which it is asked whether the stream was made anew
 STORING_S = (0.001, 0.004, 0.02, 0.1)  # what core NATS tells of is stored a moment later
 
 
@@ -50,6 +51,8 @@ async def follow(
             with anyio.move_on_after(STORING_S[num_looks] if num_looks < len(STORING_S) else LOOK_S):
                 await news.wait()
             num_looks = 0 if news.is_set() else num_looks + 1
+            if num_looks > len(STORING_S) and num_looks % RECOUNT == 0:
+                seq = min(seq, await ledger.last_stored(stream_of(filter_subject)))
     finally:
         forget()
         await ledger.link.unsubscribe(*watches)

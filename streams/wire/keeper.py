@@ -1,14 +1,19 @@
 """Keeps one nats-server alive for one store, for as long as anybody uses the store.
 
-A process of its own, in its own session, started by `streams.wire.server`. It knows the standard library only and runs
-without site-packages, so that it is up in some twenty milliseconds. What holds it together is three locks, which the
-kernel releases however their holder dies:
+A process of its own, in its own session, started by `streams.wire.server`. It knows the standard library and
+`streams.wire.store` only and runs without site-packages, so that it is up in some twenty milliseconds. What holds it
+together is three locks, which the kernel releases however their holder dies:
 
 - `users.lock`: each user holds it shared; who gets it exclusively knows that nobody uses the store and may leave.
 - `keeper.lock`: held by the keeper and, through inheritance, by its nats-server: a new keeper starts only when both
   are dead, so two servers never write to one store.
 - on Linux the kernel kills nats-server when its keeper dies. Elsewhere a nats-server whose keeper was killed lives on:
   it is still shared, and it is stopped by hand (`pid` in server.json).
+
+A server that dies, or that answers nobody for UNANSWERED_S, is started again on its port, later each time it dies, and
+without end once it has answered; what ends that is a server that could not be started for GIVE_UP_S. A disk that is
+full is no reason to give up: the start waits for room. nats-server itself, once it has met a full disk, refuses records
+for good, also when there is room again: then it is restarted.
 
 Until the server answers, standard output tells the starter why it does not; its end says that all is decided.
 """
@@ -24,11 +29,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-STATUS = "server.json"
-LOG = "nats-server.log"
+from streams.wire.store import (
+    LOG,
+    STATUS,
+    full_disk,
+    greeting,
+    has_room_again,
+    last_words,
+    max_store_bytes,
+    server_name,
+    status,
+)
+
 USERS_LOCK = "users.lock"
 KEEPER_LOCK = "keeper.lock"
 IDENTITY = "identity.json"
@@ -37,12 +53,14 @@ CONFIG = "nats-server.conf"
 POLL_S = 0.02  # how soon a death, or the last user's leaving, is seen
 STARTING_POLL_S = 0.005
 STOP_S = 10.0  # what nats-server gets to close its files before it is killed
-ANSWER_S = 2.0
-MAX_RESTARTS = 6
+FIRST_DELAY_S, MAX_DELAY_S = 0.05, 5.0  # before a server that died twice within RESTART_WINDOW_S is started again
 RESTART_WINDOW_S = 60.0
+GIVE_UP_S = 120.0  # of starts of which none led to an answer
+LOOK_S = 1.0  # how often disk, log and server are looked at
+UNANSWERED_S = 20.0  # after which a server that runs and answers nobody is killed
+MAX_LOG_READ_BYTES = 1 << 20
 MAX_STARTS = 3  # before it has answered once: a free port may be taken between choosing and using it
 PR_SET_PDEATHSIG = 1
-SPARE_BYTES = 16 * 1024**2
 _TOKEN = re.compile(r"[0-9a-f]{48}")
 
 # Below the range clients' own ports come from (32768 on Linux, 49152 elsewhere): while the server is restarting, nobody
@@ -69,94 +87,11 @@ jetstream {{
 """
 
 
-def server_name(store: Path) -> str:
-    """What the server of this store calls itself: another store's server, or a copied store's, differs."""
-    place = store.stat()
-    return f"penstock-{place.st_dev:x}-{place.st_ino:x}"
-
-
-def greeting(port: int, name: str) -> dict[str, Any] | None:
-    """The INFO of the server listening on the port, if it has that name and JetStream is up; else None."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S) as connection:
-            line = connection.makefile("rb").readline(65536)
-    except OSError:
-        return None
-    try:
-        info = json.loads(line.removeprefix(b"INFO "))
-    except ValueError:
-        return None
-    as_expected = isinstance(info, dict) and info.get("server_name") == name and info.get("jetstream")
-    return info if as_expected else None
-
-
-def status(store: Path) -> dict[str, Any]:
-    """What server.json says: url, port, pid, keeper_pid, version; or failed; or nothing. It may be out of date."""
-    try:
-        said = json.loads((store / STATUS).read_text())
-    except (OSError, ValueError):
-        return {}
-    return said if isinstance(said, dict) else {}
-
-
-def last_words(store: Path) -> str:
-    """The last line of the server's log that reports a failure, else its last line."""
-    try:
-        lines = (store / LOG).read_text(errors="replace").splitlines()[-50:]
-    except OSError:
-        return "it left no log"
-    failures = [line for line in lines if any(mark in line for mark in ("[FTL]", "[ERR]", "panic:", "nats-server: "))]
-    return (failures or lines or ["its log is empty"])[-1].strip()
-
-
-def room_bytes(store: Path) -> int:
-    """What the store may take of its disk: three quarters of what is free there or taken by the store already."""
-    place = store
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    disk = os.statvfs(place)
-    return (disk.f_bavail * disk.f_frsize + _taken_bytes(store)) * 3 // 4
-
-
-def reserved_bytes(store: Path) -> int:
-    """What the store's streams have reserved of it, each its `max_bytes`."""
-    reserved = 0
-    for path in store.glob("jetstream/*/streams/*/meta.inf"):
-        try:
-            most = json.loads(path.read_text())["max_bytes"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        reserved += most if isinstance(most, int) and most > 0 else 0
-    return reserved
-
-
-def max_store_bytes(store: Path) -> int:
-    """The server's limit, looked at anew at each start, for disks fill and stores move; never below what its streams
-    have reserved, for then it could not take them back, and a sixteenth for what reserves nothing."""
-    reserved = reserved_bytes(store)
-    return max(room_bytes(store), reserved * 17 // 16 + SPARE_BYTES if reserved else 0)
-
-
-def _taken_bytes(store: Path) -> int:
-    taken = 0
-    for folder, _, names in os.walk(store / "jetstream"):
-        for name in names:
-            try:
-                taken += (Path(folder) / name).stat().st_blocks * 512
-            except OSError:  # it went just now
-                continue
-    return taken
-
-
-def restart_delay_s(deaths_s: Sequence[float], now_s: float) -> float | None:
-    """How long to wait before the next start: nothing after the first death, then doubling from 50 ms to 2 s.
-
-    None after more than MAX_RESTARTS deaths within RESTART_WINDOW_S: give up.
-    """
+def restart_delay_s(deaths_s: Sequence[float], now_s: float) -> float:
+    """How long to wait before the next start: nothing after the first death within RESTART_WINDOW_S, then from
+    FIRST_DELAY_S doubling to MAX_DELAY_S."""
     recent = sum(now_s - death_s < RESTART_WINDOW_S for death_s in deaths_s)
-    if recent > MAX_RESTARTS:
-        return None
-    return 0.0 if recent <= 1 else min(2.0, 0.05 * 2 ** (recent - 2))
+    return 0.0 if recent <= 1 else min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(recent - 2, 16))
 
 
 def try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
@@ -190,7 +125,8 @@ def _keep(binary: str, wanted_port: int) -> None:
         _supervise(here, binary, wanted_port, previous_port, users, lock)
     except GivenUp as reason:
         _say(str(reason))
-        _write(here / STATUS, {"failed": str(reason), "keeper_pid": os.getpid()})
+        with suppress(OSError):
+            _write(here / STATUS, {"failed": str(reason), "keeper_pid": os.getpid()})
         raise
     os.close(lock)  # before users.lock: who joins now finds nobody keeping the store
 
@@ -206,43 +142,123 @@ def _won(here: Path, users: int, lock: int) -> bool:
 
 
 def _supervise(here: Path, binary: str, wanted_port: int, previous_port: int, users: int, lock: int) -> None:
-    """Run the server, again and on the same port if it dies, until nobody uses it. Raises GivenUp."""
+    """Run the server, again and on the same port if it ends, until nobody uses it. Raises GivenUp."""
     port = 0
     deaths_s: list[float] = []
-    answered = False
+    answered_s: float | None = None  # when it last did
     while True:
-        if not answered:
+        if answered_s is None:
             port = wanted_port or _free_port(previous_port)
-        server = _start(here, binary, port, lock)
+        elif not _room_to_start(here, users):
+            return
+        watch = Watch(here, _start(here, binary, port, lock), port, users)
         try:
-            answered = _watch(here, server, port, users) or answered
+            end = watch.run()
         finally:
-            _stop(server)
+            _stop(watch.server)
             (here / STATUS).unlink(missing_ok=True)
         if try_lock(users):
             return
-        deaths_s.append(time.monotonic())
-        _say(f"nats-server has ended with {server.returncode}")
-        if not answered and len(deaths_s) >= (1 if wanted_port else MAX_STARTS):
+        now_s = time.monotonic()
+        answered_s = now_s if watch.has_answered else answered_s
+        _say(f"nats-server {end or f'has ended with {watch.server.returncode}'}")
+        if end == _RESTARTED:
+            continue
+        deaths_s = [*deaths_s[-32:], now_s]
+        if answered_s is None and len(deaths_s) >= (1 if wanted_port else MAX_STARTS):
             raise GivenUp(f"nats-server does not start: {last_words(here)}")
-        delay_s = restart_delay_s(deaths_s, time.monotonic())
-        if delay_s is None:
-            raise GivenUp(f"nats-server died {MAX_RESTARTS + 1} times within {RESTART_WINDOW_S:.0f} s")
-        time.sleep(delay_s)
+        if answered_s is not None and now_s > answered_s + GIVE_UP_S and not full_disk(here):
+            raise GivenUp(f"nats-server has not started for {GIVE_UP_S:.0f} s: {last_words(here)}")
+        if not _pause(users, restart_delay_s(deaths_s, now_s)):
+            return
 
 
-def _watch(here: Path, server: "subprocess.Popen[bytes]", port: int, users: int) -> bool:
-    """Return when the server has died or nobody uses it; say whether it answered, which is published when it does."""
-    answered = False
-    while server.poll() is None and not try_lock(users):
-        if not answered and (info := greeting(port, server_name(here))):
-            answered = True
-            url = f"nats://{_identity(here)['token']}@127.0.0.1:{port}"
-            pids = {"pid": server.pid, "keeper_pid": os.getpid()}
-            _write(here / STATUS, {"url": url, "port": port, **pids, "version": info["version"]})
-            _hang_up()
-        time.sleep(POLL_S if answered else STARTING_POLL_S)
-    return answered
+def _pause(users: int, delay_s: float) -> bool:
+    """Wait so long; False as soon as nobody uses the server any more."""
+    until_s = time.monotonic() + delay_s
+    while time.monotonic() < until_s:
+        if try_lock(users):
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _room_to_start(here: Path, users: int) -> bool:
+    """Wait until the disk has room for a server to start; False once nobody uses it any more."""
+    while full_disk(here):
+        if try_lock(users):
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+_RESTARTED = "had met a full disk, where there is room again, and is restarted"
+_SILENT = f"answered nobody for {UNANSWERED_S:.0f} s and is killed"
+
+
+class Watch:
+    """A server that was started, while it runs."""
+
+    def __init__(self, here: Path, server: "subprocess.Popen[bytes]", port: int, users: int) -> None:
+        self.server = server
+        self.has_answered = False
+        self._here, self._port, self._users = here, port, users
+        self._look_s = 0.0
+        self._answered_s = 0.0
+        self._log_at = _size_of(here / LOG)
+        self._met_full_disk = False
+
+    def run(self) -> str:
+        """Return when the server has died, nobody uses it or it has to be ended, and then why. That it answers is
+        published when it does."""
+        while self.server.poll() is None and not try_lock(self._users):
+            if not self.has_answered and (info := greeting(self._port, server_name(self._here))):
+                self.has_answered, self._answered_s = True, time.monotonic()
+                self._publish(info["version"])
+                _hang_up()
+            elif self.has_answered and time.monotonic() > self._look_s:
+                if end := self._look():
+                    return end
+                self._look_s = time.monotonic() + LOOK_S
+            time.sleep(POLL_S if self.has_answered else STARTING_POLL_S)
+        return ""
+
+    def _publish(self, version: str) -> None:
+        url = f"nats://{_identity(self._here)['token']}@127.0.0.1:{self._port}"
+        pids = {"pid": self.server.pid, "keeper_pid": os.getpid()}
+        _write(self._here / STATUS, {"url": url, "port": self._port, **pids, "version": version})
+
+    def _look(self) -> str:
+        """Why it has to be ended; nothing where it does well."""
+        if full_disk(self._here) or self._has_said_so():
+            self._met_full_disk = True
+        if self._met_full_disk and has_room_again(self._here):
+            return _RESTARTED
+        began_s = time.monotonic()
+        if greeting(self._port, server_name(self._here)):
+            self._answered_s = time.monotonic()
+        elif began_s > self._answered_s + UNANSWERED_S:
+            self.server.kill()
+            return _SILENT
+        return ""
+
+    def _has_said_so(self) -> bool:
+        """Whether its log has told of a full disk, or of a quota that is used up, since the last look."""
+        size = _size_of(self._here / LOG)
+        begin, self._log_at = (self._log_at if size >= self._log_at else 0), size  # it may have been begun anew
+        if size == begin:
+            return False
+        with (self._here / LOG).open("rb") as log:
+            log.seek(max(begin, size - MAX_LOG_READ_BYTES))
+            said = log.read(MAX_LOG_READ_BYTES)
+        return b"no space left on device" in said or b"disk quota exceeded" in said
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _start(here: Path, binary: str, port: int, lock: int) -> "subprocess.Popen[bytes]":
@@ -253,7 +269,7 @@ def _start(here: Path, binary: str, port: int, lock: int) -> "subprocess.Popen[b
         token=_identity(here)["token"],
         max_file_store_bytes=max_store_bytes(here),
     )
-    (here / CONFIG).write_text(configuration)
+    _write_text(here / CONFIG, configuration)
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     keeper_pid = os.getpid()
 
@@ -314,13 +330,18 @@ def _identity(here: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(content) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """All of it, or an OSError and what stood there before."""
     draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(content) + "\n")
+    draft.write_text(text)
     draft.replace(path)
 
 
 def _say(line: str) -> None:
-    with Path(LOG).open("a") as log:
+    with suppress(OSError), Path(LOG).open("a") as log:  # where the disk is full nothing is said
         log.write(f"[{os.getpid()}] {time.strftime('%Y/%m/%d %H:%M:%S')} [KEEPER] {line}\n")
 
 
@@ -344,7 +365,3 @@ def main(store: str, binary: str, port: str) -> int:
         print(reason, flush=True)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

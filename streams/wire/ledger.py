@@ -38,6 +38,7 @@ BULK = "Penstock-Bulk"  # header: <digest>.<number of chunks>
 TRACEPARENT = "traceparent"
 DUE = "Penstock-Due"  # header: when what is made of this is worth nothing any more, server's Unix time in nanoseconds
 HEADROOM_BYTES = 4096  # for headers, which count towards the limit
+PROBE, PROBED = "probe", bytes(8192)  # more than is left of a block of the disk
 MAX_INLINE_BYTES = 1024 * 1024 - HEADROOM_BYTES  # below the server's default payload limit, and quick to pass on
 
 
@@ -136,6 +137,21 @@ class Ledger:
             return seq
         standing = await self.get(subject)
         return standing.seq if standing is not None and standing.data == data else None
+
+    async def prove(self, timeout_s: float) -> None:
+        """Store a few bytes where media, results and answers are kept, and take them away again. Raises LinkError where
+        that is not done in time: a server whose disk is full answers everything else."""
+        names = (MEDIA, RESULTS, ANSWERS)
+        messages = [Message(f"{PREFIX}.{name.rpartition('_')[2].lower()}.{PROBE}", PROBED, {}) for name in names]
+        acks = await self._publisher.send(messages, timeout_s)
+        for name, ack in zip(names, acks, strict=True):
+            if ack is None or ack.error is not None:
+                said = ack.error.description if ack is not None and ack.error is not None else ""
+                why = said or f"no word within {timeout_s:g} s: is its disk full?"
+                raise LinkError(self.link.trouble() or f"NATS stores nothing in {name}: {why}")
+        for name, ack in zip(names, acks, strict=True):
+            if ack is not None:
+                await self.link.api(f"STREAM.MSG.DELETE.{name}", {"seq": ack.seq, "no_erase": True})
 
     async def _publish(self, message: Message, what: str) -> int:
         """The sequence it was stored at; where another record stood in the way, minus that one's."""

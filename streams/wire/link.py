@@ -1,10 +1,10 @@
 """The connection to NATS: it reconnects for as long as it is open, and says what went wrong.
 
 Delivery guarantee: a request is tried again until it is answered or `patience_s` has passed, so what is asked here
-must be safe to ask twice; then LinkError. Nothing that NATS reports is swallowed: it is logged and counted.
+must be safe to ask twice; then LinkError. As long as it is known what is wrong (`trouble`), it is waited for without
+end. Nothing that NATS reports is swallowed: it is logged and counted.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from nats.aio.subscription import Subscription
 from streams.decoding import converted, from_json
 from streams.errors import LinkError, Malformed, UserError
 from streams.wire.client import Hearing, WatchedClient
+from streams.wire.guarding import guarded
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -63,8 +64,9 @@ class _ApiError(msgspec.Struct):
 class Link:
     """One NATS connection. Made by `connect`."""
 
-    def __init__(self, client: WatchedClient, url: str, patience_s: float) -> None:
+    def __init__(self, client: WatchedClient, url: str, patience_s: float, trouble: Callable[[], str]) -> None:
         self.client = client
+        self.trouble = trouble
         self.jetstream = client.jetstream(timeout=REQUEST_TIMEOUT_S)
         self.url = url
         self.patience_s = patience_s
@@ -147,7 +149,9 @@ class Link:
                 reason, failure = _one_line(error), error
             except (nats.errors.Error, OSError) as error:
                 raise LinkError(f"{what}: {_one_line(error)}") from error
-            if anyio.current_time() + pause_s > deadline:
+            if trouble := self.trouble():
+                reason = trouble
+            elif anyio.current_time() + pause_s > deadline:
                 raise LinkError(f"{what}: gave up after {self.patience_s:.0f} s: {reason}") from failure
             log.warning("nats_retry", what=what, reason=reason, pause_s=pause_s)
             await anyio.sleep(pause_s)
@@ -155,8 +159,12 @@ class Link:
 
 
 @asynccontextmanager
-async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0) -> AsyncIterator[Link]:
-    """A link to the server at `url`. Raises LinkError if it cannot be reached within 5 s, UserError for a bad URL.
+async def connect(
+    url: str, *, name: str = "penstock", patience_s: float = 60.0, trouble: Callable[[], str] = lambda: ""
+) -> AsyncIterator[Link]:
+    """A link to the server at `url`. `trouble` says what is known to be wrong with the server, such as that its disk is
+    full; as long as it says something, what is asked waits. Raises LinkError if it cannot be reached within 5 s,
+    UserError for a bad URL.
 
     Where the server ends the connection for good, such as with somebody it no longer lets in, what is done with the
     link is canceled and LinkError raised: nobody goes on deaf."""
@@ -203,23 +211,20 @@ async def connect(url: str, *, name: str = "penstock", patience_s: float = 60.0)
             await client.close()
         reason = refusal or _one_line(error)
         raise LinkError(f"no NATS server answers at {place}: {reason}; start one or give --nats URL") from error
-    link = Link(client, url, patience_s)
-    with anyio.CancelScope() as scope:
-
-        def on_end(watching: asyncio.Task[None]) -> None:
-            if not client.was_left and not watching.cancelled():
-                scope.cancel()
-
-        watching = asyncio.create_task(client.watch(), name="watch the NATS client's reading")
-        watching.add_done_callback(on_end)
-        try:
+    link = Link(client, url, patience_s, trouble)
+    try:
+        async with guarded(_watched(client, place)):
             yield link
-        finally:
-            closing = True
-            watching.cancel()
-            with anyio.move_on_after(2, shield=True):
-                await client.close()
-    if scope.cancelled_caught:
+    finally:
+        closing = True
+        with anyio.move_on_after(2, shield=True):
+            await client.close()
+
+
+async def _watched(client: WatchedClient, place: str) -> None:
+    """Raises LinkError where the server ends the connection for good."""
+    await client.watch()
+    if not client.was_left:
         said = _one_line(client.last_error) if client.last_error else "it did not say why"
         raise LinkError(f"the server at {place} ended the connection for good: {said}")
 

@@ -11,6 +11,7 @@ sign of progress comes again, here or elsewhere.
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import anyio
 import msgspec
@@ -27,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 EXPIRES_S = 5.0
 STARTS_ELSEWHERE = {10012, 10148}  # made by another in the meantime, or with another starting point
-INACTIVE_S = 120.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
+INACTIVE_S = 3600.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
 
 
 # What is said of a message, on its `reply` subject. Lost words only cause a redelivery.
@@ -77,6 +78,7 @@ class Pull:
         self._news = anyio.Event()
         self._credit = 0
         self._doubtful = False  # the consumer or our requests to it may be gone
+        self._made: Any = None  # when the stream was, as the server says
         self._inbox = link.client.new_inbox()
         self._hearing: Hearing | None = None
         self._is_closed = False
@@ -165,7 +167,22 @@ class Pull:
         self._news.set()
 
     async def _create(self) -> None:
-        """Where another worker has made it already, its starting point holds."""
+        """Where another worker has made it already, its starting point holds. In a stream that was made anew since this
+        was opened it starts at the beginning."""
+        try:
+            await self._link.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
+            is_there = True
+        except Refused:
+            is_there = False
+        if is_there and self._made is not None:
+            return
+        made = (await self._link.api(f"STREAM.INFO.{self._stream}")).get("created")
+        if self._made not in (None, made):
+            log.warning("stream_made_anew", stream=self._stream, consumer=self._durable)
+            self._start_seq = 1
+        self._made = made
+        if is_there:
+            return
         config = {
             "durable_name": self._durable,
             "deliver_policy": "by_start_sequence",
@@ -179,13 +196,10 @@ class Pull:
         }
         request = {"stream_name": self._stream, "config": config}
         try:
-            await self._link.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
-        except Refused:
-            try:
-                await self._link.api(f"CONSUMER.DURABLE.CREATE.{self._stream}.{self._durable}", request)
-            except Refused as error:
-                if error.code not in STARTS_ELSEWHERE:
-                    raise
+            await self._link.api(f"CONSUMER.DURABLE.CREATE.{self._stream}.{self._durable}", request)
+        except Refused as error:
+            if error.code not in STARTS_ELSEWHERE:
+                raise
 
 
 def delivery(reply: str) -> tuple[int, int, int, int]:

@@ -1,7 +1,8 @@
 """The embedded nats-server: one for each store, shared by all who use the store, gone with the last of them.
 
-A user holds a lock on the store and makes sure that a keeper (`streams.wire.keeper`) runs; the keeper does the rest. So
-a server outlives neither its users, however they end, nor is it stopped under one of them.
+A user holds a lock on the store and makes sure that a keeper (`streams.wire.keeper`) runs, for as long as it uses the
+store; the keeper does the rest. So a server outlives neither its users, however they end, nor is it stopped under one
+of them; and where the keeper was killed the first user to see it starts another, which serves on the same port.
 """
 
 import fcntl
@@ -15,17 +16,28 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import structlog
 from anyio.to_thread import run_sync
 
 from streams.errors import LinkError, UserError
 from streams.wire import keeper
+from streams.wire import store as stores
+from streams.wire.guarding import guarded
 from streams.wire.room import MIN_ROOM_BYTES, mebibytes
+
+log = structlog.get_logger(__name__)
 
 OLDEST_VERSION = (2, 11)
 START_S = 60.0  # a large store is read before the server answers
 LEAVE_S = 15.0
 MAX_ATTEMPTS = 5
 POLL_S = 0.01
+
+# Run with the folder that holds `streams`, where the standard library has nothing of a name.
+KEEPER = "import sys; sys.path.append(sys.argv[1]); from streams.wire.keeper import main; sys.exit(main(*sys.argv[2:]))"
+WATCH_S = 0.25  # how often a user looks whether the keeper is there
+REJOIN_S = 60.0  # after which a user without a keeper gives up
+MAX_PAUSE_S = 5.0
 
 _held: set[int] = set()  # users' locks of this process
 
@@ -46,7 +58,8 @@ async def embedded(store: Path, *, port: int | None = None) -> AsyncIterator[str
     It listens on 127.0.0.1 only, on `port` or on any that is free. It is restarted on the same port if it dies, and its
     log is nats-server.log in the store. The last user to leave waits until server and keeper are gone.
     Raises UserError where there is no nats-server, the store cannot be used or it is served on another port than the
-    one asked for; LinkError where the server does not start.
+    one asked for; LinkError where the server does not start, and where it is gone and cannot be had again: then what
+    is done with it is canceled.
     """
     store, users = _prepared(store)
     _held.add(users)
@@ -56,7 +69,8 @@ async def embedded(store: Path, *, port: int | None = None) -> AsyncIterator[str
                 url = await _join(store, users, port)
         except TimeoutError as error:
             raise LinkError(f"nats-server is not up after {START_S:.0f} s: {_log_of(store)}") from error
-        yield url
+        async with guarded(_watch(store, url)):
+            yield url
     finally:
         fcntl.flock(users, fcntl.LOCK_UN)
         with anyio.move_on_after(LEAVE_S, shield=True):
@@ -124,18 +138,47 @@ async def _join(store: Path, users: int, port: int | None) -> str:
     raise LinkError(f"{reason or 'nats-server went away as it came'}: {_log_of(store)}")
 
 
+async def _watch(store: Path, url: str) -> None:
+    """Start a keeper wherever there is none. Raises LinkError where that has failed for REJOIN_S."""
+    port = int(url.rpartition(":")[2])
+    lock = keeper.open_lock(store / keeper.KEEPER_LOCK)
+    try:
+        since_s: float | None = None
+        pause_s = WATCH_S
+        while True:
+            await anyio.sleep(pause_s)
+            if not keeper.try_lock(lock, fcntl.LOCK_SH):
+                since_s, pause_s = None, WATCH_S
+                continue
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            log.warning("no_keeper", store=str(store))
+            try:
+                reason = await _start_keeper(store, port)
+            except (UserError, OSError) as error:
+                reason = str(error)
+            if not reason:
+                log.warning("kept_again", store=str(store))
+                continue
+            since_s = since_s or anyio.current_time()
+            if anyio.current_time() > since_s + REJOIN_S and not stores.full_disk(store):
+                raise LinkError(f"nats-server is gone and does not come back: {reason} ({store / stores.LOG})")
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+    finally:
+        os.close(lock)
+
+
 def _running(store: Path) -> tuple[str, int] | None:
     """URL and port of the server that answers for this store, if one does."""
-    said = keeper.status(store)
-    if "url" in said and keeper.greeting(said["port"], keeper.server_name(store)):
+    said = stores.status(store)
+    if "url" in said and stores.greeting(said["port"], stores.server_name(store)):
         return said["url"], said["port"]
     return None
 
 
 def _check_room(store: Path) -> None:
     """Raises UserError where a new store would have too little of its disk."""
-    room = keeper.room_bytes(store)
-    if room < MIN_ROOM_BYTES and not keeper.reserved_bytes(store):
+    room = stores.room_bytes(store)
+    if room < MIN_ROOM_BYTES and not stores.reserved_bytes(store):
         raise UserError(
             f"{store} may take {mebibytes(room)}, three quarters of what its disk has free, and needs at least "
             f"{mebibytes(MIN_ROOM_BYTES)}: free some, or name a folder on another disk with --store"
@@ -146,7 +189,7 @@ async def _start_keeper(store: Path, port: int | None) -> str:
     """Returns once a server answers, ours or another user's; or why none does."""
     binary, _ = await run_sync(nats_server_version)
     # -I and -S: nothing in the user's folders or environment can slow the keeper down or replace what it imports.
-    program = [sys.executable, "-I", "-S", keeper.__file__]
+    program = [sys.executable, "-I", "-S", "-c", KEEPER, str(Path(keeper.__file__).parents[2])]
     process = await anyio.run_process(
         [*program, str(store), str(binary), str(port or 0)],
         stderr=subprocess.STDOUT,
@@ -170,4 +213,4 @@ async def _leave(store: Path, users: int) -> None:
 
 
 def _log_of(store: Path) -> str:
-    return f'"{keeper.last_words(store)}" ({store / keeper.LOG})'
+    return f'"{stores.last_words(store)}" ({store / stores.LOG})'

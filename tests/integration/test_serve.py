@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import disks
+import httpx
 import pytest
 from clips import first_seconds
+
+from streams.wire.store import status
 
 SCENES = """
 name = "scenes"
@@ -61,6 +65,56 @@ def serving(store: Path, *arguments: str) -> Iterator[Penstock]:
         _, err = node.communicate(timeout=20)
     assert node.returncode == 130
     assert "Traceback" not in err
+
+
+def http_of(penstock: Penstock) -> str:
+    (node,), _ = penstock("nodes", "--json")
+    return str(node["http"])
+
+
+def readiness(url: str) -> tuple[int, str]:
+    response = httpx.get(f"{url}/readyz", timeout=30, trust_env=False)
+    return response.status_code, response.json().get("detail", "") if response.status_code != 200 else ""
+
+
+def test_a_node_outlives_its_keeper_and_its_server(tmp_path: Path, clip: str, scenes: str) -> None:
+    store = tmp_path / "store"
+    with serving(store) as penstock:
+        penstock("push", clip, "--stream", "before", "--segment", "2s")
+        for which in ("keeper_pid", "pid"):
+            said = status(store)
+            os.kill(said[which], signal.SIGKILL)
+            while status(store).get("pid", said["pid"]) == said["pid"]:
+                pass
+            stream = f"after-{which}"
+            penstock("push", clip, "--stream", stream, "--segment", "2s")
+            for name in ("before", stream):
+                (job,), _ = penstock("jobs", "submit", scenes, "--stream", name, "--json")
+                assert [answer["gaps"] for answer in penstock("answers", "--job", job["job"])[0]] == [[]] * NUM_SEGMENTS
+
+
+def test_a_node_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
+    small_disk: Path, clip: str, scenes: str
+) -> None:
+    with serving(small_disk / "store") as penstock:
+        url = http_of(penstock)
+        while readiness(url)[0] != 200:
+            pass
+        penstock("push", clip, "--stream", "before", "--segment", "2s")
+        filling = disks.fill(small_disk)
+        while (said := readiness(url))[0] == 200:
+            pass
+        assert said[0] == 503
+        assert f"the disk of {small_disk / 'store'} is full" in said[1]
+        push = penstock.start("push", clip, "--stream", "during", "--segment", "2s")
+        filling.unlink()
+        while readiness(url)[0] != 200:
+            pass
+        _, err = push.communicate(timeout=60)
+        assert push.returncode == 0, err
+        for name in ("before", "during"):
+            (job,), _ = penstock("jobs", "submit", scenes, "--stream", name, "--json")
+            assert [answer["gaps"] for answer in penstock("answers", "--job", job["job"])[0]] == [[]] * NUM_SEGMENTS
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from penstock.cli import doctor
-from streams.wire import keeper
+from streams.wire import store as stores
 
 pytestmark = pytest.mark.anyio
 MIB = 1024**2
@@ -22,7 +22,7 @@ MIB = 1024**2
 async def test_doctor_says_how_much_the_store_may_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room_bytes: int, ok: bool, found: str, advice: str
 ) -> None:
-    monkeypatch.setattr(keeper, "room_bytes", lambda store: room_bytes)
+    monkeypatch.setattr(stores, "room_bytes", lambda store: room_bytes)
     said = await doctor._room(None, tmp_path / "none yet")
     assert (said.ok, said.found) == (ok, f"{tmp_path / 'none yet'} {found}")
     assert advice in said.advice

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from streams.wire import clock as clock_module
 from streams.wire.clock import Sample, ServerClock, best
-from streams.wire.keeper import status
 from streams.wire.ledger import RESULTS, open_ledger
 from streams.wire.link import connect
 from streams.wire.server import embedded
+from streams.wire.store import status
 
 SECOND_NS = 10**9
 TRIPS = st.tuples(st.integers(0, SECOND_NS), st.integers(0, SECOND_NS), st.integers(-(10**12), 10**12))

@@ -17,10 +17,10 @@ from nats.aio.msg import Msg
 
 from streams.errors import LinkError, UserError
 from streams.wire import jetstream, kv
-from streams.wire.keeper import status
 from streams.wire.kv import Bucket, Held, open_bucket
 from streams.wire.link import Link, Refused, connect
 from streams.wire.server import embedded
+from streams.wire.store import status
 
 pytestmark = pytest.mark.anyio
 

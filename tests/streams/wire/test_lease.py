@@ -16,11 +16,11 @@ from conftest import Eventually
 
 from streams.errors import LinkError, UserError
 from streams.wire import lease as lease_module
-from streams.wire.keeper import status
 from streams.wire.kv import Bucket, Held, open_bucket
 from streams.wire.lease import holder_of, while_held
 from streams.wire.link import Link, Refused, connect
 from streams.wire.server import embedded
+from streams.wire.store import status
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,6 @@ from conftest import Eventually
 
 from streams.errors import LinkError, Permanent
 from streams.wire.jetstream import MAX_SUBJECTS_A_READ
-from streams.wire.keeper import status
 from streams.wire.ledger import (
     HEADROOM_BYTES,
     Ledger,
@@ -30,6 +29,7 @@ from streams.wire.ledger import (
 )
 from streams.wire.link import Link, connect
 from streams.wire.server import embedded
+from streams.wire.store import status
 
 pytestmark = pytest.mark.anyio
 PARENT = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"

@@ -15,9 +15,9 @@ from nats.aio.msg import Msg
 
 from streams.errors import LinkError, UserError
 from streams.wire import link as link_module
-from streams.wire.keeper import status
 from streams.wire.link import Refused, connect, without_credentials
 from streams.wire.server import embedded
+from streams.wire.store import status
 
 pytestmark = pytest.mark.anyio
 SECRETS = ("s3cr3t", "jane")

@@ -12,11 +12,11 @@ import pytest
 from conftest import Eventually
 
 from streams.errors import LinkError, PenstockError
-from streams.wire.keeper import status
 from streams.wire.ledger import Ledger, NewRecord, Placed, open_ledger
 from streams.wire.link import connect
 from streams.wire.outbox import Outbox
 from streams.wire.server import embedded
+from streams.wire.store import status
 
 pytestmark = pytest.mark.anyio
 

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.errors import Malformed
-from streams.wire.keeper import status
 from streams.wire.ledger import Ledger, NewRecord, open_ledger
 from streams.wire.link import connect
 from streams.wire.pull import Acks, Arrival, Pull, delivery
 from streams.wire.server import embedded
+from streams.wire.store import status
 
 pytestmark = pytest.mark.anyio
 STREAM, DURABLE, FILTER = "PENSTOCK_MEDIA", "group", "penstock.media.s.*"

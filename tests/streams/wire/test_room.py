@@ -1,15 +1,14 @@
 """Room: limits that fit by rule; and against real servers, an account's limit, a server's, and a disk of 1 GB."""
 
 import json
-import os
-import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import disks
 import pytest
 import structlog
 from hypothesis import given
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 from streams.errors import UserError
 from streams.wire import keeper, ledger, room
+from streams.wire import store as stores
 from streams.wire.kv import open_bucket
 from streams.wire.ledger import Retention, open_ledger, retain
 from streams.wire.link import Refused, connect
@@ -212,26 +212,6 @@ async def test_many_who_open_it_at_once_all_find_it(tmp_path: Path) -> None:
 # --- a store of our own -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, of 1 GB; a test may resize it."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root can mount a small disk")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", place], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
-
-
-def resize(disk: Path, size: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
-
-
 @pytest.mark.anyio
 async def test_a_store_on_a_disk_of_1_gb(small_disk: Path) -> None:
     store = small_disk / "store"
@@ -241,13 +221,13 @@ async def test_a_store_on_a_disk_of_1_gb(small_disk: Path) -> None:
             await opened.put("penstock.media.s.0", b"kept")
         limits = await limits_of(store)
         assert GIB * 3 // 8 < sum(limits.values()) <= GIB * 3 // 4 * 15 // 16
-        resize(small_disk, "4g")  # it has room now: what stands keeps its limits, the server's goes up
+        disks.resize(small_disk, "4g")  # it has room now: what stands keeps its limits, the server's goes up
         async with embedded(store) as url, connect(url) as link:
             assert (await (await open_ledger(link)).get("penstock.media.s.0")) is not None
             assert await limits_at(url) == limits
             await retain(link, Retention(max_media_bytes=GIB, max_results_bytes=GIB // 8))
             assert (await limits_at(url))["media"] == GIB
-        resize(small_disk, "1g")  # and less than it reserved: it takes its streams back all the same
+        disks.resize(small_disk, "1g")  # and less than it reserved: it takes its streams back all the same
         async with embedded(store) as url, connect(url) as link:
             stored = await (await open_ledger(link)).get("penstock.media.s.0")
             assert stored is not None
@@ -261,7 +241,7 @@ async def limits_of(store: Path) -> dict[str, int]:
 
 @pytest.mark.anyio
 async def test_a_disk_that_is_too_small_is_said_at_once(small_disk: Path) -> None:
-    resize(small_disk, "200m")
+    disks.resize(small_disk, "200m")
     with anyio.fail_after(10), pytest.raises(UserError) as refused:
         async with embedded(small_disk / "store"):
             pass
@@ -282,8 +262,8 @@ async def test_an_identity_of_a_larger_disk_binds_nobody(small_disk: Path) -> No
 
 
 def test_a_store_never_gets_less_than_its_streams_reserved(tmp_path: Path) -> None:
-    free = keeper.room_bytes(tmp_path / "nowhere" / "yet")
-    assert keeper.max_store_bytes(tmp_path) == keeper.room_bytes(tmp_path) > 0
+    free = stores.room_bytes(tmp_path / "nowhere" / "yet")
+    assert stores.max_store_bytes(tmp_path) == stores.room_bytes(tmp_path) > 0
     for name, content in (
         ("A", json.dumps({"max_bytes": 2 * free})),
         ("B", '{"max_bytes": -1}'),
@@ -293,5 +273,5 @@ def test_a_store_never_gets_less_than_its_streams_reserved(tmp_path: Path) -> No
         folder = tmp_path / "jetstream" / "$G" / "streams" / name
         folder.mkdir(parents=True)
         (folder / "meta.inf").write_text(content)
-    assert keeper.reserved_bytes(tmp_path) == 2 * free
-    assert keeper.max_store_bytes(tmp_path) > 2 * free
+    assert stores.reserved_bytes(tmp_path) == 2 * free
+    assert stores.max_store_bytes(tmp_path) > 2 * free

@@ -1,5 +1,6 @@
 """The embedded server against a real nats-server: whoever dies, no second server and no orphan."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -7,17 +8,23 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
+import disks
 import nats
 import pytest
 
 from streams.errors import LinkError, UserError
-from streams.wire.keeper import MAX_RESTARTS, RESTART_WINDOW_S, restart_delay_s, status
+from streams.wire import keeper, server
+from streams.wire.keeper import MAX_DELAY_S, RESTART_WINDOW_S, restart_delay_s
+from streams.wire.ledger import open_ledger
+from streams.wire.link import connect
 from streams.wire.server import embedded, nats_server_version
+from streams.wire.store import LOG, full_disk, status
 
 pytestmark = pytest.mark.anyio
 
@@ -128,9 +135,9 @@ async def test_ctrl_c_at_the_terminal_reaches_neither_the_keeper_nor_the_server(
 
 
 async def test_two_users_share_one_server_and_the_second_keeps_it_when_the_first_leaves(store, eventually) -> None:
-    async with AsyncExitStack() as second:
+    with ExitStack() as second:
         async with embedded(store) as url:
-            assert await second.enter_async_context(embedded(store)) == url
+            assert url_of(second.enter_context(other_user(store))) == url
             pid = status(store)["pid"]
         assert await stored(url, put=b"after") == [b"after"]
         assert status(store)["pid"] == pid
@@ -147,37 +154,102 @@ async def test_a_killed_server_is_started_again_on_its_port_with_what_it_held(st
         assert await stored(url, put=b"two") == [b"one", b"two"]
 
 
-async def test_a_server_that_keeps_dying_is_given_up_and_the_reason_is_kept(store, eventually) -> None:
-    async with embedded(store):
-        for _ in range(MAX_RESTARTS + 1):
+async def test_a_server_that_keeps_dying_is_started_again_and_again(store, eventually) -> None:
+    async with embedded(store) as url:
+        await stored(url, put=b"one")
+        for _ in range(8):
             await eventually(lambda: "pid" in status(store))
             pid = status(store)["pid"]
             os.kill(pid, signal.SIGKILL)
             await eventually(lambda pid=pid: status(store).get("pid") != pid)
-        await eventually(lambda: "failed" in status(store))
-        assert f"died {MAX_RESTARTS + 1} times" in status(store)["failed"]
-        assert status(store)["failed"] in (store / "nats-server.log").read_text()
-        await eventually(lambda: not processes_of(store))
-        async with embedded(store) as url:  # who comes next tries anew
-            assert await stored(url, put=b"one") == [b"one"]
+        await eventually(lambda: "pid" in status(store))
+        assert await stored(url) == [b"one"]
 
 
-async def test_the_server_dies_with_a_killed_keeper_and_the_next_user_finds_the_data(store, eventually) -> None:
-    async with embedded(store) as url:
+async def test_a_keeper_that_is_killed_has_a_successor_on_the_same_port(store, eventually) -> None:
+    async with embedded(store) as url, embedded(store) as other:
         await stored(url, put=b"one")
-        killed = status(store)
-        os.kill(killed["keeper_pid"], signal.SIGKILL)
-        await eventually(lambda: not processes_of(store))
-        async with embedded(store) as again:
-            assert status(store)["pid"] != killed["pid"]
-            assert again == url, "clients of the killed keeper's server find the new one where the old one was"
-            assert await stored(again) == [b"one"]
+        for _ in range(3):
+            killed = status(store)
+            os.kill(killed["keeper_pid"], signal.SIGKILL)
+            await eventually(lambda killed=killed: status(store).get("pid", killed["pid"]) != killed["pid"])
+            assert status(store)["url"] == url == other
+            assert await stored(url) == [b"one"]
+        said = status(store)
+        await eventually(lambda: sorted(processes_of(store)) == sorted([said["pid"], said["keeper_pid"]]))
+    await eventually(lambda: gone(store))
+
+
+async def test_whose_server_is_gone_for_good_is_told_so(store, tmp_path, monkeypatch, eventually) -> None:
+    monkeypatch.setattr(server, "REJOIN_S", 0.5)
+    with pytest.raises(LinkError, match=r"nats-server is gone and does not come back: no nats-server 2\.11 or newer"):
+        async with embedded(store):
+            monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+            monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+            monkeypatch.setenv("PATH", "")
+            os.kill(status(store)["keeper_pid"], signal.SIGKILL)
+            with anyio.fail_after(60):
+                await anyio.sleep_forever()
+    await eventually(lambda: not processes_of(store))
+
+
+async def test_what_fails_while_it_is_used_leaves_as_it_is(store) -> None:
+    with pytest.raises(KeyError):
+        async with embedded(store):
+            raise KeyError("mine")
 
 
 async def test_a_keeper_told_to_stop_stops_its_server(store, eventually) -> None:
     async with embedded(store):
-        os.kill(status(store)["keeper_pid"], signal.SIGTERM)
-        await eventually(lambda: gone(store))
+        said = status(store)
+        os.kill(said["keeper_pid"], signal.SIGTERM)
+        await eventually(lambda: not {said["pid"], said["keeper_pid"]} & set(processes_of(store)))
+
+
+async def test_a_full_disk_is_waited_out_and_all_goes_on_when_there_is_room(small_disk, eventually) -> None:
+    store = small_disk / "store"
+    async with embedded(store) as url, connect(url, patience_s=1.0, trouble=partial(full_disk, store)) as link:
+        ledger = await open_ledger(link)
+        for index in range(20):
+            assert (await ledger.put(f"penstock.media.s.{index}", bytes([index]) * 50_000)).fresh
+        pid = status(store)["pid"]
+        filling = disks.fill(small_disk)
+        assert f"the disk of {store} is full" in full_disk(store)
+        placed: list[bool] = []
+
+        async def put(index: int) -> None:
+            placed.append((await ledger.put(f"penstock.media.s.{index}", bytes([index]) * 50_000)).fresh)
+
+        async with anyio.create_task_group() as tasks:
+            for index in range(20, 30):
+                tasks.start_soon(put, index)
+            await eventually(lambda: b"no space left" in (store / LOG).read_bytes() or link.num_reconnects)
+            assert len(placed) < 10
+            filling.unlink()
+        assert placed == [True] * 10
+        await eventually(lambda: status(store).get("pid", pid) != pid)
+        names = [f"penstock.media.s.{index}" for index in range(30)]
+        assert [s.data[:1] for s in (await ledger.get_many(names)).values()] == [bytes([n]) for n in range(30)]
+        assert status(store)["url"] == url
+
+
+def test_a_server_that_runs_and_answers_nobody_is_killed(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(keeper, "UNANSWERED_S", 0.0)
+    monkeypatch.setattr(keeper, "LOOK_S", 0.0)
+    users, mine = (keeper.open_lock(tmp_path / keeper.USERS_LOCK) for _ in range(2))
+    assert keeper.try_lock(mine, fcntl.LOCK_SH)
+    greetings = iter([{"version": "2.99.0"}])
+    monkeypatch.setattr(keeper, "greeting", lambda port, name: next(greetings, None))
+    try:
+        with subprocess.Popen(["sleep", "600"]) as process:
+            watch = keeper.Watch(tmp_path, process, 1, users)
+            assert "answered nobody" in watch.run()
+            assert process.wait(10) == -signal.SIGKILL
+            assert watch.has_answered
+    finally:
+        os.close(users)
+        os.close(mine)
 
 
 @pytest.mark.parametrize("options", [(), ("fork",)], ids=["alone", "with a forked child that lives on"])
@@ -319,11 +391,12 @@ def test_where_there_is_no_server_the_error_says_how_to_get_one(tmp_path, monkey
         ([1.0, 0.0], 0.05),
         ([2.0, 1.0, 0.0], 0.1),
         ([RESTART_WINDOW_S, RESTART_WINDOW_S, 0.0], 0.0),
-        ([0.0] * MAX_RESTARTS, 0.8),
-        ([0.0] * (MAX_RESTARTS + 1), None),
+        ([0.0] * 7, 1.6),
+        ([0.0] * 9, MAX_DELAY_S),
+        ([0.0] * 5000, MAX_DELAY_S),
         ([RESTART_WINDOW_S] * 100, 0.0),
     ],
 )
-def test_restarts_back_off_and_are_bounded_within_a_window(ages_s: list[float], delay_s: float | None) -> None:
+def test_restarts_back_off_without_end(ages_s: list[float], delay_s: float) -> None:
     now_s = 1000.0
     assert restart_delay_s([now_s - age_s for age_s in ages_s], now_s) == delay_s

@@ -16,10 +16,10 @@ from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 
 from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
 from streams.wire import service as service_module
-from streams.wire.keeper import status
 from streams.wire.link import Link, connect
 from streams.wire.server import embedded
 from streams.wire.service import Endpoint, Request, ask, serve
+from streams.wire.store import status
 
 pytestmark = pytest.mark.anyio
 PARENT = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
