@@ -35,6 +35,7 @@ from engine.spec.workflow import load_workflow
 from penstock import demo
 from penstock.cli.tables import Running
 from penstock.running import default_store, this_machine
+from penstock.tokens import Auth, known_token
 from penstock.webhooks import Webhooks
 from streams.decoding import from_toml
 from streams.errors import Malformed, UserError
@@ -55,6 +56,7 @@ class ServeOptions:
     store: Path = field(default_factory=default_store)
     nats_port: int | None = None  # of the embedded server; None: any that is free
     http: str | None = "127.0.0.1:8080"  # None: no HTTP
+    http_auth: Auth = "auto"  # whether HTTP asks for the token; auto: off loopback
     num_workers: int = 1
     config: Path | None = None
     trace_file: Path | None = None
@@ -121,8 +123,13 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                 if options.http is not None:
                     from penstock.http import serve_http  # long to load, and not every node has it
 
+                    token = known_token(options.store)
                     http = await tasks.start(
-                        partial(serve_http, traces=traces), options.http, services, registry, ledger
+                        partial(serve_http, traces=traces, auth=options.http_auth, token=token),
+                        options.http,
+                        services,
+                        registry,
+                        ledger,
                     )
                 status = NodeStatus(
                     id=id,

@@ -23,6 +23,7 @@ from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings
 from engine.spec.workflow import Stage, Workflow
 from penstock.http import Limits, serve_http
+from penstock.tokens import Auth
 from streams import subjects
 from streams.records import EndOfStream, Record, encode
 from streams.wire.ledger import Ledger, open_ledger
@@ -127,15 +128,30 @@ async def site(
 
 
 @asynccontextmanager
-async def serving(services: Services, registry: Registry, ledger: Ledger, **limits: Any) -> AsyncIterator[str]:
+async def serving(
+    services: Services,
+    registry: Registry,
+    ledger: Ledger,
+    *,
+    place: str = "127.0.0.1:0",
+    auth: Auth = "auto",
+    token: str | None = None,
+    **limits: Any,
+) -> AsyncIterator[str]:
     """HTTP on a port of its own; its URL."""
     async with anyio.create_task_group() as tasks:
 
         async def serve(*, task_status: anyio.abc.TaskStatus[str]) -> None:
-            bounds = Limits(**limits)
-            place = "127.0.0.1:0"
             await serve_http(
-                place, services, registry, ledger, catalogue=CATALOGUE, limits=bounds, task_status=task_status
+                place,
+                services,
+                registry,
+                ledger,
+                catalogue=CATALOGUE,
+                limits=Limits(**limits),
+                auth=auth,
+                token=token,
+                task_status=task_status,
             )
 
         yield await tasks.start(serve)

@@ -150,7 +150,10 @@ class Services:
         """Those on a stream and in a state, where these are given; the oldest first."""
         jobs = await self._registry.jobs()
         nodes = await self._registry.nodes()
-        views = [job_view(job, nodes) for job in jobs if stream in ("", job.stream) and state in ("", job.state)]
+        trouble = self._ledger.link.trouble()
+        views = [
+            job_view(job, nodes, trouble) for job in jobs if stream in ("", job.stream) and state in ("", job.state)
+        ]
         return views if stream or state else views + await self._faulty_jobs()
 
     async def _faulty_jobs(self, id: str = "") -> list[JobView]:
@@ -165,7 +168,8 @@ class Services:
 
     async def _show(self, which: Which, _: str) -> JobView:
         try:
-            return job_view(await self._registry.job(which.job), await self._registry.nodes())
+            nodes = await self._registry.nodes()
+            return job_view(await self._registry.job(which.job), nodes, self._ledger.link.trouble())
         except Malformed:
             return (await self._faulty_jobs(which.job))[0]
 

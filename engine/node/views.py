@@ -64,9 +64,11 @@ class StreamView(Record, frozen=True, omit_defaults=False):
     detail: str = ""  # what is wrong with it
 
 
-def job_view(spec: JobSpec, nodes: Sequence[NodeStatus] = ()) -> JobView:
-    """A job as it is now; what it waits for, by the nodes that are there."""
+def job_view(spec: JobSpec, nodes: Sequence[NodeStatus] = (), trouble: str = "") -> JobView:
+    """A job as it is now; what it waits for, by the nodes that are there and what is wrong with the server."""
     waits = unserved(spec, [frozenset(node.serves) for node in nodes if node.serves])
+    if trouble and spec.state == "running":
+        waits = [trouble, *waits]
     return JobView(
         job=spec.id,
         stream=spec.stream,

@@ -13,6 +13,7 @@ import msgspec
 from engine.spec.workflow import load_workflow
 from penstock.cli import tables
 from penstock.running import default_store
+from penstock.tokens import token_of
 from streams.records import Gap, Segment
 
 if TYPE_CHECKING:
@@ -53,6 +54,18 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
     serving.add_argument("--nats-port", type=int, metavar="PORT", help="of the embedded server (default: any)")
     serving.add_argument("--store", type=Path, metavar="DIR", help="where the embedded server keeps its data")
     serving.add_argument("--http", default="127.0.0.1:8080", metavar="ADDRESS", help="host:port, or none")
+    serving.add_argument(
+        "--http-auth",
+        choices=("auto", "always", "off"),
+        default="auto",
+        help="ask for the token of `penstock token`: auto, where other machines can connect",
+    )
+
+    telling = commands.add_parser(
+        "token", help="print the token that HTTP asks for, made if need be", allow_abbrev=False
+    )
+    telling.set_defaults(command=_token)
+    telling.add_argument("--store", type=Path, metavar="DIR", help="of the nodes it is for")
 
     joining = command("worker", "add this machine to the nodes of a NATS server", _worker)
     joining.add_argument("--nats", required=True, metavar="URL", help="the NATS server of the other nodes")
@@ -111,6 +124,11 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
     client_command("redundancy", "name what is computed twice for no reason", _redundancy)
 
 
+def _token(parsed: argparse.Namespace) -> int:
+    print(token_of(parsed.store or default_store()))
+    return 0
+
+
 async def _serve(parsed: argparse.Namespace) -> None:
     from penstock.node import ServeOptions, serve  # what serves HTTP takes long to load: only nodes need it
 
@@ -119,6 +137,7 @@ async def _serve(parsed: argparse.Namespace) -> None:
         store=parsed.store or default_store(),
         nats_port=parsed.nats_port,
         http=None if parsed.http == "none" else parsed.http,
+        http_auth=parsed.http_auth,
         num_workers=parsed.workers,
         config=parsed.config,
         trace_file=parsed.trace,

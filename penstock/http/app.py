@@ -16,8 +16,8 @@ from penstock.http.wire import Wire
 OPENAPI = "application/vnd.oai.openapi+json"
 
 
-def application(face: Face, version: str, names: Collection[str]) -> Wire:
-    """An ASGI application that serves a face, asked of by these names."""
+def application(face: Face, version: str, names: Collection[str], token: str | None) -> Wire:
+    """An ASGI application that serves a face, asked of by these names, for those who bear the token if there is one."""
 
     def given() -> Face:
         return face
@@ -39,4 +39,4 @@ def application(face: Face, version: str, names: Collection[str]) -> Wire:
         debug=False,
         pdb_on_exception=False,
     )
-    return Wire(app, face.traces, names)
+    return Wire(app, face.traces, names, token)

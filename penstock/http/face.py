@@ -29,7 +29,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_upload_bytes: int = 8 << 30
     max_json_bytes: int = 1 << 20
     max_uploads: int = 16  # at once; each holds a thread
-    max_connections: int = 1024
+    max_connections: int = 2048  # of which one peer has half at most
+    head_s: float = 10.0  # until the head of a request is there, whole
     request_s: float = 20.0  # of what is answered at once
     ready_s: float = 3.0
     stall_s: float = 60.0  # without a byte of a body, or without a byte taken by a client that has fallen behind

@@ -103,7 +103,7 @@ async def list_jobs(face: Given, stream: FromQuery[str] = "", job_state: JobStat
 @get("/v1/jobs/{job:str}", responses=documented(MISSING, LATE), summary="Show a job")
 async def show_job(face: Given, job: FromPath[str]) -> JobView:
     with face.soon():
-        return job_view(await _job(face, job))
+        return job_view(await _job(face, job), trouble=face.ledger.link.trouble())
 
 
 @delete("/v1/jobs/{job:str}", status_code=200, responses=documented(MISSING, LATE), summary="Cancel a job")
@@ -255,7 +255,17 @@ async def healthz() -> Health:
 
 
 @get("/readyz", responses=documented(), summary="Whether what is asked can be done: NATS stores, and workers are there")
-async def readyz(face: Given) -> Health:
+async def readyz(face: Given, request: Request[Any, Any, Any]) -> Health:
+    is_stranger = request.scope.get("state", {}).get("is_stranger", False)
+    try:
+        health = await _readiness(face)
+    except LinkError as error:
+        raise LinkError("not ready: ask with the token, or see its log") if is_stranger else error from error
+    return Health(status=health.status) if is_stranger else health
+
+
+async def _readiness(face: Face) -> Health:
+    """Raises LinkError where it is not ready."""
     await face.prove()
     try:
         with anyio.fail_after(face.limits.ready_s):

@@ -24,9 +24,11 @@ from engine.run.registry import Registry
 from engine.run.telemetry import Telemetry, product_version
 from engine.spec.catalogue import Catalogue, installed
 from penstock.http.app import application
+from penstock.http.connections import Crowd, connections_of
 from penstock.http.face import Face, Limits, limits_of_environment
 from penstock.http.hosts import own_names
 from penstock.running import this_machine
+from penstock.tokens import Auth, asked_for
 from streams.errors import UserError
 from streams.wire.ledger import Ledger
 
@@ -46,20 +48,28 @@ async def serve_http(
     catalogue: Catalogue | None = None,
     traces: Telemetry | None = None,
     limits: Limits | None = None,
+    auth: Auth = "auto",
+    token: str | None = None,
     task_status: anyio.abc.TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve HTTP at `host:port` (port 0: any that is free) until canceled; reports the URL. Raises UserError for an
-    address that is none or is in use."""
+    """Serve HTTP at `host:port` (port 0: any that is free) until canceled; reports the URL. Whether requests have to
+    bear the token, `auth` says. Raises UserError for an address that is none or is in use, or that others can reach
+    without a token."""
     bounds, names = limits or limits_of_environment(), own_names()
     own_traces = traces or Telemetry("penstock-http")
     listener = await _listener(address, bounds)
+    try:
+        asked = asked_for(auth, address, listener.getsockname()[0], token)
+    except UserError:
+        listener.close()
+        raise
     workers = WorkersHeard(ledger.link)
     face = Face(services, registry, ledger, catalogue or installed(), this_machine(), own_traces, bounds, workers)
     ended = anyio.Event()
     try:
         async with anyio.create_task_group() as tasks:
             running = anyio.CancelScope(shield=True)  # it is told to end, and canceled only where it does not
-            server = _Server(face, bounds, names, lambda: task_status.started(_url(listener)))
+            server = _Server(face, bounds, names, asked, lambda: task_status.started(_url(listener)))
 
             async def run() -> None:
                 try:
@@ -90,19 +100,20 @@ async def serve_http(
 class _Server(uvicorn.Server):
     """Uvicorn, as a guest."""
 
-    def __init__(self, face: Face, limits: Limits, names: Collection[str], on_start: Callable[[], None]) -> None:
+    def __init__(
+        self, face: Face, limits: Limits, names: Collection[str], token: str | None, on_start: Callable[[], None]
+    ) -> None:
         _log_through_structlog()
         super().__init__(
             uvicorn.Config(
-                application(face, product_version(), names),
-                http="h11",
+                application(face, product_version(), names, token),
+                http=connections_of(Crowd(limits.max_connections, limits.head_s)),  # type: ignore[arg-type]  # makes them
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=limits.max_connections,
                 timeout_graceful_shutdown=GRACE_S,  # type: ignore[arg-type]  # seconds; only ever waited for
             )
         )

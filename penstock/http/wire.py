@@ -1,7 +1,8 @@
 """What holds for every exchange, whatever is asked: a layer between the HTTP server and the application.
 
 A page of another site cannot have a browser change anything here: what changes something must have no Origin, or ours,
-and whatever is asked must be asked of a name that is ours (`penstock.http.hosts`).
+and whatever is asked must be asked of a name that is ours (`penstock.http.hosts`). Where a token is asked for, all but
+the probes has to bear it (`penstock.tokens`).
 A response that comes before the request's body has been read, such as the refusal of an upload, ends the connection;
 what the client has sent already is taken for LINGER_S and thrown away, for a connection that is closed on unread bytes
 is reset, and the client would not see the response.
@@ -21,6 +22,7 @@ from engine.run.telemetry import Telemetry
 from penstock.http.hosts import HOSTS, is_ours
 from penstock.http.problems import MEDIA_TYPE, Problem
 from penstock.http.spans import ExchangeSpan
+from penstock.tokens import OPEN, bears
 from streams.decoding import shown
 
 log = structlog.get_logger(__name__)
@@ -33,10 +35,11 @@ HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
 class Wire:
     """An ASGI application around another."""
 
-    def __init__(self, app: Any, traces: Telemetry, names: Collection[str]) -> None:
+    def __init__(self, app: Any, traces: Telemetry, names: Collection[str], token: str | None = None) -> None:
         self._app = app
         self._traces = traces
         self._names = names
+        self._token = token
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -50,6 +53,9 @@ class Wire:
             if not is_ours(host, self._names):
                 line = f"{shown(host)} is no name of this node: use its address, or name it in {HOSTS} where it runs"
                 await exchange.refuse(HTTPStatus.MISDIRECTED_REQUEST, line)
+            elif not self._is_let_in(scope):
+                line = "bear the token that `penstock token` prints where this node runs: Authorization: Bearer ..."
+                await exchange.refuse(HTTPStatus.UNAUTHORIZED, line, (b"www-authenticate", b"Bearer"))
             elif _is_of_another_site(scope):
                 await exchange.refuse(HTTPStatus.FORBIDDEN, "pages of other sites may not change anything here")
             else:
@@ -58,6 +64,13 @@ class Wire:
             span.end(exchange.status)
         took_s = round(time.perf_counter() - began_s, 4)
         log.debug("http", method=scope["method"], path=scope["path"], status=exchange.status, took_s=took_s)
+
+    def _is_let_in(self, scope: Any) -> bool:
+        if self._token is None:
+            return True
+        known = bears(dict(scope["headers"]).get(b"authorization", b""), self._token)
+        scope["state"]["is_stranger"] = not known
+        return known or (scope["path"] in OPEN and scope["method"] in HARMLESS)
 
 
 class _Exchange:
@@ -86,9 +99,9 @@ class _Exchange:
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
-    async def refuse(self, status: HTTPStatus, line: str) -> None:
+    async def refuse(self, status: HTTPStatus, line: str, *more: tuple[bytes, bytes]) -> None:
         body = msgspec.json.encode(Problem(title=status.phrase, status=status, detail=line))
-        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode()), *more]
         await self.send({"type": "http.response.start", "status": int(status), "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
