@@ -22,7 +22,8 @@ from engine.spec.stream import Policy, StreamSpec, checked
 from engine.spec.workflow import MEDIA
 from streams import subjects
 from streams.errors import UserError
-from streams.media.addresses import Kind, kind_of
+from streams.media.addresses import kind_of
+from streams.media.formats import Kind
 from streams.media.sources import read
 from streams.records import EndOfStream, Gap, MediaMessage, Segment, decode_media
 from streams.wire.lease import while_held

@@ -29,10 +29,11 @@ from penstock.http.face import Face
 from penstock.http.problems import Refusal
 from streams import subjects
 from streams.errors import PenstockError, UserError
+from streams.media.formats import STREAMABLE
 from streams.media.pipe import Pipe, PipeClosed
 from streams.media.probe import Opening, open_media
 from streams.media.segmenter import stream_id
-from streams.media.sources import STREAMABLE, read, read_bytes
+from streams.media.sources import read, read_bytes
 from streams.records import EndOfStream, MediaMessage, Record, encode
 
 SEGMENT_S = 5.0

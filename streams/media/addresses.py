@@ -10,14 +10,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from streams.errors import Transient, UserError
+from streams.media.formats import Kind, whitelists
 from streams.media.probe import Opening
 from streams.media.srt import SrtReceiver
-
-Kind = Literal["file", "folder", "stdin", "http", "hls", "rtsp", "rtmp", "srt", "udp", "device"]
 
 SCHEMES: dict[str, Kind] = {
     "http": "http",
@@ -70,7 +68,7 @@ class Place:
     def opening(self, open_timeout_s: float, read_timeout_s: float, options: Mapping[str, str]) -> Opening:
         """How to open it now. Raises UserError where this machine has not what it takes."""
         if self.kind == "stdin":
-            return Opening(StandardInput(self.name), self.name)
+            return Opening(StandardInput(self.name), self.name, options=whitelists("stdin"))
         if self.kind == "srt":
             return Opening(SrtReceiver(self.source, self.name, open_timeout_s, read_timeout_s), self.name, "mpegts")
         if self.format == "alsa" and not os.environ.get("ALSA_CONFIG_PATH"):
@@ -80,7 +78,8 @@ class Place:
             os.environ["ALSA_CONFIG_PATH"] = str(ALSA_SETTINGS)
         times = HLS_TIMES if self.kind == "hls" else 1.0
         timeouts_s = (open_timeout_s, read_timeout_s * times)
-        return Opening(self.source, self.name, self.format, {**ANALYZE, **self.options, **options}, timeouts_s)
+        how = {**ANALYZE, **self.options, **options, **whitelists(self.kind)}
+        return Opening(self.source, self.name, self.format, how, timeouts_s)
 
 
 def kind_of(url: str) -> Kind:

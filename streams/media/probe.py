@@ -22,12 +22,13 @@ import av.logging
 from av.audio.codeccontext import AudioCodecContext
 from av.codec.context import CodecContext, Flags2
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 from av.packet import Packet as AvPacket
 from av.stream import Disposition, Stream
 from av.video.codeccontext import VideoCodecContext
 
 from streams.errors import UserError
+from streams.media.formats import whitelists
 from streams.records import MediaInfo, Packet, Track
 
 # What is no UTF-8 in a file's texts comes as PyAV 19 has it always: in surrogates.
@@ -99,12 +100,10 @@ def time_ns(ticks: int, time_base: tuple[int, int], origin_ns: int = 0) -> int:
 
 @contextmanager
 def open_media(media: str | Opening) -> Iterator[InputContainer]:
-    """The opened container of a path, URL or whatever else. Raises UserError where it is missing or is no media."""
-    how = Opening(media, media) if isinstance(media, str) else media
+    """The opened container of a file's path, or of what else. Raises UserError where that is no media, or missing."""
+    how = Opening(media, media, options=whitelists("file")) if isinstance(media, str) else media
     container = _opened(how)
     try:
-        if container.format.name == "tty":  # FFmpeg draws plain text as ANSI art, as video
-            raise UserError(f"{how.name}: is plain text, not media; give a video or audio file")
         yield container
     finally:
         with suppress(*BAD_MEDIA):
@@ -198,7 +197,9 @@ def _opened(how: Opening) -> InputContainer:
         refused = UserError(f"{how.name}: there is no such file; give the path or URL of a video or audio file")
     except BAD_MEDIA as error:
         failed = error
-        refused = UserError(f"{how.name}: cannot be opened as media ({reason_of(error)}); give a video or audio file")
+        is_refused = isinstance(error, ArgumentError) and "format_whitelist" in how.options
+        reason = "no container of media that is read from there" if is_refused else reason_of(error)
+        refused = UserError(f"{how.name}: cannot be opened as media ({reason}); give a video or audio file")
     if isinstance(failed, FFmpegError) and failed.filename != how.name:  # it names the URL with all that is in it
         failed = type(failed)(failed.errno or 0, failed.strerror or "", how.name)
     raise refused from failed

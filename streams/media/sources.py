@@ -18,8 +18,9 @@ from typing import Literal
 import msgspec
 
 from streams.errors import UserError
-from streams.media.addresses import Kind, Place, is_live, kind_of, place_of, public_url
+from streams.media.addresses import Place, is_live, kind_of, place_of, public_url
 from streams.media.connection import Connection, Ended, Opened, Read
+from streams.media.formats import STREAMABLE, Kind
 from streams.media.pipe import Pipe
 from streams.media.probe import NOTHING_CAME, Opening
 from streams.media.segmenter import MAX_FLAWS, Cutter, segments, target_ns_of
@@ -34,9 +35,6 @@ PATIENCE_NS = 2_000_000_000  # a track of a live stream that says nothing is wai
 MAX_LEFT = 3  # connections given up whose thread is still in some call, until it is waited for them to end
 STEADY_S = 10.0  # a connection that held as long ended the trouble before it
 FROM_NOW = {"live_start_index": "-1"}  # HLS: not what has been read before the loss
-STREAMABLE = (  # what the bytes of a client may be: nothing that names other files or addresses, as playlists do
-    "aac,ac3,aiff,amr,asf,avi,caf,eac3,flac,flv,h264,hevc,ivf,live_flv,matroska,mov,mp3,mpeg,mpegts,mpegvideo,ogg,wav,w64"
-)
 
 
 class SourceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

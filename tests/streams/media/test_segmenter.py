@@ -172,7 +172,7 @@ def test_a_file_cut_short_ends_with_a_flaw(tmp_path: Path) -> None:
     [
         ("empty.mp4", b"", "cannot be opened as media"),
         ("text.mp4", b"this is not a film\n" * 50, "cannot be opened as media"),
-        ("notes.txt", b"this is not a film\n" * 50, "plain text"),
+        ("notes.txt", b"this is not a film\n" * 50, "no container of media that is read from there"),
         ("no-such-dir/film.mp4", None, "no such file"),
     ],
 )
