@@ -18,6 +18,7 @@ import structlog
 from engine.decide.answer import time_of_day
 from engine.decide.reconcile import devices_of, offers
 from engine.node.endpoints import Services
+from engine.node.gate import Gate
 from engine.node.intake import Intake
 from engine.node.submission import JobRequest
 from engine.node.tasks import Duties
@@ -27,6 +28,7 @@ from engine.run import heap
 from engine.run.registry import NodeStatus, Registry, new_id, open_registry
 from engine.run.telemetry import Telemetry, product_version
 from engine.run.worker import Assignment
+from engine.spec.access import Access, checked_access
 from engine.spec.catalogue import installed
 from engine.spec.operator import Machine
 from engine.spec.plan import runnable
@@ -85,6 +87,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     streams: dict[str, ConfiguredStream] = msgspec.field(default_factory=dict)
     jobs: dict[str, ConfiguredJob] = msgspec.field(default_factory=dict)
+    access: Access = Access()  # what the node opens for clients
     retention: Retention | None = None  # None: as it is, or the defaults where nothing is there yet
 
 
@@ -104,7 +107,9 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
             if config.retention is not None:
                 await retain(link, config.retention)
             registry = await open_registry(link)
-            services = Services(registry, ledger, installed(), machine, demo.workflow())
+            own = {name: await _url_of(stream, options.config) for name, stream in config.streams.items()}
+            gate = Gate(config.access, trusts_registry=options.url is None, own=own)
+            services = Services(registry, ledger, installed(), machine, demo.workflow(), gate)
             workers.assign(
                 Assignment(
                     url=url,
@@ -117,8 +122,8 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                     log_level=options.log_level,
                 )
             )
-            webhooks = Webhooks(ledger, traces=traces)
-            async with anyio.create_task_group() as tasks:
+            webhooks = Webhooks(ledger, traces=traces, gate=gate)
+            async with gate.open(), anyio.create_task_group() as tasks:
                 http = None
                 if options.http is not None:
                     from penstock.http import serve_http  # long to load, and not every node has it
@@ -142,7 +147,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                     started_at=time_of_day(time.time_ns()),
                     serves=tuple(sorted(offers(installed(), devices_of(machine)))),
                 )
-                duties = Duties(registry, ledger, installed(), traces, status, [webhooks.send])
+                duties = Duties(registry, ledger, installed(), traces, status, [webhooks.send], gate)
                 tasks.start_soon(keep_up, link, config.retention)
                 tasks.start_soon(duties.run)
                 tasks.start_soon(_say_rungs, duties, status, machine)
@@ -182,8 +187,7 @@ def _trouble(options: ServeOptions) -> Callable[[], str]:
 async def _configure(config: Config, path: Path | None, registry: Registry, services: Services) -> None:
     """Bring the registry to what the configuration asks for; what it does not name stays as it is."""
     for name, stream in config.streams.items():
-        here = path.parent / stream.url if path else Path(stream.url)
-        url = str(here.resolve()) if await anyio.Path(here).exists() else stream.url
+        url = await _url_of(stream, path)
         await registry.declare(msgspec.structs.replace(stream, url=url).spec(name))
     ids = {job.id for job in await registry.jobs()}  # one that was canceled stays so
     for name, job in config.jobs.items():
@@ -203,6 +207,12 @@ async def _configure(config: Config, path: Path | None, registry: Registry, serv
         )
 
 
+async def _url_of(stream: ConfiguredStream, path: Path | None) -> str:
+    """A file is named from where the configuration is."""
+    here = path.parent / stream.url if path else Path(stream.url)
+    return str(here.resolve()) if await anyio.Path(here).exists() else stream.url
+
+
 def load_config(path: Path) -> Config:
     """Read penstock.toml. Raises UserError with the file, the place and what would be right."""
     try:
@@ -212,13 +222,16 @@ def load_config(path: Path) -> Config:
     except Malformed as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     try:
-        return msgspec.convert(table, Config)
+        config = msgspec.convert(table, Config)
+        checked_access(config.access)
+        return config
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at ")
         allowed = {
             "streams": ConfiguredStream.__struct_fields__,
             "jobs": ConfiguredJob.__struct_fields__,
             "retention": Retention.__struct_fields__,
+            "access": Access.__struct_fields__,
         }
         part = next((name for name in allowed if f".{name}" in where), "")
         keys = ", ".join(allowed.get(part, Config.__struct_fields__))

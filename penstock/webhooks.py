@@ -34,6 +34,7 @@ import httpx
 import msgspec
 import structlog
 
+from engine.node.gate import Gate
 from engine.run import conventions as names
 from engine.run.telemetry import Attributes, Span, Telemetry
 from engine.spec.jobs import JobSpec
@@ -77,6 +78,7 @@ class Webhooks:
         pace: Pace | None = None,
         random: Random | None = None,
         traces: Telemetry | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """Without a `secret`, $PENSTOCK_WEBHOOK_SECRET is it; without either, nothing is signed."""
         self._ledger = ledger
@@ -86,6 +88,7 @@ class Webhooks:
         self._pace = pace or Pace()
         self._random = random or Random()
         self._traces = traces
+        self._gate = gate or Gate()
         self._ssl: ssl.SSLContext | None = None
 
     async def send(self, spec: JobSpec, is_over: Callable[[], Awaitable[bool]]) -> None:
@@ -94,22 +97,26 @@ class Webhooks:
             return
         try:
             check_webhook(spec.webhook)
+            proxy = self._gate.proxy if spec.confined or not self._gate.trusts_registry else None
         except UserError as error:
             log.error("no_webhook", job=spec.id, error=str(error))
             return
         pause_s = self._pace.first_pause_s
         while True:
             try:
-                await self._send(spec, is_over)
+                await self._send(spec, is_over, proxy)
                 return
             except LinkError as error:
                 log.warning("webhook_interrupted", job=spec.id, error=str(error), pause_s=pause_s)
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, self._pace.max_pause_s)
 
-    async def _send(self, spec: JobSpec, is_over: Callable[[], Awaitable[bool]]) -> None:
+    async def _send(self, spec: JobSpec, is_over: Callable[[], Awaitable[bool]], proxy: str | None) -> None:
         durable = f"webhook-{spec.id}"
-        async with self._answers(durable, subjects.answers(spec.id, spec.stream)) as pull, self._client() as client:
+        async with (
+            self._answers(durable, subjects.answers(spec.id, spec.stream)) as pull,
+            self._client(proxy) as client,
+        ):
             while (arrival := await self._next(pull, durable, is_over)) is not None:
                 is_done = False
                 try:
@@ -255,11 +262,14 @@ class Webhooks:
         asked_s = float(asked) if asked.isdecimal() and asked.isascii() else 0.0
         return response.status_code, asked_s, str(response.status_code)
 
-    def _client(self) -> httpx.AsyncClient:
+    def _client(self, proxy: str | None) -> httpx.AsyncClient:
+        """Connects by itself, or through a proxy that judges where to."""
         if self._ssl is None:
             self._ssl = httpx.create_ssl_context()
         return httpx.AsyncClient(
             verify=self._ssl,
+            proxy=proxy,
+            trust_env=proxy is None,
             headers={"Content-Type": "application/json", "User-Agent": USER_AGENT},
             follow_redirects=False,
             timeout=self._pace.request_s,

@@ -15,10 +15,12 @@ import toys
 
 from engine.decide.retry import RetryPolicy
 from engine.node.endpoints import Services
+from engine.node.gate import Gate
 from engine.node.tasks import Duties, Sink
 from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Assignment, Worker
+from engine.spec.access import Access
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings
 from engine.spec.workflow import Stage, Workflow
@@ -69,6 +71,7 @@ TOTAL = Workflow(
         "total": Stage(capability="toy_total", inputs={"numbers": ("read",)}),
     },
 )
+OF_THIS_MACHINE = Access(networks=("127.0.0.0/8",))
 EACH = Workflow(name="each", stages={"read": TOTAL.stages["read"]})
 
 
@@ -106,19 +109,25 @@ class Site:
 
 @asynccontextmanager
 async def site(
-    nats_url: str, *, works: bool = True, sink: Callable[[Ledger], Sink] | None = None, **limits: Any
+    nats_url: str,
+    *,
+    works: bool = True,
+    sink: Callable[[Ledger, Gate], Sink] | None = None,
+    access: Access = OF_THIS_MACHINE,
+    **limits: Any,
 ) -> AsyncIterator[Site]:
     """A node that works and answers jobs, if it is to, and serves HTTP."""
-    async with connect(nats_url) as link, anyio.create_task_group() as tasks:
+    gate = Gate(access)
+    async with connect(nats_url) as link, gate.open(), anyio.create_task_group() as tasks:
         ledger, registry = await open_ledger(link), await open_registry(link)
-        services = Services(registry, ledger, CATALOGUE, Machine(num_cores=2), TOTAL)
+        services = Services(registry, ledger, CATALOGUE, Machine(num_cores=2), TOTAL, gate)
         if works:
             policy = RetryPolicy(first_delay_s=0.01, max_delay_s=0.02)
             assignment = Assignment(url=nats_url, num_cores=2, ack_wait_s=5, retry=policy)
             tasks.start_soon(Worker(ledger, assignment, CATALOGUE, Telemetry("test")).run)
-            sinks = [sink(ledger)] if sink is not None else []
+            sinks = [sink(ledger, gate)] if sink is not None else []
             status = NodeStatus(id="n1", host="here", pid=1, num_cores=2)
-            tasks.start_soon(Duties(registry, ledger, CATALOGUE, Telemetry("test"), status, sinks).run)
+            tasks.start_soon(Duties(registry, ledger, CATALOGUE, Telemetry("test"), status, sinks, gate).run)
         async with (
             serving(services, registry, ledger, **limits) as url,
             httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,

@@ -18,10 +18,12 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import anyio
+import anyio.to_thread
 import msgspec
 import structlog
 
 from engine.decide.answer import Answer
+from engine.node.gate import Gate
 from engine.node.submission import JobRequest, Submitted, submit
 from engine.node.views import JobView, StreamView, faulty_job, job_view, stream_views
 from engine.run.registry import NodeStatus, Registry
@@ -29,7 +31,7 @@ from engine.spec.catalogue import Catalogue
 from engine.spec.compose import compose
 from engine.spec.jobs import JobSpec, State
 from engine.spec.operator import Machine
-from engine.spec.stream import StreamSettings
+from engine.spec.stream import StreamSettings, StreamSpec
 from engine.spec.workflow import Workflow
 from streams import subjects
 from streams.decoding import from_json
@@ -96,8 +98,15 @@ class Services:
     """The answers of one node; any other's are the same."""
 
     def __init__(
-        self, registry: Registry, ledger: Ledger, catalogue: Catalogue, machine: Machine, question_workflow: Workflow
+        self,
+        registry: Registry,
+        ledger: Ledger,
+        catalogue: Catalogue,
+        machine: Machine,
+        question_workflow: Workflow,
+        gate: Gate | None = None,
     ) -> None:
+        self._gate = gate or Gate()
         self._registry = registry
         self._ledger = ledger
         self._catalogue = catalogue
@@ -127,10 +136,19 @@ class Services:
             "operators": endpoint(f"{PREFIX}.operators.*", Call, self._call, "run one capability over a stream"),
         }
 
-    async def submit(self, request: JobRequest) -> Submitted:
-        """Raises UserError with what would be right."""
+    async def submit(self, request: JobRequest, *, confined: bool = False) -> Submitted:
+        """`confined`: for somebody whom the node opens only what its `[access]` allows. Raises UserError with what
+        would be right."""
+        if confined and request.webhook:
+            self._gate.check_webhook(request.webhook)
         parts = (self._registry, self._ledger, self._catalogue, self._machine)
-        return await submit(*parts, request, self._question_workflow)
+        return await submit(*parts, request, self._question_workflow, confined=confined)
+
+    async def declare(self, spec: StreamSpec, *, confined: bool = False) -> None:
+        """As `submit`: say how a stream is to be treated, and where nodes read it, if it is they who do."""
+        if confined and spec.url:
+            await anyio.to_thread.run_sync(self._gate.check, spec.url)
+        await self._registry.declare(msgspec.structs.replace(spec, confined=confined))
 
     async def cancel(self, job: str) -> JobView:
         """A job that has ended stays as it is; an entry that cannot be used is taken away. Raises UserError where there
@@ -161,7 +179,7 @@ class Services:
         return [faulty_job(entry) for entry in faulty if entry.kind == "job" and id in ("", entry.key)]
 
     async def _submit(self, request: JobRequest, _: str) -> Submitted:
-        return await self.submit(request)
+        return await self.submit(request, confined=not self._gate.trusts_registry)
 
     async def _list(self, wanted: Filter, _: str) -> Mapping[str, list[JobView]]:
         return {"jobs": await self.jobs(wanted.stream, wanted.state)}
@@ -192,7 +210,7 @@ class Services:
         return {"streams": await stream_views(self._registry, self._ledger, wanted.stream)}
 
     async def _declare(self, wanted: Declare, _: str) -> Mapping[str, str]:
-        await self._registry.declare(wanted.spec(wanted.name))
+        await self.declare(wanted.spec(wanted.name), confined=not self._gate.trusts_registry)
         return {}
 
     async def _nodes(self, _: Nothing, __: str) -> Mapping[str, list[NodeStatus]]:

@@ -24,7 +24,7 @@ from streams import subjects
 from streams.errors import UserError
 from streams.media.addresses import kind_of
 from streams.media.formats import Kind
-from streams.media.sources import read
+from streams.media.sources import Through, read
 from streams.records import EndOfStream, Gap, MediaMessage, Segment, decode_media
 from streams.wire.lease import while_held
 from streams.wire.ledger import Ledger
@@ -64,9 +64,9 @@ def policy_for(url: str) -> Policy:
     return "live" if kind_of(url) in LIVE | {"hls"} else "durable"
 
 
-def source_of(spec: StreamSpec, url: str) -> Source:
-    """The source at a URL. A recording is given to a live stream as slowly as it plays. Raises UserError where the URL
-    names no source."""
+def source_of(spec: StreamSpec, url: str, through: Through | None = None) -> Source:
+    """The source at a URL, each connection made as `through` says, if it is given. A recording is given to a live
+    stream as slowly as it plays. Raises UserError where the URL names no source."""
     kind = kind_of(url)
     live = kind in LIVE or (kind in LIVE_OR_NOT and spec.policy == "live")
     is_played = not live and spec.policy == "live"
@@ -81,6 +81,7 @@ def source_of(spec: StreamSpec, url: str) -> Source:
             live=live,
             transcode_gop_s=spec.gop_s,
             stop=stop,
+            through=through,
         )
         return played(records, stop) if is_played else records
 

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 import anyio.to_thread
 import msgspec
@@ -36,6 +36,7 @@ from streams.wire.ledger import RESULTS, Ledger
 
 MAX_STANDING_WINDOW = 720  # segments that a standing question looks back at
 MAX_ASKS = 100
+MAX_ASK = 2000  # characters
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,7 +44,10 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     stream: str
     workflow: Workflow | None = None
-    asks: tuple[str, ...] = ()
+    asks: Annotated[
+        tuple[Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": MAX_ASK})], ...],
+        msgspec.Meta(extra_json_schema={"maxItems": MAX_ASKS}),
+    ] = ()
     standing: bool = False
     window_s: float = 60.0  # standing: how far back an answer looks
     start: str = ""  # of the range: "-10m", "1:05", a time of day; empty: where the stream begins, standing: now
@@ -88,10 +92,16 @@ async def submit(
     machine: Machine,
     request: JobRequest,
     question_workflow: Workflow,
+    *,
+    confined: bool = False,
 ) -> Submitted:
-    """Make the job and put it into the registry. Raises UserError with what would be right."""
+    """Make the job and put it into the registry; its answers are sent only where nodes connect for others, if it is
+    `confined`. Raises UserError with what would be right."""
     if len(request.asks) > MAX_ASKS:
         raise UserError(f"{len(request.asks)} questions in one job: ask at most {MAX_ASKS}, in several jobs")
+    for ask in request.asks:
+        if len(ask) > MAX_ASK:
+            raise UserError(f"a question of {len(ask)} characters: ask in at most {MAX_ASK}")
     if request.webhook:
         check_webhook(request.webhook)
     stream = await _known_stream(registry, ledger, request.stream)
@@ -119,6 +129,7 @@ async def submit(
         submitted_ns=time.time_ns(),
         lost=Span(first=0, last=media.first - 1) if media.first > 0 and _reaches_back(request, asked, media) else None,
         webhook=request.webhook,
+        confined=confined,
     )
     await _tell_lost(ledger, spec, media.first)
     await registry.add_job(spec)

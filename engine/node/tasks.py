@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import msgspec
 import structlog
 
 from engine.decide.responsible import responsible
 from engine.node.answering import Answering, Moments, stored_end
 from engine.node.feeding import feed, source_of
+from engine.node.gate import Gate
 from engine.run.registry import NODE_TTL_S, NodeStatus, Registry
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
@@ -46,7 +48,9 @@ class Duties:
         traces: Telemetry,
         status: NodeStatus,
         sinks: Sequence[Sink] = (),
+        gate: Gate | None = None,
     ) -> None:
+        self._gate = gate or Gate()
         self._registry = registry
         self._ledger = ledger
         self._catalogue = catalogue
@@ -159,7 +163,8 @@ class Duties:
             try:
                 if await stored_end(self._ledger, spec.name) is not None:
                     return
-                source = source_of(spec, spec.url)
+                through = await anyio.to_thread.run_sync(self._gate.of, spec)
+                source = source_of(spec, spec.url, through)
                 await feed(self._registry, self._ledger, spec, source, self.status.id, self._traces)
             except (PenstockError, ExceptionGroup) as error:
                 cause = first_error(error)

@@ -48,6 +48,7 @@ class JobSpec(Record, frozen=True):
     detail: str = ""  # why it failed
     lost: Span | None = None  # what it asks for that had fallen out of retention when it was submitted
     webhook: str = ""  # where its answers are sent as well
+    confined: bool = False  # they are sent only where nodes connect for others
 
     def ended(self, state: State, detail: str) -> "JobSpec":
         """The job in its last state; one that ended before stays as it is."""

@@ -24,6 +24,7 @@ class StreamSpec(Record, frozen=True):
     gop_s: float | None = None  # transcode to pictures that begin anew this often
     url: str = ""  # nodes read it from there; empty: a client brings it. May hold credentials: never shown
     declared_ns: int = 0  # Unix time
+    confined: bool = False  # nodes open for it only what they open for others
 
 
 BOUNDS = {"segment_s": (0.2, 60.0), "max_lag_s": (1e-6, 86400.0), "gop_s": (0.1, 60.0)}  # of what a stream may be

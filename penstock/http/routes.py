@@ -90,7 +90,7 @@ class Health(Record, frozen=True):
 async def submit_job(face: Given, data: JSONBody[JobRequest]) -> Response[Submitted]:
     """Without a workflow, it is the one that answers questions. What a job shares with others is not computed twice."""
     with face.soon():
-        submitted = await face.services.submit(data)
+        submitted = await face.services.submit(data, confined=True)
     return Response(submitted, headers={"Location": f"/v1/jobs/{submitted.job}"})
 
 
@@ -171,7 +171,7 @@ async def show_stream(face: Given, stream: FromPath[str]) -> StreamView:
 async def declare_stream(face: Given, stream: FromPath[str], data: JSONBody[StreamSettings]) -> StreamView:
     """Say how a stream is to be treated from now on, and where nodes are to read it, if it is they who do."""
     with face.soon():
-        await face.registry.declare(data.spec(token(stream)))
+        await face.services.declare(data.spec(token(stream)), confined=True)
         return await _stream(face, stream)
 
 

@@ -20,7 +20,7 @@ import msgspec
 from streams.errors import UserError
 from streams.media.addresses import Place, is_live, kind_of, place_of, public_url
 from streams.media.connection import Connection, Ended, Opened, Read
-from streams.media.formats import STREAMABLE, Kind
+from streams.media.formats import STREAMABLE, Kind, whitelists
 from streams.media.pipe import Pipe
 from streams.media.probe import NOTHING_CAME, Opening
 from streams.media.segmenter import MAX_FLAWS, Cutter, segments, target_ns_of
@@ -29,6 +29,7 @@ from streams.records import EndOfStream, Gap, Segment
 __all__ = ["Kind", "Pipe", "SourceSettings", "is_live", "kind_of", "public_url", "read", "read_bytes"]
 
 State = Literal["connecting", "reading", "lost"]
+Through = Callable[[Place], Place]
 OnState = Callable[[State, str], None]
 
 PATIENCE_NS = 2_000_000_000  # a track of a live stream that says nothing is waited for as long
@@ -64,6 +65,7 @@ def read(
     settings: SourceSettings = DEFAULTS,
     random: Random | None = None,
     on_state: OnState = lambda state, detail: None,
+    through: Through | None = None,
 ) -> Iterator[Segment | Gap | EndOfStream]:
     """The segments of a source, numbered from `first_index`, media time beginning at `start_ns`.
 
@@ -71,7 +73,8 @@ def read(
     (file, http, https, rtsp, rtsps, rtmp, rtmps, srt, udp) or `device:/dev/video0`, `device:alsa:default`. Files,
     folders, standard input and whatever has an end give EndOfStream last. With `live`, a source that is lost is
     connected to again: a Gap, then its segments. They bear the time at which they were received. `transcode_gop_s`:
-    encode video anew with keyframes so often. `on_state` is called in the reading thread as things change.
+    encode video anew with keyframes so often. `on_state` is called in the reading thread as things change. `through` is
+    asked before every connection how to make it; it raises UserError where it may not be made.
 
     When `stop` is set, what was gathered is given as a last segment, and that is all, within a fraction of a second; a
     file gives no such part of a segment, for its segments are the same every time.
@@ -81,12 +84,17 @@ def read(
     course = _Course(stream, target_ns_of(target_s), stop, transcode_gop_s, live, first_index, start_ns)
     course.on_state = on_state
     place = place_of(url)
+    through = through or _as_it_is
     if place.paths:
         course.is_live = False
-        return _recorded(place, course)
+        return _recorded(through(place), course)
     if live and place.is_live:
-        return _live(place, course, settings, random or Random())
-    return _once(place.opening(settings.open_timeout_s, settings.read_timeout_s, settings.options), course)
+        return _live(place, course, settings, random or Random(), through)
+    return _once(through(place).opening(settings.open_timeout_s, settings.read_timeout_s, settings.options), course)
+
+
+def _as_it_is(place: Place) -> Place:
+    return place
 
 
 def read_bytes(
@@ -228,7 +236,7 @@ def _once(opening: Opening, course: _Course) -> Iterator[Segment | EndOfStream]:
 
 
 def _live(
-    place: Place, course: _Course, settings: SourceSettings, random: Random
+    place: Place, course: _Course, settings: SourceSettings, random: Random, through: Through
 ) -> Iterator[Segment | Gap | EndOfStream]:
     """A live source, connected to again and again."""
     first_s = time.monotonic()
@@ -241,7 +249,7 @@ def _live(
         began_s = time.monotonic()
         course.tell("connecting", place.name)
         options = settings.options if course.lost is None else {**FROM_NOW, **settings.options}
-        yield from course.follow(place.opening(settings.open_timeout_s, settings.read_timeout_s, options))
+        yield from course.follow(through(place).opening(settings.open_timeout_s, settings.read_timeout_s, options))
         ended, opened = course.ended, course.opened
         if ended is None:
             return  # it was stopped
@@ -295,7 +303,7 @@ def _recorded(place: Place, course: _Course) -> Iterator[Segment | EndOfStream]:
 
 def _file(path: Path, course: _Course) -> Iterator[Segment | EndOfStream]:
     if course.group_s is not None:
-        return _once(Opening(str(path), str(path)), replace(course, flaws=[]))
+        return _once(Opening(str(path), str(path), options=whitelists("file")), replace(course, flaws=[]))
     return segments(
         str(path),
         stream=course.stream,

@@ -18,8 +18,11 @@ import structlog
 from conftest import Eventually
 from receiver import Got, receiving
 from sites import CATALOGUE, EACH, site
+from structlog.testing import capture_logs
 
+from engine.node.gate import Gate
 from engine.node.tasks import Sink
+from engine.spec.access import Access
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Machine
 from engine.spec.plan import make_plan
@@ -266,8 +269,8 @@ async def test_a_job_that_has_ended_is_still_delivered_by_whoever_is_there(
     def reply(number: int, body: bytes) -> tuple[int, dict[str, str]]:
         return (500 if failing else 204), {}
 
-    def sink(ledger: Ledger) -> Sink:
-        return Webhooks(ledger, SECRET, QUICK, Random(1)).send
+    def sink(ledger: Ledger, gate: Gate) -> Sink:
+        return Webhooks(ledger, SECRET, QUICK, Random(1), gate=gate).send
 
     with receiving(reply) as receiver:
         async with site(nats_url, sink=sink) as here:
@@ -287,6 +290,23 @@ async def test_a_job_that_has_ended_is_still_delivered_by_whoever_is_there(
                 await here.ledger.link.api(f"CONSUMER.INFO.{ANSWERS}.webhook-{job}")
     values = [msgspec.json.decode(body)["output"]["value"] for body in receiver.taken]
     assert values == [1, 2, 3]
+
+
+async def test_answers_for_others_are_sent_only_where_the_node_may_connect(
+    nats_url: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sink(ledger: Ledger, gate: Gate) -> Sink:
+        return Webhooks(ledger, SECRET, QUICK, Random(1), gate=gate).send
+
+    with receiving() as receiver, capture_logs() as logs:
+        async with site(nats_url, sink=sink, access=Access()) as here:
+            await here.publish([1, 2, 3], end=True)
+            refused = await here.http.post("/v1/jobs", json={"stream": "s", "webhook": receiver.url})
+            assert refused.status_code == 400
+            assert "webhook: 127.0.0.1 is not open to clients" in refused.json()["detail"]
+            await here.submit(webhook=receiver.url.replace("127.0.0.1", "localhost"))  # a name may lead anywhere
+            await eventually(lambda: any(line["event"] == "not_let_out" for line in logs))
+        assert receiver.got == []
 
 
 # --- URLs ----------------------------------------------------------------------------------------------------------
