@@ -9,7 +9,7 @@ import anyio
 
 
 @asynccontextmanager
-async def guarded(watch: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def guarded(watch: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
     """Watch over what is done inside: where `watch` raises, that is canceled and the error raised in its place. A watch
     that returns has nothing more to say; one that still watches at the end is canceled.
 
@@ -20,7 +20,7 @@ async def guarded(watch: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             if not watching.cancelled() and watching.exception() is not None:
                 scope.cancel()
 
-        watching = asyncio.create_task(watch)
+        watching = asyncio.create_task(watch, name=name)
         watching.add_done_callback(on_end)
         try:
             yield

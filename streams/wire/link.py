@@ -213,7 +213,7 @@ async def connect(
         raise LinkError(f"no NATS server answers at {place}: {reason}; start one or give --nats URL") from error
     link = Link(client, url, patience_s, trouble)
     try:
-        async with guarded(_watched(client, place)):
+        async with guarded(_watched(client, place), "watch the NATS client's reading"):
             yield link
     finally:
         closing = True

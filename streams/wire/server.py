@@ -69,7 +69,7 @@ async def embedded(store: Path, *, port: int | None = None) -> AsyncIterator[str
                 url = await _join(store, users, port)
         except TimeoutError as error:
             raise LinkError(f"nats-server is not up after {START_S:.0f} s: {_log_of(store)}") from error
-        async with guarded(_watch(store, url)):
+        async with guarded(_watch(store, url), "watch the keeper"):
             yield url
     finally:
         fcntl.flock(users, fcntl.LOCK_UN)
