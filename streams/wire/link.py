@@ -176,15 +176,17 @@ async def connect(
 
     async def on_error(error: Exception) -> None:
         nonlocal refusal
-        refusal = _one_line(error)
-        if link is not None:
-            log.warning("nats_error", server=place, error=_one_line(error))
+        is_news, refusal = _one_line(error) != refusal, _one_line(error)
+        if link is not None and is_news:  # a server that is away is tried five times a second
+            log.warning("nats_error", server=place, error=refusal)
 
     async def on_disconnect() -> None:
         if not closing:
             log.warning("nats_disconnected", server=place)
 
     async def on_reconnect() -> None:
+        nonlocal refusal
+        refusal = ""
         log.warning("nats_reconnected", server=place)
         if link is not None:
             link.note_reconnect()
@@ -207,7 +209,7 @@ async def connect(
                 skip_subject_validation=True,  # `streams.subjects` builds them of checked tokens
             )
     except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
-        with anyio.move_on_after(1, shield=True):
+        with anyio.move_on_after(1, shield=True), suppress(nats.errors.Error, OSError):
             await client.close()
         reason = refusal or _one_line(error)
         raise LinkError(f"no NATS server answers at {place}: {reason}; start one or give --nats URL") from error
@@ -217,7 +219,7 @@ async def connect(
             yield link
     finally:
         closing = True
-        with anyio.move_on_after(2, shield=True):
+        with anyio.move_on_after(2, shield=True), suppress(nats.errors.Error, OSError):  # the server may be gone
             await client.close()
 
 

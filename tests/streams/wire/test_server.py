@@ -183,13 +183,15 @@ async def test_a_keeper_that_is_killed_has_a_successor_on_the_same_port(store, e
 async def test_whose_server_is_gone_for_good_is_told_so(store, tmp_path, monkeypatch, eventually) -> None:
     monkeypatch.setattr(server, "REJOIN_S", 0.5)
     with pytest.raises(LinkError, match=r"nats-server is gone and does not come back: no nats-server 2\.11 or newer"):
-        async with embedded(store):
+        async with embedded(store) as url, connect(url) as link:
             monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
             monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
             monkeypatch.setenv("PATH", "")
             os.kill(status(store)["keeper_pid"], signal.SIGKILL)
             with anyio.fail_after(60):
-                await anyio.sleep_forever()
+                while True:  # what is written meanwhile is buffered, and cannot be flushed at the end
+                    await link.publish("a", bytes(1000))
+                    await anyio.sleep(0.01)
     await eventually(lambda: not processes_of(store))
 
 
