@@ -157,7 +157,7 @@ async def test_a_killed_server_is_started_again_on_its_port_with_what_it_held(st
 async def test_a_server_that_keeps_dying_is_started_again_and_again(store, eventually) -> None:
     async with embedded(store) as url:
         await stored(url, put=b"one")
-        for _ in range(8):
+        for _ in range(7):
             await eventually(lambda: "pid" in status(store))
             pid = status(store)["pid"]
             os.kill(pid, signal.SIGKILL)
