@@ -1,7 +1,7 @@
 """What a source's URL means: how FFmpeg is to open it, and what of it may be shown to people.
 
-A URL often carries credentials: before the host, or in the query (an SRT passphrase, a token). `public_url` is the only
-form of it that goes into records, errors and logs.
+A URL often carries credentials: before the host, in the path (an RTMP key) or in the query (an SRT passphrase).
+`public_url` is the only form of it that goes into records, errors and logs.
 """
 
 import os
@@ -126,7 +126,8 @@ def place_of(url: str) -> Place:
 
 
 def public_url(url: str) -> str:
-    """The URL without what may be secret: user and password, the fragment, and of the query all but known settings."""
+    """The URL without what may be secret: user and password, the path (an RTMP key, a camera's token), the fragment,
+    and of the query all but known settings."""
     scheme, separator, _ = url.partition("://")
     if not separator or scheme.lower() == "file":
         return url
@@ -136,7 +137,8 @@ def public_url(url: str) -> str:
         return f"{scheme}://..."
     query = urlencode([(key, value) for key, value in parse_qsl(parts.query) if key in SHOWN])
     host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=host, query=query, fragment="").geturl()
+    path = "/..." if parts.path.strip("/") else ""
+    return parts._replace(netloc=host, path=path, query=query, fragment="").geturl()
 
 
 class StandardInput:

@@ -450,7 +450,7 @@ def test_streams_of_one_source_run_everything_twice_that_both_are_asked_for() ->
     ]
     assert found.saves_compute_s_per_s == 20.0 + 8.0
     assert found.why == (
-        "copy and cam are read from one source, rtsp://10.0.0.7:554/door: "
+        "copy and cam are read from one source, rtsp://10.0.0.7:554/...: "
         "keep copy, forget cam and submit those jobs on copy"
     )
     assert "secret" not in msgspec.json.encode(found).decode()
