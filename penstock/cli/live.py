@@ -8,10 +8,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from engine.spec.workflow import load_workflow
 from penstock.cli import tables
+from penstock.cli.terminal import json_line
 from penstock.running import default_store
 from penstock.tokens import token_of
 from streams.records import Gap, Segment
@@ -231,7 +230,7 @@ async def _answers(client: Client, parsed: argparse.Namespace) -> None:
         await client.job(parsed.job)  # or say that there is none
     after = -1 if parsed.new else 0
     async for answer in client.answers(parsed.job, parsed.stream, after, until_done=bool(parsed.job)):
-        sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+        sys.stdout.write(json_line(answer) + "\n")
         sys.stdout.flush()
 
 

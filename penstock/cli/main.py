@@ -21,6 +21,7 @@ from engine.decide.answer import Answer
 from engine.run.telemetry import configure_logging, product_version
 from engine.spec.workflow import load_workflow
 from penstock.cli import doctor, live, new, show, story
+from penstock.cli.terminal import harmless
 from penstock.demo import clip, questions, workflow
 from penstock.running import Options, run
 from streams.errors import PenstockError, UserError, first_error
@@ -68,7 +69,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _fail(error: Exception, code: int) -> int:
-    text = " ".join(str(error).split())
+    text = harmless(" ".join(str(error).split()))
     print(f"penstock: {text}", file=sys.stderr)
     return code
 

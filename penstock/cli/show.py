@@ -21,6 +21,7 @@ from engine.node.progress import Progress as StagesDone
 from engine.spec.operator import Reduce
 from engine.spec.plan import Plan
 from penstock.cli.doctor import Finding, OperatorRow
+from penstock.cli.terminal import SafeConsole, json_line
 from penstock.demo import Question
 
 _LEADING_ZEROS = re.compile(r"^0+(?=\d)")
@@ -28,17 +29,10 @@ WIDE = 200  # columns of what nobody looks at in a terminal
 ANSWERS = "answers"  # all last stages that reduce share one bar
 
 
-class _Console(Console):
-    """One that leaves it to `main` what is done when nobody reads any more; rich would end the process itself."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def console(*, stderr: bool = False) -> Console:
     """Where results are written; with `stderr`, where all else is."""
-    found = _Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else _Console(stderr=stderr, highlight=False, width=WIDE)
+    found = SafeConsole(stderr=stderr, highlight=False)
+    return found if found.is_terminal else SafeConsole(stderr=stderr, highlight=False, width=WIDE)
 
 
 class Display:
@@ -158,7 +152,7 @@ def clock(seconds: float) -> str:
 def lines(items: Iterable[Any]) -> None:
     """One JSON object a line on stdout."""
     for item in items:
-        sys.stdout.write(msgspec.json.encode(item).decode() + "\n")
+        sys.stdout.write(json_line(item) + "\n")
     sys.stdout.flush()
 
 
