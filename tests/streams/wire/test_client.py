@@ -3,7 +3,10 @@ rests on."""
 
 import asyncio
 import inspect
+import os
+import signal
 from itertools import pairwise
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -23,6 +26,8 @@ from streams.wire.client import WatchedClient
 from streams.wire.ledger import open_ledger
 from streams.wire.link import connect
 from streams.wire.pull import Pull
+from streams.wire.server import embedded
+from streams.wire.store import status
 
 pytestmark = pytest.mark.anyio
 
@@ -204,6 +209,28 @@ async def test_it_ends_with_the_link(nats_url: str) -> None:
         assert [task for task in asyncio.all_tasks() if "watch the NATS" in task.get_name()]
     await anyio.lowlevel.checkpoint()
     assert not [task for task in asyncio.all_tasks() if "watch the NATS" in task.get_name()]
+
+
+async def test_it_can_be_left_while_the_server_is_away_and_something_is_pending(tmp_path: Path) -> None:
+    """nats-py alone writes to the connection that is gone: from Python 3.12 on, that is a TypeError."""
+    async with embedded(tmp_path) as url:
+        client = WatchedClient()
+        gone = anyio.Event()
+
+        async def on_disconnected() -> None:
+            gone.set()
+
+        await client.connect(url, disconnected_cb=on_disconnected, max_reconnect_attempts=-1)
+        os.kill(status(tmp_path)["pid"], signal.SIGKILL)
+        with anyio.fail_after(30):
+            await gone.wait()
+        written: list[object] = []
+        client._transport.writelines = written.append
+        client._pending.append(b"PUB a 1\r\na\r\n")
+        client._pending_data_size = len(client._pending[0])
+        await client.close()
+        assert client.is_closed
+        assert not written
 
 
 def test_nats_py_is_as_it_is_relied_on() -> None:
