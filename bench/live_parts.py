@@ -51,10 +51,11 @@ from streams import subjects
 from streams.media.segmenter import segments
 from streams.records import EndOfStream, MediaMessage, Packet, Record, Segment, Track, encode
 from streams.wire import store as stores
+from streams.wire.asking import ask
 from streams.wire.ledger import Ledger, Retention, open_ledger
 from streams.wire.link import Link, connect
 from streams.wire.server import embedded
-from streams.wire.service import ask, serve
+from streams.wire.service import serve
 
 T = TypeVar("T")
 

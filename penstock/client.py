@@ -10,6 +10,7 @@ a node does; a client in another language sends bytes instead.
 """
 
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -42,11 +43,11 @@ from streams.errors import LinkError, Malformed, UserError
 from streams.media.segmenter import stream_id
 from streams.records import EndOfStream, Gap, Segment
 from streams.subjects import PREFIX
+from streams.wire.asking import ask
 from streams.wire.follow import follow
 from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import connect as connect_link
 from streams.wire.server import running_server
-from streams.wire.service import ask
 
 T = TypeVar("T")
 
@@ -141,7 +142,8 @@ class Client:
             end=end,
             webhook=webhook,
             drafts=drafts,
-            id=id,
+            id=id or new_id("j"),
+            key=secrets.token_hex(12),  # it may be asked twice, where a node goes down
         )
         return Job(self, await self._ask("jobs.submit", request, Submitted))
 
@@ -267,9 +269,11 @@ async def connect(url: str | None = None, *, store: Path | None = None) -> Async
     machine has started for its store. Raises LinkError where none is there."""
     configure_logging_once()
     place = url or os.environ.get(NATS_URL) or await server_of(store or default_store())
-    async with connect_link(place, name="penstock-client") as link, anyio.create_task_group() as tasks:
-        yield Client(await open_ledger(link), await open_registry(link), tasks)
-        tasks.cancel_scope.cancel()
+    async with connect_link(place, name="penstock-client") as link:
+        ledger, registry = await open_ledger(link), await open_registry(link)
+        async with anyio.create_task_group() as tasks:
+            yield Client(ledger, registry, tasks)
+            tasks.cancel_scope.cancel()
 
 
 async def server_of(store: Path) -> str:

@@ -37,6 +37,7 @@ from streams.wire.ledger import RESULTS, Ledger
 MAX_STANDING_WINDOW = 720  # segments that a standing question looks back at
 MAX_ASKS = 100
 MAX_ASK = 2000  # characters
+MAX_KEY = 128
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +56,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     webhook: str = ""
     drafts: bool = False  # publish what the beginnings of the range say, which is computed as well
     id: str = ""
+    key: Annotated[str, msgspec.Meta(max_length=MAX_KEY)] = ""  # asked twice with one key and id, it is one job
 
 
 class Submitted(Record, frozen=True, omit_defaults=False):
@@ -130,6 +132,7 @@ async def submit(
         lost=Span(first=0, last=media.first - 1) if media.first > 0 and _reaches_back(request, asked, media) else None,
         webhook=request.webhook,
         confined=confined,
+        key=request.key,
     )
     await _tell_lost(ledger, spec, media.first)
     await registry.add_job(spec)

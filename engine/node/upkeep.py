@@ -14,7 +14,7 @@ import structlog
 from engine.run.registry import open_registry
 from streams.errors import PenstockError
 from streams.subjects import PREFIX
-from streams.wire.ledger import Retention, open_ledger
+from streams.wire.ledger import Retention, keep_replicas, open_ledger
 from streams.wire.link import Link
 from streams.wire.room import MAKING
 
@@ -50,8 +50,9 @@ async def keep_up(
                 await news.wait()
             news = anyio.Event()
             try:
-                await open_ledger(link, retention)
-                await open_registry(link)
+                ledger = await open_ledger(link, retention)
+                registry = await open_registry(link)
+                await keep_replicas(link, [*ledger.streams, *(bucket.stream for bucket in registry.buckets)])
             except PenstockError as error:
                 log.warning("cannot_keep_up", error=str(error))
                 await anyio.sleep(PAUSE_S)

@@ -29,6 +29,7 @@ from streams.media.addresses import kind_of
 from streams.records import Record
 from streams.subjects import token
 from streams.wire.kv import Bucket, Held, open_bucket
+from streams.wire.ledger import replicas_of
 from streams.wire.link import Link
 
 log = structlog.get_logger(__name__)
@@ -134,6 +135,10 @@ class Registry:
         self._streams = _Entries(streams, "stream", _sound_stream)
         self._nodes = _Entries(nodes, "node", _sound_node)
 
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        return self._jobs.bucket, self._streams.bucket, self._nodes.bucket, self.leases
+
     # --- jobs --------------------------------------------------------------------------------------------------
 
     async def jobs(self) -> list[JobSpec]:
@@ -157,8 +162,11 @@ class Registry:
         return self._jobs.read(held), held.revision
 
     async def add_job(self, spec: JobSpec) -> None:
+        """Raises UserError where there is another job of that id; one with the same key is this one."""
         if await self._jobs.bucket.create(spec.id, msgspec.json.encode(spec)) is None:
-            raise UserError(f"there is a job {spec.id!r} already: give another id")
+            held = await self._jobs.bucket.get(spec.id) if spec.key else None
+            if held is None or self._jobs.cause(held) is not None or self._jobs.read(held).key != spec.key:
+                raise UserError(f"there is a job {spec.id!r} already: give another id")
 
     async def change_job(self, id: str, change: Callable[[JobSpec], JobSpec]) -> JobSpec:
         """Apply a change, again if another was made meanwhile; what the job is now."""
@@ -243,13 +251,15 @@ class Registry:
 
 
 async def open_registry(link: Link) -> Registry:
-    """The registry of the server that `link` is connected to; its buckets are made where they are missing."""
+    """The registry of the server that `link` is connected to; its buckets are made where they are missing, on as many
+    servers as the ledger is."""
+    replicas = await replicas_of(link)
     return Registry(
         link,
-        await open_bucket(link, BUCKET),
-        await open_bucket(link, "penstock_streams"),
-        await open_bucket(link, "penstock_nodes", max_age_s=NODE_TTL_S),
-        await open_bucket(link, "penstock_leases", max_age_s=LEASE_TTL_S),
+        await open_bucket(link, BUCKET, num_replicas=replicas),
+        await open_bucket(link, "penstock_streams", num_replicas=replicas),
+        await open_bucket(link, "penstock_nodes", max_age_s=NODE_TTL_S, num_replicas=replicas),
+        await open_bucket(link, "penstock_leases", max_age_s=LEASE_TTL_S, num_replicas=replicas),
     )
 
 

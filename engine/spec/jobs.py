@@ -49,6 +49,7 @@ class JobSpec(Record, frozen=True):
     lost: Span | None = None  # what it asks for that had fallen out of retention when it was submitted
     webhook: str = ""  # where its answers are sent as well
     confined: bool = False  # they are sent only where nodes connect for others
+    key: str = ""  # of who submitted it: the same again is this very job
 
     def ended(self, state: State, detail: str) -> "JobSpec":
         """The job in its last state; one that ended before stays as it is."""

@@ -27,8 +27,8 @@ from streams.wire.jetstream import MAX_SUBJECTS_A_READ
 from streams.wire.ledger import HEADROOM_BYTES
 from streams.wire.link import REQUEST_TIMEOUT_S, Link
 
-WRONG_LAST_REVISION = {10071, 10164}
-STILL_STORING = 10158  # this very write, which is being tried again
+WRONG_LAST_REVISION = 10071
+STILL_STORING = {10158, 10164}  # this very write, which is being tried again, or another: whose, is not known yet
 OPERATION, DELETED = "KV-Operation", {"DEL", "PURGE"}
 MARKER_REASON = "Nats-Marker-Reason"  # of the server, which forgot a value by its age
 MARKER_TTL_S = 3600  # deletions are remembered this long, for clients that follow the bucket
@@ -67,10 +67,10 @@ class Bucket:
         self.link = link
         self.name = name
         self.max_age_s: float | None = config.get("max_age", 0) / 1e9 or None
-        self._stream = f"KV_{name}"
+        self.stream = f"KV_{name}"  # the JetStream stream that holds it
         self._prefix = f"$KV.{name}."
         self._is_direct = bool(config.get("allow_direct"))
-        self._is_replicated = config.get("num_replicas", 1) > 1
+        self._is_replicated = link.is_clustered or config.get("num_replicas", 1) > 1  # or may be soon
         self._deletion = {OPERATION: "DEL"}
         if config.get("allow_msg_ttl") and config.get("max_msgs_per_subject") == 1:  # there is nothing it still hides
             self._deletion[Header.MSG_TTL.value] = str(MARKER_TTL_S)
@@ -137,9 +137,9 @@ class Bucket:
             try:
                 ack = await self.link.jetstream.publish(subject, value, REQUEST_TIMEOUT_S, headers=named)
             except nats.js.errors.APIError as error:
-                if error.err_code == STILL_STORING:
+                if error.err_code in STILL_STORING:
                     raise nats.errors.TimeoutError from error
-                if error.err_code not in WRONG_LAST_REVISION:
+                if error.err_code != WRONG_LAST_REVISION:
                     raise
                 return None
             return int(ack.seq)
@@ -148,9 +148,9 @@ class Bucket:
 
     async def _last(self, subject: str) -> _Record | None:
         if self._is_replicated or not self._is_direct:
-            message = await jetstream.from_leader(self.link, self._stream, {"last_by_subj": subject})
+            message = await jetstream.from_leader(self.link, self.stream, {"last_by_subj": subject})
         else:
-            message = await jetstream.direct(self.link, self._stream, subject)
+            message = await jetstream.direct(self.link, self.stream, subject)
         return None if message is None else self._record(message)
 
     # --- many keys -----------------------------------------------------------------------------------------
@@ -173,11 +173,11 @@ class Bucket:
 
         Pages follow each other by revision, and a value that changes moves to a higher one: what was not read yet is
         read later, what was is read again."""
-        at_least = await jetstream.last_seq(self.link, self._stream) if self._is_replicated else 0
+        at_least = await jetstream.last_seq(self.link, self.stream) if self._is_replicated else 0
         found: dict[str, _Record] = {}
         revision = 1
         for _ in range(MAX_PAGES):
-            read = partial(jetstream.page, self.link, self._stream, subjects, MAX_RECORDS_A_PAGE, revision)
+            read = partial(jetstream.page, self.link, self.stream, subjects, MAX_RECORDS_A_PAGE, revision)
             page = await self.link.patiently(read, f"read from bucket {self.name}")
             if page is None or page.up_to < at_least:
                 return None
@@ -188,7 +188,7 @@ class Bucket:
         return None
 
     async def _read_each(self, pattern: str) -> dict[str, _Record]:
-        subjects = list(await jetstream.subjects_of(self.link, self._stream, pattern))
+        subjects = list(await jetstream.subjects_of(self.link, self.stream, pattern))
         found: dict[str, _Record] = {}
         if self._is_direct and not self._is_replicated:
             for start in range(0, len(subjects), MAX_SUBJECTS_A_READ):

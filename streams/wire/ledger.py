@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import nats.errors
 import nats.js.errors
 import structlog
 from nats.js.api import Header
@@ -24,7 +25,7 @@ from streams.subjects import PREFIX
 from streams.wire import jetstream
 from streams.wire.clock import ServerClock
 from streams.wire.jetstream import MAX_SUBJECTS_A_READ
-from streams.wire.link import REQUEST_TIMEOUT_S, Link
+from streams.wire.link import REQUEST_TIMEOUT_S, Link, Refused
 from streams.wire.publisher import Message, Publisher
 from streams.wire.room import fitted, made_to_fit
 
@@ -32,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 EXPECT_EMPTY = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
 WRONG_LAST_SEQUENCE = 10071
+BEING_STORED = 10164  # another record, or this very one, is on its way to the replicas: ask again
 MAX_PAGES = 2 * MAX_SUBJECTS_A_READ  # of one read, were each record a page of its own
 MEDIA, RESULTS, ANSWERS = (f"{PREFIX.upper()}_{kind}" for kind in ("MEDIA", "RESULTS", "ANSWERS"))
 BULK = "Penstock-Bulk"  # header: <digest>.<number of chunks>
@@ -48,7 +50,7 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_age_s: float = 7 * 24 * 3600.0
     max_media_bytes: int = 16 * 1024**3
     max_results_bytes: int = 4 * 1024**3
-    num_replicas: int = 1
+    num_replicas: int | None = None  # None: three where the servers are a cluster, else one
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
@@ -88,8 +90,9 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False):
 class Ledger:
     """The write-once record of what every stage owed and delivered. Made by `open_ledger`."""
 
-    def __init__(self, link: Link, replicated: frozenset[str]) -> None:
+    def __init__(self, link: Link, streams: Iterable[str], replicated: frozenset[str]) -> None:
         self.link = link
+        self.streams = tuple(streams)  # the JetStream streams that hold it
         self.clock = ServerClock(link, MEDIA)  # as good as `clock.run` keeps it
         self._replicated = replicated
         self._publisher = Publisher(link)
@@ -108,7 +111,7 @@ class Ledger:
         messages = [
             await self._message(r.subject, r.data, EXPECT_EMPTY, r.traceparent, due_ns=r.due_ns) for r in records
         ]
-        acks = await self._publisher.send(messages, REQUEST_TIMEOUT_S)
+        acks = await self._publisher.send(messages, self.link.first_timeout_s)
         placed = []
         for record, ack in zip(records, acks, strict=True):
             if ack is not None and ack.error is None:
@@ -161,6 +164,8 @@ class Ledger:
             try:
                 return (await publish(message.subject, message.data, REQUEST_TIMEOUT_S, headers=message.headers)).seq
             except nats.js.errors.APIError as error:
+                if error.err_code == BEING_STORED:
+                    raise nats.errors.TimeoutError from error
                 if error.err_code != WRONG_LAST_SEQUENCE:
                     raise
                 return -standing_seq(error.description or "")
@@ -338,8 +343,12 @@ async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
     the limits that there is room for. An existing stream keeps its own settings. Raises UserError where there is too
     little room for any."""
     wanted = retention or Retention()
+    if wanted.num_replicas is None:
+        wanted = msgspec.structs.replace(wanted, num_replicas=link.num_replicas)
     configs = await made_to_fit(link, [_config(kind, most, wanted) for kind, most in _limits(wanted).items()])
-    return Ledger(link, frozenset(config["name"] for config in configs if config.get("num_replicas", 1) > 1))
+    names = [config["name"] for config in configs]
+    replicated = (c["name"] for c in configs if link.is_clustered or c.get("num_replicas", 1) > 1)  # or may be soon
+    return Ledger(link, names, frozenset(replicated))
 
 
 async def retain(link: Link, retention: Retention) -> None:
@@ -354,6 +363,26 @@ async def retain(link: Link, retention: Retention) -> None:
         window = min(config.get("duplicate_window", 0), max_age_ns)
         wanted.append({**config, "max_age": max_age_ns, "max_bytes": max_bytes, "duplicate_window": window})
     await fitted(link, wanted, standing)
+
+
+async def replicas_of(link: Link) -> int:
+    """How many servers hold each record of the ledger, or will."""
+    try:
+        found = (await jetstream.config_of(link, MEDIA)).get("num_replicas", 1)
+    except Refused:  # there is none yet
+        return link.num_replicas
+    return found if isinstance(found, int) else 1
+
+
+async def keep_replicas(link: Link, names: Iterable[str]) -> None:
+    """Have each of these JetStream streams held by as many servers as the ledger is, at least: a server that goes takes
+    with it what it alone holds."""
+    wanted = await replicas_of(link)
+    for name in names:
+        config = await jetstream.config_of(link, name)
+        if config.get("num_replicas", 1) < wanted:
+            await link.api(f"STREAM.UPDATE.{name}", {**config, "num_replicas": wanted})
+            log.warning("replicated", stream=name, num_replicas=wanted)
 
 
 def wanted_bytes(retention: Retention) -> int:

@@ -8,7 +8,7 @@ end. Nothing that NATS reports is swallowed: it is logged and counted.
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import anyio
 import msgspec
@@ -22,13 +22,19 @@ from streams.decoding import converted, from_json
 from streams.errors import LinkError, Malformed, UserError
 from streams.wire.client import Hearing, WatchedClient
 from streams.wire.guarding import guarded
+from streams.wire.identity import identity
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 REQUEST_TIMEOUT_S = 5.0
+FIRST_TIMEOUT_S = 1.0  # in a cluster: what went to a leader that has died is asked again as soon as there is a new one
+PING_S, PING_CLUSTER_S = 20, 2  # three pings without an answer and another server is tried
+MAX_SERVERS = 64
+CLUSTER_REPLICAS = 3
 SCHEMES = ("nats", "tls", "ws", "wss")
 FIRST_RETRY_S, MAX_RETRY_S = 0.05, 1.0
+MAX_ATTEMPT_S = 6.0  # more than a request's own timeout, which says more
 
 # What may pass if the same is asked again: the server is restarting, electing a leader or out of room.
 RETRIED = (
@@ -42,6 +48,7 @@ RETRIED = (
     nats.js.errors.TooManyStalledMsgsError,
     TimeoutError,
 )
+NO_PEERS = 10005  # too few servers at the moment, or too little room on them
 NO_ROOM = {10023, 10028, 10047, 10077}  # insufficient resources, memory or storage exceeded, maximum bytes exceeded
 
 
@@ -71,6 +78,9 @@ class Link:
         self.url = url
         self.patience_s = patience_s
         self.num_reconnects = 0
+        self.is_clustered = bool(client._server_info.get("cluster"))
+        self.first_timeout_s = FIRST_TIMEOUT_S if self.is_clustered else REQUEST_TIMEOUT_S
+        self.num_replicas = CLUSTER_REPLICAS if self.is_clustered else 1  # of what is made here, where nobody says
         self._reconnected: list[Callable[[], None]] = []
 
     @property
@@ -117,6 +127,8 @@ class Link:
             answer = from_json(reply.data, dict[str, Any])
             if (error := answer.get("error")) is not None:
                 said = converted(error, _ApiError)
+                if said.err_code == NO_PEERS:
+                    said.err_code = min(NO_ROOM) if "insufficient storage" in said.description else NO_PEERS
                 raise nats.js.errors.APIError.from_error(msgspec.structs.asdict(said))
             return answer
 
@@ -128,25 +140,26 @@ class Link:
     async def patiently(self, attempt: Callable[[], Awaitable[T]], what: str, final: Collection[int] = ()) -> T:
         """The result of `attempt`, tried again with backoff while the failure may pass. Raises Refused where the
         server said no, LinkError where it did not answer within `patience_s`."""
-        pause_s = FIRST_RETRY_S
+        pause_s, timeout_s = FIRST_RETRY_S, (self.first_timeout_s if self.is_clustered else MAX_ATTEMPT_S)
         deadline = anyio.current_time() + self.patience_s
         while True:
             try:
                 with anyio.CancelScope() as scope:
                     forget = self.on_reconnect(scope.cancel)  # the answer to what was asked before will not come
                     try:
-                        return await attempt()
+                        with anyio.fail_after(timeout_s):
+                            return await attempt()
                     finally:
                         forget()
                 continue
             except nats.js.errors.APIError as error:
                 code = error.err_code or 0
-                if code in final or (code not in NO_ROOM and not isinstance(error, RETRIED)):
+                if code in final or (code not in (*NO_ROOM, NO_PEERS) and not isinstance(error, RETRIED)):
                     raise Refused(f"{what}: {error.description}", code) from error
                 reason = error.description or "unavailable"
                 failure: Exception = error
             except RETRIED as error:
-                reason, failure = _one_line(error), error
+                reason, failure = (_one_line(error) if str(error) else "no answer in time"), error
             except (nats.errors.Error, OSError) as error:
                 raise LinkError(f"{what}: {_one_line(error)}") from error
             if trouble := self.trouble():
@@ -155,21 +168,23 @@ class Link:
                 raise LinkError(f"{what}: gave up after {self.patience_s:.0f} s: {reason}") from failure
             log.warning("nats_retry", what=what, reason=reason, pause_s=pause_s)
             await anyio.sleep(pause_s)
-            pause_s = min(2 * pause_s, MAX_RETRY_S)
+            pause_s, timeout_s = min(2 * pause_s, MAX_RETRY_S), min(2 * timeout_s, MAX_ATTEMPT_S)
 
 
 @asynccontextmanager
 async def connect(
     url: str, *, name: str = "penstock", patience_s: float = 60.0, trouble: Callable[[], str] = lambda: ""
 ) -> AsyncIterator[Link]:
-    """A link to the server at `url`. `trouble` says what is known to be wrong with the server, such as that its disk is
+    """A link to the server at `url`, or to any of several, separated by commas, which are one cluster: where one goes,
+    the next is tried. `trouble` says what is known to be wrong with the server, such as that its disk is
     full; as long as it says something, what is asked waits. Raises LinkError if it cannot be reached within 5 s,
     UserError for a bad URL.
 
     Where the server ends the connection for good, such as with somebody it no longer lets in, what is done with the
     link is canceled and LinkError raised: nobody goes on deaf."""
-    place = without_credentials(url)
-    await _reachable(url, place)
+    place, servers = without_credentials(url), servers_of(url)
+    key, tls = identity()
+    await _reachable(servers, place)
     link: Link | None = None
     closing = False
     refusal = ""
@@ -192,18 +207,25 @@ async def connect(
             link.note_reconnect()
 
     client = WatchedClient()
+    client._public_nkey = key.public if key is not None else None
+    user, password = _credentials(servers)
     try:
         with anyio.fail_after(REQUEST_TIMEOUT_S):
             await client.connect(
-                url,
+                servers,
                 name=name,
+                user=user if password is not None else None,
+                password=password,
+                token=user if password is None else None,
+                signature_cb=key.signed if key is not None else None,
+                tls=tls,
                 error_cb=on_error,
                 disconnected_cb=on_disconnect,
                 reconnected_cb=on_reconnect,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.2,  # type: ignore[arg-type]  # seconds; only ever slept on
                 connect_timeout=2,
-                ping_interval=20,
+                ping_interval=PING_S if len(servers) == 1 else PING_CLUSTER_S,
                 max_outstanding_pings=3,
                 pending_size=8 * 1024 * 1024,
                 skip_subject_validation=True,  # `streams.subjects` builds them of checked tokens
@@ -232,9 +254,27 @@ async def _watched(client: WatchedClient, place: str) -> None:
 
 
 def without_credentials(url: str) -> str:
-    """The URL as it may be shown and logged."""
-    scheme, host, port = _parts(url)
-    return f"{scheme}://{host}:{port}"
+    """The URL as it may be shown and logged; of several, all."""
+    return ",".join("{}://{}:{}".format(*_parts(each)) for each in servers_of(url))
+
+
+def servers_of(url: str) -> list[str]:
+    """The servers that are named, separated by commas. Raises UserError for what is no URL of one."""
+    servers = [each.strip() for each in url.split(",")]
+    if len(servers) > MAX_SERVERS:
+        raise UserError(f"{len(servers)} NATS servers: name at most {MAX_SERVERS}")
+    for each in servers:
+        _parts(each)
+    return servers
+
+
+def _credentials(servers: list[str]) -> tuple[str | None, str | None]:
+    """User and password, or token and None: servers that are found later are of the same cluster, and ask for the
+    same."""
+    for parts in map(urlsplit, servers):
+        if parts.username is not None:
+            return unquote(parts.username), None if parts.password is None else unquote(parts.password)
+    return None, None
 
 
 def _parts(url: str) -> tuple[str, str, int]:
@@ -247,18 +287,21 @@ def _parts(url: str) -> tuple[str, str, int]:
     raise UserError("that is not the URL of a NATS server: it should look like nats://host:4222")
 
 
-async def _reachable(url: str, place: str) -> None:
+async def _reachable(servers: list[str], place: str) -> None:
     """Raises LinkError, with the reason, where nothing listens: the client itself would only go on trying."""
-    _, host, port = _parts(url)
-    try:
-        with anyio.fail_after(REQUEST_TIMEOUT_S):
-            await (await anyio.connect_tcp(host, port)).aclose()
-    except TimeoutError:
-        reason = f"nothing within {REQUEST_TIMEOUT_S:.0f} s"
-    except OSError as error:
-        reason = _one_line(error.__cause__ or error)
-    else:
-        return
+    reason = f"nothing within {REQUEST_TIMEOUT_S:.0f} s"
+    with anyio.move_on_after(REQUEST_TIMEOUT_S):
+        for each in servers:
+            _, host, port = _parts(each)
+            try:
+                with anyio.fail_after(REQUEST_TIMEOUT_S / len(servers)):
+                    await (await anyio.connect_tcp(host, port)).aclose()
+            except TimeoutError:
+                continue
+            except OSError as error:
+                reason = _one_line(error.__cause__ or error)
+            else:
+                return
     raise LinkError(f"no NATS server answers at {place}: {reason}; start one or give --nats URL")
 
 

@@ -26,7 +26,6 @@ from streams.wire.ledger import (
     headers_for,
     standing_seq,
 )
-from streams.wire.link import REQUEST_TIMEOUT_S
 from streams.wire.publisher import decode_ack
 
 log = structlog.get_logger(__name__)
@@ -166,7 +165,7 @@ class Outbox:
     async def _sweep(self) -> None:
         """What had no word for a whole timeout is put again."""
         while True:
-            await anyio.sleep(REQUEST_TIMEOUT_S)
+            await anyio.sleep(self._ledger.link.first_timeout_s)
             for number, open in list(self._sent.items()):
                 if open.is_old:
                     self._again(number)

@@ -27,6 +27,7 @@ from streams.wire.link import Link, Refused
 log = structlog.get_logger(__name__)
 
 EXPIRES_S = 5.0
+HEARTBEAT_S = 1.0  # in a cluster
 STARTS_ELSEWHERE = {10012, 10148}  # made by another in the meantime, or with another starting point
 INACTIVE_S = 3600.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
 
@@ -112,14 +113,17 @@ class Pull:
                 await self._create()
             if room > self._credit:
                 await self._ask(room - self._credit)
-            with anyio.move_on_after(EXPIRES_S + 2) as silence:
+            with anyio.move_on_after(2.5 * HEARTBEAT_S if self._link.is_clustered else EXPIRES_S + 2) as silence:
                 await self._news.wait()
             if silence.cancelled_caught:  # not even a word that our request expired
                 self._on_doubt()
         return [self._arrived.popleft() for _ in range(min(room, len(self._arrived)))]
 
     async def _ask(self, num: int) -> None:
-        request = msgspec.json.encode({"batch": num, "expires": int(EXPIRES_S * 1e9)})
+        wanted = {"batch": num, "expires": int(EXPIRES_S * 1e9)}
+        if self._link.is_clustered:  # a leader that has died says nothing
+            wanted["idle_heartbeat"] = int(HEARTBEAT_S * 1e9)
+        request = msgspec.json.encode(wanted)
         self._credit += num
         try:
             await self._link.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}", request, self._inbox)

@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 MIN_ROOM_BYTES = 256 * 1024**2  # less holds some seconds of video only
 MAKING, MAKING_S = "PENSTOCK_MAKING", 10.0
 STEP = (3, 4)
+TOLD_S = 0.5  # in a cluster: until whoever places streams has heard what was given back
 FOR_LIMITS = (15, 16)  # of what fits; the rest is for the buckets
 
 
@@ -150,6 +151,8 @@ async def fitted(
     total = sum(sizes.values())
     for bytes_ in attempts(total, left):
         if not await fit.reach(shared_out(sizes, bytes_)):
+            if link.is_clustered:
+                await anyio.sleep(TOLD_S)
             continue
         if bytes_ < total:
             spared = max(MIN_ROOM_BYTES, bytes_ * FOR_LIMITS[0] // FOR_LIMITS[1]) if left is None else bytes_

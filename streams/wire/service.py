@@ -4,6 +4,12 @@ list` and any client in any language finds it, sees its figures and can ask it.
 Delivery guarantee: at most once. A request that is taken is answered: with the reply, or with an error in the headers
 `Nats-Service-Error-Code` and `Nats-Service-Error`. Whoever gets no answer in time does not know whether it was done.
 
+NATS gives each request to one of those who serve it, also to one that is frozen or whose network is gone. So `ask`
+(`streams.wire.asking`) asks with a header `Penstock-Offer`: who gets that request offers to do it, and does it when the
+offer is accepted, which it is once; while it is being done, something is heard of it every BEAT_S. What nobody offers,
+and what nothing is heard of any more, is asked again, of whoever gets it then. A node that thaws offers in vain. Only
+where a node went down, or was cut off, in the middle of it may a request be done twice: what must not be carries a key.
+
 | code | what | raised by `ask` as |
 |---|---|---|
 | 400 | the request is wrong | UserError |
@@ -31,16 +37,20 @@ from nats.aio.subscription import Subscription
 
 from streams.errors import LinkError, PenstockError, Transient, UserError
 from streams.subjects import token
-from streams.wire.ledger import HEADROOM_BYTES, TRACEPARENT, traceparent_of
+from streams.wire.ledger import traceparent_of
 from streams.wire.link import REQUEST_TIMEOUT_S, Link
 
 log = structlog.get_logger(__name__)
 
+ACCEPTED, DECLINED = b"+", b"-"
 CODE, ERROR = "Nats-Service-Error-Code", "Nats-Service-Error"
 WRONG, TOO_LARGE, FAILED, NOT_NOW = "400", "413", "500", "503"
 ENDING = "the service is ending: try again"
 MAX_LINE = 1000  # characters of an error: headers are bounded
 MAX_IN_FLIGHT = 64  # requests to one endpoint, unless told otherwise
+OFFER, BEAT = "Penstock-Offer", "Penstock-Beat"
+OFFERED_S = 2.0  # how long an offer stands
+BEAT_S = 1.0
 FINISH_S = 5.0  # what is under way at the end has this long
 LEAVE_S = 2.0
 TYPE = "io.nats.micro.v1"
@@ -119,7 +129,7 @@ class Service:
                 for subscription in self._requests:
                     await subscription._pending_queue.join()
             except (nats.errors.Error, OSError) as error:
-                log.warning("requests_left", service=self.name, error=_line(error))
+                log.warning("requests_left", service=self.name, error=one_line(error))
         with anyio.CancelScope(shield=True):
             for subscription in self._requests + self._discovery:
                 with suppress(nats.errors.Error):  # the connection is closed
@@ -140,7 +150,7 @@ class Service:
         try:
             return await self._link.client.subscribe(subject, queue=queue, cb=on_message)
         except (nats.errors.Error, OSError) as error:
-            raise LinkError(f"cannot serve {subject}: {_line(error)}") from error
+            raise LinkError(f"cannot serve {subject}: {one_line(error)}") from error
 
     # --- requests ------------------------------------------------------------------------------------------
 
@@ -156,9 +166,17 @@ class Service:
 
     async def _handle(self, name: str, message: Msg) -> None:
         stats, began_ns = self._stats[name], time.perf_counter_ns()
-        outcome: bytes | _Refusal = _Refusal(NOT_NOW, ENDING)
+        outcome: bytes | _Refusal | None = _Refusal(NOT_NOW, ENDING)
         try:
-            outcome = await self._outcome(name, message)
+            if OFFER not in (message.headers or {}):
+                outcome = await self._outcome(name, message)
+            elif not await self._is_accepted(message):
+                outcome = None
+            else:
+                async with anyio.create_task_group() as beside:
+                    beside.start_soon(self._beat, message)
+                    outcome = await self._outcome(name, message)
+                    beside.cancel_scope.cancel()
         finally:  # whoever is canceled says so
             self._in_flight[name] -= 1
             self._idle.set()
@@ -166,20 +184,34 @@ class Service:
             with anyio.move_on_after(LEAVE_S, shield=True):
                 if isinstance(outcome, _Refusal):
                     await self._refuse(message, stats, outcome)
-                else:
+                elif outcome is not None:
                     await self._reply(message, outcome)
+
+    async def _is_accepted(self, message: Msg) -> bool:
+        """Whether who asked wants it from us, and still."""
+        try:
+            said = await self._link.client.request(message.reply, timeout=OFFERED_S, headers={OFFER: self.id})
+        except (nats.errors.Error, OSError, TimeoutError):
+            return False
+        return bool(said.data == ACCEPTED)
+
+    async def _beat(self, message: Msg) -> None:
+        while True:
+            await anyio.sleep(BEAT_S)
+            await self._reply(message, b"", {BEAT: self.id})
 
     async def _outcome(self, name: str, message: Msg) -> bytes | _Refusal:
         headers = message.headers or {}
-        request = Request(message.subject, message.data, headers, traceparent_of(headers))
+        asked = {name: value for name, value in headers.items() if name != OFFER}
+        request = Request(message.subject, message.data, asked, traceparent_of(headers))
         try:
             reply = await self._endpoints[name].handler(request)
         except UserError as error:
-            return _Refusal(WRONG, _line(error))
+            return _Refusal(WRONG, one_line(error))
         except (Transient, LinkError) as error:
-            return _Refusal(NOT_NOW, _line(error))
+            return _Refusal(NOT_NOW, one_line(error))
         except PenstockError as error:
-            return _Refusal(FAILED, _line(error))
+            return _Refusal(FAILED, one_line(error))
         except Exception as error:  # its text may hold what is nobody's business
             log.error("request_failed", service=self.name, endpoint=name, subject=message.subject, exc_info=error)
             return _Refusal(FAILED, "internal error: the log of the node that serves this has it")
@@ -199,7 +231,7 @@ class Service:
         try:
             await self._link.client.publish(message.reply, data, headers=headers)
         except (nats.errors.Error, OSError) as error:
-            log.warning("not_answered", service=self.name, subject=message.subject, error=_line(error))
+            log.warning("not_answered", service=self.name, subject=message.subject, error=one_line(error))
 
     # --- discovery -----------------------------------------------------------------------------------------
 
@@ -264,35 +296,6 @@ async def serve(
         raise failure
 
 
-async def ask(link: Link, subject: str, payload: bytes, *, timeout_s: float, traceparent: str = "") -> bytes:
-    """Ask whoever serves a subject; the reply. It is asked once. Raises UserError where the request is wrong,
-    Transient where it cannot be answered now, LinkError where nobody serves it or answers within `timeout_s`,
-    PenstockError where answering failed."""
-    max_bytes = link.max_payload_bytes - HEADROOM_BYTES
-    if len(payload) > max_bytes:
-        raise UserError(f"{subject}: a request of {len(payload)} bytes; NATS carries {max_bytes} here")
-    headers = {TRACEPARENT: traceparent} if traceparent else None
-    try:
-        with anyio.fail_after(timeout_s):
-            reply = await link.client.request(subject, payload, timeout=timeout_s, headers=headers)
-    except nats.errors.NoRespondersError as error:
-        raise LinkError(f"nobody serves {subject}: start `penstock serve`") from error
-    except (TimeoutError, nats.errors.TimeoutError) as error:
-        raise LinkError(f"{subject}: no answer within {timeout_s:g} s") from error
-    except (nats.errors.Error, OSError) as error:
-        raise LinkError(f"cannot ask {subject}: {_line(error)}") from error
-    said = reply.headers or {}
-    if CODE not in said and ERROR not in said:
-        return reply.data
-    line = said.get(ERROR) or f"{subject}: refused with code {said.get(CODE)}"
-    match said.get(CODE):
-        case "400":
-            raise UserError(line)
-        case "503":
-            raise Transient(line)
-    raise PenstockError(line)
-
-
 def _check(name: str, version: str, endpoints: Mapping[str, Endpoint]) -> None:
     token(name)
     if not _VERSION.fullmatch(version):
@@ -304,5 +307,5 @@ def _check(name: str, version: str, endpoints: Mapping[str, Endpoint]) -> None:
             raise UserError(f"service {name}: endpoint {each}: {endpoint.subject!r} is no subject to serve")
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:MAX_LINE] or type(error).__name__

@@ -272,7 +272,7 @@ async def test_a_read_that_nobody_answers_is_tried_again_and_then_given_up(nats_
     async with connect(nats_url, patience_s=0.3) as link:
         await open_ledger(link)
         await link.api("STREAM.DELETE.PENSTOCK_MEDIA")
-        ledger = Ledger(link, frozenset())
+        ledger = Ledger(link, (), frozenset())
         with pytest.raises(LinkError, match="gave up after"):
             await ledger.get(media(0))
         with pytest.raises(LinkError, match="gave up after"):

@@ -111,7 +111,7 @@ async def test_what_cannot_be_stored_is_said(nats_url: str, eventually: Eventual
 async def test_a_server_that_is_killed_loses_nothing_and_says_nothing_twice(
     tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("link", "ledger", "outbox"):
+    for module in ("link", "ledger"):
         monkeypatch.setattr(f"streams.wire.{module}.REQUEST_TIMEOUT_S", 0.5)
     num = 400
     async with embedded(tmp_path) as url, connect(url) as link:

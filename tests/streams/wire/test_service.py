@@ -3,11 +3,13 @@
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import msgspec
+import nats.errors
 import pytest
 import structlog
 from conftest import Eventually
@@ -15,10 +17,12 @@ from nats.aio.msg import Msg
 from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 
 from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
+from streams.wire import asking as asking_module
 from streams.wire import service as service_module
+from streams.wire.asking import ask
 from streams.wire.link import Link, connect
 from streams.wire.server import embedded
-from streams.wire.service import Endpoint, Request, ask, serve
+from streams.wire.service import Endpoint, Request, serve
 from streams.wire.store import status
 
 pytestmark = pytest.mark.anyio
@@ -514,3 +518,99 @@ async def test_what_cannot_be_served_is_refused(
     with pytest.raises(UserError):
         async with serve(link, name, version, endpoints):
             pytest.fail("it serves")
+
+
+# --- whoever serves it is frozen, or goes down ---------------------------------------------------------------------
+
+
+async def test_requests_go_round_one_who_is_frozen_and_who_thaws_does_nothing(link: Link, client: Link) -> None:
+    frozen: list[Msg] = []
+    done: list[bytes] = []
+
+    async def keep(message: Msg) -> None:
+        frozen.append(message)
+
+    async def note(request: Request) -> bytes:
+        done.append(request.data)
+        return request.data
+
+    subscription = await link.client.subscribe("t.x", queue="q", cb=keep)
+    async with serve(link, "test", "1.0.0", endpoint(note)), anyio.create_task_group() as tasks:
+        for number in range(32):
+            tasks.start_soon(partial(ask, client, "t.x", b"%d" % number, timeout_s=30))
+    assert sorted(done, key=int) == [b"%d" % number for number in range(32)]
+    assert frozen
+    for message in frozen:  # it thaws
+        with pytest.raises(nats.errors.NoRespondersError):
+            await link.client.request(message.reply, timeout=15, headers={service_module.OFFER: "frozen"})
+    await subscription.unsubscribe()
+
+
+async def test_who_thaws_while_another_does_it_is_declined(link: Link, client: Link, eventually: Eventually) -> None:
+    first: list[Msg] = []
+    gate = Gate()
+
+    async def keep(message: Msg) -> None:
+        first.append(message)
+
+    subscription = await link.client.subscribe("t.x", cb=keep)
+    await link.client.flush()
+    answers: list[bytes] = []
+
+    async def asking() -> None:
+        answers.append(await ask(client, "t.x", b"?", timeout_s=30))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(asking)
+        await eventually(lambda: first)
+        await subscription.unsubscribe()
+        async with serve(link, "test", "1.0.0", endpoint(gate)):
+            await eventually(lambda: gate.num_waiting)
+            said = await link.client.request(first[0].reply, timeout=15, headers={service_module.OFFER: "late"})
+            assert said.data == service_module.DECLINED
+            gate.may_pass.set()
+            await eventually(lambda: answers)
+    assert answers == [b"?"]
+
+
+async def test_what_nothing_is_heard_of_is_asked_again(
+    link: Link, client: Link, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(asking_module, "UNHEARD_S", 0.3)
+    accepted = anyio.Event()
+
+    async def take(message: Msg) -> None:
+        said = await link.client.request(message.reply, timeout=15, headers={service_module.OFFER: "mortal"})
+        assert said.data == service_module.ACCEPTED
+        accepted.set()
+
+    subscription = await link.client.subscribe("t.x", cb=take)
+    await link.client.flush()
+    answers: list[bytes] = []
+
+    async def asking() -> None:
+        answers.append(await ask(client, "t.x", b"?", timeout_s=30))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(asking)
+        await accepted.wait()
+        await subscription.unsubscribe()
+        async with serve(link, "test", "1.0.0", endpoint(echo)):
+            await eventually(lambda: answers)
+    assert answers == [b"t.x ?"]
+
+
+async def test_what_takes_long_is_heard_of(link: Link, client: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking_module, "UNHEARD_S", 0.5)
+    monkeypatch.setattr(service_module, "BEAT_S", 0.02)
+    num_begun = 0
+
+    async def slowly(request: Request) -> bytes:
+        nonlocal num_begun
+        num_begun += 1
+        await anyio.sleep(2.0)
+        return b"done"
+
+    async with serve(link, "test", "1.0.0", endpoint(slowly)):
+        assert await ask(client, "t.x", b"", timeout_s=30) == b"done"
+    assert num_begun == 1
