@@ -1,15 +1,15 @@
 """A cluster of real nats-servers in a folder, each of which can be killed, frozen and started again."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+from hosts import Host
 
 from streams.errors import LinkError
 from streams.wire.link import Link, connect
@@ -17,7 +17,7 @@ from streams.wire.server import nats_server_version
 
 CONFIGURATION = """\
 server_name: n{number}
-host: "127.0.0.1"
+host: "{address}"
 port: {port}
 authorization {{ token: "{token}" }}
 max_payload: 8MB
@@ -25,25 +25,28 @@ ping_interval: "5s"
 ping_max: 2
 log_file: "{folder}/log"
 jetstream {{ store_dir: "{folder}/store", max_file_store: 2GB }}
-cluster {{ name: c, host: "127.0.0.1", port: {route}, no_advertise: true, routes: [{routes}] }}
+cluster {{ name: c, host: "{address}", port: {route}, no_advertise: true, routes: [{routes}] }}
 """
 TOKEN = "of-the-cluster"
 
 
 class Cluster:
-    """`num` servers that listen on 127.0.0.1."""
+    """`num` servers that listen on 127.0.0.1, or each on a host of its own."""
 
-    def __init__(self, folder: Path, num: int = 3) -> None:
+    def __init__(self, folder: Path, num: int = 3, hosts: Sequence[Host] = ()) -> None:
         self._binary = nats_server_version()[0]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._hosts = hosts
+        self._addresses = [host.address for host in hosts] or ["127.0.0.1"] * num
         ports = free_ports(2 * num)
         self.ports, routes = ports[:num], ports[num:]
         self.folders = [folder / f"n{number}" for number in range(num)]
         for number in range(num):
-            self.folders[number].mkdir(parents=True)
-            others = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
+            self.folders[number].mkdir(parents=True, exist_ok=True)
+            others = ", ".join(f'"nats://{at}:{port}"' for at, port in zip(self._addresses, routes, strict=True))
             text = CONFIGURATION.format(
                 number=number,
+                address=self._addresses[number],
                 port=self.ports[number],
                 token=TOKEN,
                 folder=self.folders[number],
@@ -55,15 +58,16 @@ class Cluster:
 
     @property
     def urls(self) -> list[str]:
-        return [f"nats://{TOKEN}@127.0.0.1:{port}" for port in self.ports]
+        return [f"nats://{TOKEN}@{at}:{port}" for at, port in zip(self._addresses, self.ports, strict=True)]
 
     @property
     def url(self) -> str:
         return ",".join(self.urls)
 
     def start(self, number: int) -> None:
+        command = [self._binary, "-c", self.folders[number] / "conf"]
         self._processes[number] = subprocess.Popen(
-            [self._binary, "-c", self.folders[number] / "conf"],
+            self._hosts[number].command(command) if self._hosts else command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             preexec_fn=os.setpgrp,
@@ -100,11 +104,12 @@ class Cluster:
             replicas = cluster.get("replicas", ())
             if not cluster.get("leader") or any(not each.get("current") or each.get("offline") for each in replicas):
                 return False
-        return all(self._process_is_up(port) for port in self.ports)
+        return all(map(self._listens, self._addresses, self.ports))
 
-    def _process_is_up(self, port: int) -> bool:
+    def _listens(self, address: str, port: int) -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
+            probe.settimeout(1.0)
+            return probe.connect_ex((address, port)) == 0
 
     def close(self) -> None:
         for number in list(self._processes):
@@ -112,13 +117,12 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(folder: Path, num: int = 3) -> Iterator[Cluster]:
-    cluster = Cluster(folder, num)
+def running_cluster(folder: Path, num: int = 3, hosts: Sequence[Host] = ()) -> Iterator[Cluster]:
+    cluster = Cluster(folder, num, hosts)
     try:
         yield cluster
     finally:
         cluster.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_ports(num: int) -> list[int]:

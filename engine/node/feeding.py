@@ -2,7 +2,8 @@
 
 Delivery guarantee: a stream has one feeder at a time. Whoever feeds next goes on where the last one stopped, in number
 and in media time. Of a source that goes on while nobody listens (a camera), the time away is a gap; one that stays as
-it is (a file) is read again from its beginning, and what is stored already is refused by the ledger.
+it is (a file) is read again from its beginning, and what is stored already is refused by the ledger. A recording that
+is played, as slowly as it was taken, is passed over up to where it stands, and plays on from there.
 """
 
 import threading
@@ -57,6 +58,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     goes_on: bool
     waits: bool
     is_named: bool = False
+    is_played: bool = False  # from where the stream stands
 
 
 def policy_for(url: str) -> Policy:
@@ -76,25 +78,29 @@ def source_of(spec: StreamSpec, url: str, through: Through | None = None) -> Sou
             url,
             spec.name,
             target_s=spec.segment_s,
-            first_index=resume.next_index,
-            start_ns=resume.start_ns,
+            first_index=0 if is_played else resume.next_index,
+            start_ns=0 if is_played else resume.start_ns,
             live=live,
             transcode_gop_s=spec.gop_s,
             stop=stop,
             through=through,
         )
-        return played(records, stop) if is_played else records
+        return played(records, stop, resume.next_index) if is_played else records
 
-    goes_on = live or is_played or kind == "stdin"
-    return Source(read=read_on, goes_on=goes_on, waits=not live and spec.policy == "durable")
+    goes_on = live or kind == "stdin"
+    return Source(read=read_on, goes_on=goes_on, waits=not live and spec.policy == "durable", is_played=is_played)
 
 
-def played(records: Iterator[MediaMessage], stop: threading.Event) -> Iterator[MediaMessage]:
-    """A recording as it plays: each segment when its last moment has come, with the time at which its first one had."""
+def played(records: Iterator[MediaMessage], stop: threading.Event, first_index: int = 0) -> Iterator[MediaMessage]:
+    """A recording as it plays, from a segment on: each when its last moment has come, with the time at which its first
+    one had."""
     began_ns = time.time_ns()
     origin_ns: int | None = None
     for record in records:
         if isinstance(record, Segment):
+            if record.index < first_index:
+                began_ns = time.time_ns()
+                continue
             origin_ns = record.start_ns if origin_ns is None else origin_ns
             captured_ns = began_ns + record.start_ns - origin_ns
             if stop.wait(max(0, captured_ns + record.duration_ns - time.time_ns()) / 1e9):
@@ -161,7 +167,7 @@ async def feed(
             if source.goes_on:
                 records = _after_the_time_away(spec.name, source, resume, stop)
             else:
-                records = source.read(Resume(), stop)
+                records = source.read(resume if source.is_played else Resume(), stop)
             store = partial(
                 ingest,
                 ledger,
@@ -169,7 +175,7 @@ async def feed(
                 records,
                 traces,
                 parent=parent,
-                alone=source.goes_on,
+                alone=source.goes_on or source.is_played,
                 max_lag_s=spec.max_lag_s if spec.policy == "live" else 0.0,
                 on_record=on_record,
             )

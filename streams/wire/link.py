@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 REQUEST_TIMEOUT_S = 5.0
 FIRST_TIMEOUT_S = 1.0  # in a cluster: what went to a leader that has died is asked again as soon as there is a new one
-PING_S, PING_CLUSTER_S = 20, 2  # three pings without an answer and another server is tried
+PING_S, PING_CLUSTER_S = 20, 1  # three pings without an answer and another server is tried
 MAX_SERVERS = 64
 CLUSTER_REPLICAS = 3
 SCHEMES = ("nats", "tls", "ws", "wss")

@@ -132,6 +132,34 @@ async def test_who_takes_over_a_camera_goes_on_behind_a_gap(
     assert (await where_it_stands(ledger, "s")).next_index == 6
 
 
+async def test_who_takes_over_a_recording_that_is_played_plays_on_from_where_it_stands(
+    ledger: Ledger, registry: Registry, tmp_path: Path
+) -> None:
+    clip = first_seconds(tmp_path / "clip.mp4", 6.0)
+    spec = msgspec.structs.replace(SPEC, policy="live", segment_s=1.0)
+    seen: list[str] = []
+    scope = anyio.CancelScope()
+
+    async def feed_as(name: str) -> None:
+        def note(record: Segment | Gap) -> None:
+            seen.append(name)
+            if len(seen) == 2:
+                scope.cancel()
+
+        await feed(registry, ledger, spec, source_of(spec, str(clip)), name, TRACES, on_record=note)
+
+    with scope:
+        await feed_as("a")
+    await feed_as("b")
+    expected = list(segments(str(clip), stream="s", target_s=1.0))
+    records = await stored(ledger)
+    assert [msgspec.structs.replace(r, captured_ns=0) if isinstance(r, Segment) else r for r in records] == expected
+    assert seen[:2] == ["a", "a"]
+    assert set(seen[2:]) == {"b"}
+    captured = [record.captured_ns for record in records if isinstance(record, Segment)]
+    assert captured == sorted(captured)
+
+
 def transport_stream(clip: Path, to: Path) -> bytes:
     """The clip as MPEG-TS, which can be cut anywhere."""
     import av
