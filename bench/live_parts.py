@@ -296,7 +296,7 @@ class Feeder:
             now_ns, due_ns = time.time_ns(), record.captured_ns + record.duration_ns
             self.report.puts.append(Put(name, record.index, due_ns, due_ns, now_ns))
 
-        def read(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
+        def read(resume: Resume, stop: threading.Event, tell: object) -> Iterator[MediaMessage]:
             return played(clip_again_and_again(name, self.order.segment_s, stop), stop)
 
         await anyio.sleep(phase)
@@ -316,7 +316,7 @@ class Feeder:
             self.report.longest_hold_s = max(self.report.longest_hold_s, now_s - last_s)
             last_s = now_s
 
-        def read(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
+        def read(resume: Resume, stop: threading.Event, tell: object) -> Iterator[MediaMessage]:
             index = 0
             while time.time_ns() < self._ends_ns and not stop.is_set():
                 yield toy_segment(name, index, 0, self.length_ns)

@@ -25,6 +25,7 @@ import msgspec
 from engine.decide.answer import Answer
 from engine.decide.redundancy.findings import Redundancy
 from engine.decide.redundancy.report import find_redundancy
+from engine.decide.watching import SourceState
 from engine.node.costs import measured_costs
 from engine.node.endpoints import Declare, Filter, Nothing, OfStream
 from engine.node.feeding import feed, policy_for, source_of, treated
@@ -227,6 +228,7 @@ class Client:
         max_lag_s: float | None = None,
         gop_s: float | None = None,
         on_record: Callable[[Segment | Gap], None] = lambda record: None,
+        on_state: Callable[[SourceState], None] = lambda state: None,
     ) -> EndOfStream | None:
         """Read a source here and bring it to a stream; its end, or None where it stopped without one. What is not given
         of how the stream is treated is as it stands; of a new one, a source that goes on while nobody listens is live,
@@ -238,7 +240,8 @@ class Client:
         await self._registry.declare(spec)
         holder = new_id("c")
         try:
-            return await feed(self._registry, self._ledger, spec, source, holder, self._traces, on_record=on_record)
+            parts = (self._registry, self._ledger, spec, source, holder, self._traces)
+            return await feed(*parts, on_record=on_record, on_state=on_state)
         except UserError:
             if standing is None and await self._ledger.get(subjects.media_of(stream)) is None:
                 await self._registry.forget_stream(stream)  # nothing ever came of it

@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 
 from engine.decide.answer import Answer
-from engine.node.feeding import Resume, Source
+from engine.node.feeding import Resume, Source, Tell
 from engine.node.progress import Progress
 from engine.node.whole_file import answers_about
 from engine.node.worker_processes import node
@@ -152,7 +152,7 @@ async def _opened(link: Link) -> tuple[Ledger, Registry]:
 def _source(path: Path, stream: str, segment_s: float) -> Source:
     """The file, from its beginning each time it is read."""
 
-    def read(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
+    def read(resume: Resume, stop: threading.Event, tell: Tell) -> Iterator[MediaMessage]:
         return segments(str(path), stream=stream, target_s=segment_s)
 
     return Source(read=read, goes_on=False, waits=True, is_named=True)

@@ -99,6 +99,11 @@ def signals(worker: str) -> str:
     return f"{PREFIX}.signals.{worker}"
 
 
+def event(stream: str) -> str:
+    """What a stream's source is doing, as it changes."""
+    return f"{PREFIX}.events.{token(stream) if stream != '*' else '*'}"
+
+
 def ingest(stream: str) -> str:
     """Media bytes from any client; "*" for every stream."""
     return f"{PREFIX}.ingest.{stream}"

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
+from typing import Any
 
 from streams.media.probe import open_decoder, time_ns, to_decoder
 from streams.media.sources import SourceSettings, read
@@ -54,9 +55,10 @@ class Reading:
 
 
 @contextmanager
-def reading(url: str, target_s: float = 0.5, settings: SourceSettings = QUICK) -> Iterator[Reading]:
+def reading(url: str, target_s: float = 0.5, settings: SourceSettings = QUICK, **more: Any) -> Iterator[Reading]:
     stop = threading.Event()
-    one = Reading(read(url, "s", live=True, stop=stop, target_s=target_s, settings=settings, random=Random(1)), stop)
+    records = read(url, "s", live=True, stop=stop, target_s=target_s, settings=settings, random=Random(1), **more)
+    one = Reading(records, stop)
     try:
         yield one
     finally:

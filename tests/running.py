@@ -48,7 +48,7 @@ async def workers(ledger: Ledger, catalogue: Catalogue, num: int = 1) -> AsyncIt
 
 def whole(read: Callable[[], Iterator[MediaMessage]]) -> Source:
     """A source that is read from its beginning each time."""
-    return Source(read=lambda resume, stop: read(), goes_on=False, waits=True, is_named=True)
+    return Source(read=lambda resume, stop, tell: read(), goes_on=False, waits=True, is_named=True)
 
 
 async def answered(

@@ -14,15 +14,17 @@ from functools import partial
 import msgspec
 import structlog
 
+from engine.decide.watching import Told
 from engine.node.answering import stored_end
 from engine.node.ingest import ingest
 from engine.node.room import held_back
+from engine.node.watching import OnState, Watching
 from engine.run.registry import LEASE_TTL_S, Registry
 from engine.run.telemetry import Telemetry
 from engine.spec.stream import Policy, StreamSpec, checked
 from engine.spec.workflow import MEDIA
 from streams import subjects
-from streams.errors import UserError
+from streams.errors import UserError, first_error
 from streams.media.addresses import kind_of
 from streams.media.formats import Kind
 from streams.media.sources import Through, read
@@ -32,6 +34,8 @@ from streams.wire.ledger import Ledger
 
 log = structlog.get_logger(__name__)
 
+MIN_SILENCE_S = 5.0  # a camera's clock and network may falter for as long
+SILENCE_S: dict[Kind, float] = {"hls": 30.0}  # what comes in pieces of many seconds
 LIVE: frozenset[Kind] = frozenset({"rtsp", "rtmp", "srt", "udp", "device"})
 LIVE_OR_NOT: frozenset[Kind] = frozenset({"http", "hls"})  # as the stream's policy has it
 
@@ -48,13 +52,16 @@ def lease_of(stream: str) -> str:
     return f"feed.{stream}"
 
 
+Tell = Callable[[Told, str], None]  # how a source does, and why
+
+
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """What feeds a stream. One that `goes_on` cannot be read again from its beginning; one that `waits` can be held
     back. Where the stream is named after what is in the source (`is_named`), what of it has fallen out of retention is
     stored again, behind its end as well.
     """
 
-    read: Callable[[Resume, threading.Event], Iterator[MediaMessage]]
+    read: Callable[[Resume, threading.Event, Tell], Iterator[MediaMessage]]
     goes_on: bool
     waits: bool
     is_named: bool = False
@@ -73,7 +80,7 @@ def source_of(spec: StreamSpec, url: str, through: Through | None = None) -> Sou
     live = kind in LIVE or (kind in LIVE_OR_NOT and spec.policy == "live")
     is_played = not live and spec.policy == "live"
 
-    def read_on(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
+    def read_on(resume: Resume, stop: threading.Event, tell: Tell) -> Iterator[MediaMessage]:
         records = read(
             url,
             spec.name,
@@ -84,6 +91,8 @@ def source_of(spec: StreamSpec, url: str, through: Through | None = None) -> Sou
             transcode_gop_s=spec.gop_s,
             stop=stop,
             through=through,
+            on_state=tell,
+            silence_s=max(spec.max_lag_s, SILENCE_S.get(kind, MIN_SILENCE_S)),
         )
         return played(records, stop, resume.next_index) if is_played else records
 
@@ -150,6 +159,7 @@ async def feed(
     parent: str = "",
     on_record: Callable[[Segment | Gap], None] = lambda record: None,
     on_held: Callable[[threading.Event], None] = lambda stop: None,
+    on_state: OnState = lambda state: None,
 ) -> EndOfStream | None:
     """Feed a stream until its source ends, once nobody else does; None where the source stopped without an end.
     `on_held` is called each time reading begins because the lease is ours, with what stops it. Raises UserError for a
@@ -158,16 +168,25 @@ async def feed(
 
     async def body() -> None:
         stop = threading.Event()
+        watching = Watching(registry, spec, holder, source.goes_on or source.is_played, on_state)
+
+        def note(record: Segment | Gap) -> None:
+            if isinstance(record, Segment):
+                watching.note()
+            on_record(record)
+
+        is_read = False
         try:
             if source.is_named and (end := await complete_end(ledger, spec.name)) is not None:
                 outcome.append(end)
                 return
             resume = Resume() if source.is_named else await where_it_stands(ledger, spec.name)
             on_held(stop)
+            is_read = True
             if source.goes_on:
-                records = _after_the_time_away(spec.name, source, resume, stop)
+                records = _after_the_time_away(spec.name, source, resume, stop, watching.tell)
             else:
-                records = source.read(resume if source.is_played else Resume(), stop)
+                records = source.read(resume if source.is_played else Resume(), stop, watching.tell)
             store = partial(
                 ingest,
                 ledger,
@@ -177,16 +196,22 @@ async def feed(
                 parent=parent,
                 alone=source.goes_on or source.is_played,
                 max_lag_s=spec.max_lag_s if spec.policy == "live" else 0.0,
-                on_record=on_record,
+                on_record=note,
             )
-            if source.waits:
-                since = await _first_kept(ledger, spec.name) if source.goes_on else 0
-                async with held_back(registry, ledger, spec.name, since) as room:
-                    outcome.append(await store(room=room))
-            else:
-                outcome.append(await store())
-        except UserError as error:
-            outcome.append(error)
+            async with watching.running():
+                if source.waits:
+                    since = await _first_kept(ledger, spec.name) if source.goes_on else 0
+                    async with held_back(registry, ledger, spec.name, since) as room:
+                        outcome.append(await store(room=room))
+                else:
+                    outcome.append(await store())
+        except (UserError, ExceptionGroup) as error:
+            cause = first_error(error)
+            if not isinstance(cause, UserError):
+                raise
+            if is_read:
+                await watching.failed(str(cause))
+            outcome.append(cause)
         finally:
             stop.set()
 
@@ -205,7 +230,9 @@ async def _first_kept(ledger: Ledger, stream: str) -> int:
     return 0 if key is None else key.first
 
 
-def _after_the_time_away(stream: str, source: Source, resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
+def _after_the_time_away(
+    stream: str, source: Source, resume: Resume, stop: threading.Event, tell: Tell
+) -> Iterator[MediaMessage]:
     """A source that went on meanwhile: first the gap, then what it gives now."""
     if resume.next_index:
         away_ns = max(0, time.time_ns() - resume.stored_ns)
@@ -213,7 +240,7 @@ def _after_the_time_away(stream: str, source: Source, resume: Resume, stop: thre
         at = resume.next_index
         yield Gap(stage=MEDIA, stream=stream, first=at, last=at, cause="source_lost", detail=detail)
         resume = Resume(next_index=at + 1, start_ns=resume.start_ns + away_ns)
-    yield from source.read(resume, stop)
+    yield from source.read(resume, stop, tell)
 
 
 def treated(

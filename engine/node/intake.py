@@ -23,7 +23,7 @@ import anyio.abc
 import msgspec
 import structlog
 
-from engine.node.feeding import Resume, Source, feed, lease_of
+from engine.node.feeding import Resume, Source, Tell, feed, lease_of
 from engine.run import conventions as names
 from engine.run.registry import Registry
 from engine.run.telemetry import Telemetry
@@ -182,7 +182,7 @@ class Intake:
             sender.stop = stop
             sender.is_ours.set()
 
-        def read_on(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
+        def read_on(resume: Resume, stop: threading.Event, tell: Tell) -> Iterator[MediaMessage]:
             return read_bytes(
                 sender.pipe,
                 spec.name,

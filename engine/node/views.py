@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from engine.decide.answer import time_of_day
 from engine.decide.reconcile import unserved
+from engine.decide.watching import SourceState
 from engine.node.feeding import lease_of
 from engine.run.gaps import count_gaps
 from engine.run.registry import NodeStatus, Registry
@@ -49,7 +50,7 @@ class StreamView(Record, frozen=True, omit_defaults=False):
 
     stream: str
     policy: str
-    state: str  # "fed", "idle", "ended" or UNREADABLE
+    state: str  # of its source (engine/decide/watching.py) while it is read; else "idle", "ended" or UNREADABLE
     num_segments: int  # kept
     first: int | None
     last: int | None
@@ -61,6 +62,8 @@ class StreamView(Record, frozen=True, omit_defaults=False):
     max_lag_s: float | None
     source: str = ""
     fed_by: str | None = None
+    since: str = ""  # RFC 3339: when its source came into that state
+    error: str = ""  # the last that its source met with, as long as it matters
     detail: str = ""  # what is wrong with it
 
 
@@ -107,6 +110,7 @@ def faulty_job(entry: Faulty) -> JobView:
 async def stream_views(registry: Registry, ledger: Ledger, only: str = "") -> list[StreamView]:
     """Every stream that was declared, by name; or only one."""
     jobs = [job for job in await registry.jobs() if job.state == "running"]
+    sources = await registry.source_states()
     views = []
     for name, spec in sorted((await registry.streams()).items()):
         if only not in ("", name):
@@ -123,6 +127,8 @@ async def stream_views(registry: Registry, ledger: Ledger, only: str = "") -> li
         except Malformed as error:
             detail = f"its newest record cannot be read: {error}"
         fed_by = await holder_of(registry.leases, lease_of(name))
+        source = sources.get(name)
+        is_known = fed_by is not None and source is not None and source.node == fed_by
         end_ns = 0
         match record:
             case Segment():
@@ -133,7 +139,7 @@ async def stream_views(registry: Registry, ledger: Ledger, only: str = "") -> li
             StreamView(
                 stream=name,
                 policy=spec.policy,
-                state="ended" if isinstance(record, EndOfStream) else "fed" if fed_by else "idle",
+                state="ended" if isinstance(record, EndOfStream) else _state(source if is_known else None, fed_by),
                 num_segments=len(keys),
                 first=keys[0].first if keys else None,
                 last=keys[-1].last if keys else None,
@@ -145,6 +151,8 @@ async def stream_views(registry: Registry, ledger: Ledger, only: str = "") -> li
                 max_lag_s=spec.max_lag_s if spec.policy == "live" else None,
                 source=public_url(spec.url) if spec.url else "",
                 fed_by=fed_by,
+                since=time_of_day(source.since_ns) if source is not None and is_known else "",
+                error=source.error if source is not None and not isinstance(record, EndOfStream) else "",
                 detail=detail,
             )
         )
@@ -152,6 +160,12 @@ async def stream_views(registry: Registry, ledger: Ledger, only: str = "") -> li
         if entry.kind == "stream" and only in ("", entry.key):
             views.append(_faulty_stream(entry))
     return views
+
+
+def _state(source: SourceState | None, fed_by: str | None) -> str:
+    if source is not None:
+        return source.state
+    return "connecting" if fed_by else "idle"
 
 
 def _faulty_stream(entry: Faulty) -> StreamView:

@@ -5,6 +5,7 @@
 | `penstock_jobs` | job id | a `JobSpec` with its state |
 | `penstock_streams` | stream | a `StreamSpec`: its policy, and where nodes get it from |
 | `penstock_nodes` | node id | a `NodeStatus`; forgotten when the node has not said anything for NODE_TTL_S |
+| `penstock_sources` | stream | a `SourceState`: what its source is doing, since when, and its last error |
 | `penstock_leases` | what is held | the node that feeds a stream; forgotten when not renewed for LEASE_TTL_S |
 
 Values are JSON. The registry is read whole and often, for it is small; watching it gives hints only.
@@ -20,6 +21,7 @@ import anyio
 import msgspec
 import structlog
 
+from engine.decide.watching import SourceState
 from engine.spec.entries import Faulty, named, sound_job
 from engine.spec.jobs import BUCKET, JobSpec
 from engine.spec.stream import StreamSpec, checked, within_bounds
@@ -76,6 +78,12 @@ def _sound_node(key: str, value: bytes) -> NodeStatus:
     return status
 
 
+def _sound_source(key: str, value: bytes) -> SourceState:
+    state = from_json(value, SourceState)
+    named(key, state.stream)
+    return state
+
+
 class _Entries(Generic[T]):
     """One bucket, read whole: what can be relied on, and what is set aside, each said once in the log."""
 
@@ -128,16 +136,20 @@ class _Entries(Generic[T]):
 class Registry:
     """Made by `open_registry`."""
 
-    def __init__(self, link: Link, jobs: Bucket, streams: Bucket, nodes: Bucket, leases: Bucket) -> None:
+    def __init__(
+        self, link: Link, jobs: Bucket, streams: Bucket, nodes: Bucket, leases: Bucket, sources: Bucket
+    ) -> None:
         self.link = link
         self.leases = leases
         self._jobs = _Entries(jobs, "job", sound_job)
         self._streams = _Entries(streams, "stream", _sound_stream)
         self._nodes = _Entries(nodes, "node", _sound_node)
+        self._sources = _Entries(sources, "source", _sound_source)
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
-        return self._jobs.bucket, self._streams.bucket, self._nodes.bucket, self.leases
+        entries: tuple[_Entries[Any], ...] = (self._jobs, self._streams, self._nodes, self._sources)
+        return (*(each.bucket for each in entries), self.leases)
 
     # --- jobs --------------------------------------------------------------------------------------------------
 
@@ -216,6 +228,14 @@ class Registry:
 
     async def forget_stream(self, name: str) -> None:
         await self._streams.bucket.delete(token(name))
+        await self._sources.bucket.delete(token(name))
+
+    async def source_states(self) -> dict[str, SourceState]:
+        """By stream; of those whose source has ever been read."""
+        return await self._sources.all()
+
+    async def say_source(self, state: SourceState) -> None:
+        await self._sources.bucket.put(token(state.stream), msgspec.json.encode(state))
 
     async def nodes(self) -> list[NodeStatus]:
         return sorted((await self._nodes.all()).values(), key=lambda node: node.id)
@@ -260,6 +280,7 @@ async def open_registry(link: Link) -> Registry:
         await open_bucket(link, "penstock_streams", num_replicas=replicas),
         await open_bucket(link, "penstock_nodes", max_age_s=NODE_TTL_S, num_replicas=replicas),
         await open_bucket(link, "penstock_leases", max_age_s=LEASE_TTL_S, num_replicas=replicas),
+        await open_bucket(link, "penstock_sources", num_replicas=replicas),
     )
 
 

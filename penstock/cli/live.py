@@ -184,6 +184,7 @@ async def _push(client: Client, parsed: argparse.Namespace) -> None:
             max_lag_s=parsed.max_lag,
             gop_s=parsed.gop,
             on_record=note,
+            on_state=shown.state,
         )
         shown.end(end)
 

@@ -19,6 +19,7 @@ from streams.wire.link import without_credentials
 
 if TYPE_CHECKING:
     from engine.decide.redundancy.findings import Redundancy
+    from engine.decide.watching import SourceState
     from engine.node.submission import Submitted
     from engine.node.views import JobView, StreamView
     from engine.run.registry import NodeStatus
@@ -113,8 +114,9 @@ def streams(found: Sequence[StreamView], as_json: bool) -> None:
     for item in found:
         segments = "none" if item.first is None else f"{item.first}-{item.last}"
         gaps = ", ".join(f"{num} {cause}" for cause, num in sorted(item.gaps.items())) or "none"
-        row = (item.stream, item.policy, item.state, segments, clock(item.end_s), gaps, str(item.num_jobs))
-        table.add_row(*row, escape("; ".join(filter(None, (item.source, item.detail)))))
+        state = f"{item.state} since {item.since[:19]}Z" if item.state in ("silent", "gone") else item.state
+        row = (item.stream, item.policy, state, segments, clock(item.end_s), gaps, str(item.num_jobs))
+        table.add_row(*row, escape("; ".join(filter(None, (item.source, item.error, item.detail)))))
     _results.print(table if found else "no streams")
 
 
@@ -173,6 +175,13 @@ class Pushing:
             lines([{"stream": self._stream, "segment": record.index, "end_s": round(end_s, 3)}])
         for flaw in record.flaws:
             self._say({"stream": self._stream, "segment": record.index, "flaw": flaw})
+
+    def state(self, state: SourceState) -> None:
+        """What the source is doing, where that is worth a word."""
+        if state.error or state.state in ("silent", "gone"):
+            error: dict[str, object] = {"error": state.error} if state.error else {}
+            self._say({"stream": self._stream, "source": state.state, **error})
+        self._bar.update(self._task, description=f"{self._stream}: {state.state}")
 
     def end(self, end: EndOfStream | None) -> None:
         if end is None:

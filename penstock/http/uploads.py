@@ -21,7 +21,7 @@ from litestar import Request
 
 from engine.node.answering import stored_end
 from engine.node.endpoints import Call, Output
-from engine.node.feeding import Resume, Source, feed, treated, where_it_stands
+from engine.node.feeding import Resume, Source, Tell, feed, treated, where_it_stands
 from engine.run.registry import LEASE_TTL_S
 from engine.spec.stream import Policy, StreamSpec
 from penstock.http import bodies
@@ -124,7 +124,7 @@ async def _fed(
     failures: list[PenstockError] = []
     end: EndOfStream | None = None
 
-    def read_on(resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
+    def read_on(resume: Resume, stop: threading.Event, tell: Tell) -> Iterator[MediaMessage]:
         loop.call_soon_threadsafe(holds.set)  # this may be the thread that reads
         return _same(spec.name, standing, records(resume, stop))
 

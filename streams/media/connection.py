@@ -57,6 +57,11 @@ class Ended:
     error: UserError | None = None  # where the source is at fault from the beginning
 
 
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Nothing has come for LOOK_S."""
+
+
 class _Bytes:
     """A source of bytes as FFmpeg reads it. What goes wrong ends the bytes and is kept: FFmpeg would ask again."""
 
@@ -95,21 +100,20 @@ class Connection:
         self._thread = threading.Thread(target=self._run, name=f"reading {opening.name}", daemon=True)
         self._thread.start()
 
-    def events(self, stop: threading.Event) -> Iterator[Opened | Read | Ended]:
-        """What happens, until it ends or `stop` is set."""
+    def events(self, stop: threading.Event) -> Iterator[Opened | Read | Quiet | Ended]:
+        """What happens, and that nothing does, until it ends or `stop` is set."""
         while not stop.is_set():
+            event: Opened | Read | Quiet | Ended = Quiet()
             with self._changed:
                 if not self._waiting:
                     self._changed.wait(LOOK_S)
-                if not self._waiting:
-                    if self._is_stuck():
-                        yield Ended("it does not answer, not even with an error")
-                        return
-                    continue
-                event = self._waiting.popleft()
-                if isinstance(event, Read):
-                    self._num_bytes -= len(event.piece.packet.data)
-                self._changed.notify_all()
+                if self._waiting:
+                    event = self._waiting.popleft()
+                    if isinstance(event, Read):
+                        self._num_bytes -= len(event.piece.packet.data)
+                    self._changed.notify_all()
+                elif self._is_stuck():
+                    event = Ended("it does not answer, not even with an error")
             if isinstance(event, Ended) and self._crash is not None:
                 raise self._crash
             yield event

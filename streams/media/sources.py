@@ -2,9 +2,12 @@
 
 `read` gives the segments of any of them, in order; it blocks, so it runs in a thread. Delivery guarantee: what a
 recording holds is given once and in order, up to its end. A live source is given as it comes: when it is lost, what had
-been gathered is given as a segment, it is tried again with growing pauses, and when it is back one gap stands for the
-time away, by which media time advances. The pauses grow from `first_pause_s` by doubling up to `max_pause_s`, each
-times a random factor of 0.5 to 1.5, so that many readers of one source do not come back at once.
+been gathered is given as a segment, it is tried again with growing pauses, and one gap stands for the time away, by
+which media time advances. The gap is given when the source is back, or before, once it has been silent for `silence_s`:
+who waits for what comes next need not wait for ever. So it is where a source was not reached in the first place.
+
+The pauses grow from `first_pause_s` by doubling up to `max_pause_s`, each times a random factor of 0.5 to 1.5, so that
+many readers of one source do not come back at once.
 """
 
 import threading
@@ -19,7 +22,7 @@ import msgspec
 
 from streams.errors import UserError
 from streams.media.addresses import Place, is_live, kind_of, place_of, public_url
-from streams.media.connection import Connection, Ended, Opened, Read
+from streams.media.connection import Connection, Ended, Opened, Quiet, Read
 from streams.media.formats import STREAMABLE, Kind, whitelists
 from streams.media.pipe import Pipe
 from streams.media.probe import NOTHING_CAME, Opening
@@ -66,6 +69,7 @@ def read(
     random: Random | None = None,
     on_state: OnState = lambda state, detail: None,
     through: Through | None = None,
+    silence_s: float | None = None,
 ) -> Iterator[Segment | Gap | EndOfStream]:
     """The segments of a source, numbered from `first_index`, media time beginning at `start_ns`.
 
@@ -74,7 +78,8 @@ def read(
     folders, standard input and whatever has an end give EndOfStream last. With `live`, a source that is lost is
     connected to again: a Gap, then its segments. They bear the time at which they were received. `transcode_gop_s`:
     encode video anew with keyframes so often. `on_state` is called in the reading thread as things change. `through` is
-    asked before every connection how to make it; it raises UserError where it may not be made.
+    asked before every connection how to make it; it raises UserError where it may not be made. `silence_s`: how long
+    nothing may come of a live source; then what was gathered is given, and the gap.
 
     When `stop` is set, what was gathered is given as a last segment, and that is all, within a fraction of a second; a
     file gives no such part of a segment, for its segments are the same every time.
@@ -82,7 +87,7 @@ def read(
     live one was not reached within `settings.first_open_s`.
     """
     course = _Course(stream, target_ns_of(target_s), stop, transcode_gop_s, live, first_index, start_ns)
-    course.on_state = on_state
+    course.on_state, course.silence_s = on_state, silence_s
     place = place_of(url)
     through = through or _as_it_is
     if place.paths:
@@ -136,7 +141,10 @@ class _Course:
     opened: Opened | None = None  # None where the last connection gave nothing
     captured_ns: int = 0  # of the last segment
     last_s: float = 0.0  # when the end of what was given had been received
-    lost: str | None = None  # why the connection before was lost
+    lost: str | None = None  # why the connection before was lost, or why there was none
+    silence_s: float | None = None
+    is_gap_open: bool = False  # the gap for the time away has been given
+    was_reached: bool = False
     left: list[Connection] = field(default_factory=list)  # those whose thread may be in some call still
     on_state: OnState = lambda state, detail: None
     told: tuple[str, str] = ("", "")
@@ -145,17 +153,31 @@ class _Course:
         """The segments of one connection; after a loss first the gap, once there is something again."""
         self.ended = self.opened = None
         cutter: Cutter | None = None
+        heard_s = time.monotonic()
         connection = Connection(opening, start_ns=self._resumes_ns, is_live=self.is_live, group_s=self.group_s)
         try:
             for event in connection.events(self.stop):
+                if isinstance(event, Quiet):
+                    if self.due_in_s() == 0.0:
+                        yield self.open_gap(opening.name)
+                    if self._is_silent(cutter, time.monotonic() - heard_s):
+                        self.ended = Ended(f"nothing came for {time.monotonic() - heard_s:.0f} s")
+                        break
+                    continue
+                heard_s = time.monotonic()
                 if isinstance(event, Opened):
-                    if self.lost is not None and event.is_finite:  # it ended while we were away, and would begin anew
+                    if (
+                        self.was_reached and event.is_finite and self.lost is not None
+                    ):  # it ended while we were away, and would begin anew
                         self.ended = Ended(None)
                         return
                     self.opened = event
                     self.tell("reading", opening.name)
-                    if self.lost is not None:
+                    if self.is_gap_open:
+                        self.start_ns = event.start_ns
+                    elif self.lost is not None and self.was_reached:
                         yield self._gap(opening.name, self.lost, event.start_ns)
+                    self.lost, self.is_gap_open, self.was_reached = None, False, True
                     cutter = self._cutter(event)
                 elif isinstance(event, Read) and cutter is not None:
                     cutter.flaws += event.flaws
@@ -200,14 +222,44 @@ class _Course:
 
     def _resumes_ns(self) -> int:
         """Where media time goes on: by as much later as the source was away."""
-        return self.start_ns + (round((time.monotonic() - self.last_s) * 1e9) if self.lost is not None else 0)
+        is_away = self.is_gap_open or (self.lost is not None and self.was_reached)
+        return self.start_ns + (round((time.monotonic() - self.last_s) * 1e9) if is_away else 0)
+
+    def _is_silent(self, cutter: Cutter | None, quiet_s: float) -> bool:
+        """Whether a connection that holds counts as lost."""
+        return self.silence_s is not None and cutter is not None and quiet_s > self.silence_s
+
+    def due_in_s(self) -> float | None:
+        """How long until the gap for the time away is to be given; None where there is none to give."""
+        if self.silence_s is None or self.lost is None or self.is_gap_open:
+            return None
+        return max(0.0, self.last_s + self.silence_s - time.monotonic())
+
+    def open_gap(self, name: str) -> Gap:
+        """The gap for a time away that has not ended."""
+        self.is_gap_open = True
+        for_s = time.monotonic() - self.last_s
+        detail = f"{name} has been away for {for_s:.1f} s ({self.lost})"
+        gap = Gap("media", stream=self.stream, first=self.index, last=self.index, cause="source_lost", detail=detail)
+        self.index += 1
+        return gap
+
+    def paused(self, pause_s: float, name: str) -> Iterator[Gap]:
+        """Wait, until reading is stopped at most."""
+        until_s = time.monotonic() + pause_s
+        while not self.stop.is_set() and (left_s := until_s - time.monotonic()) > 0:
+            due_s = self.due_in_s()
+            if due_s == 0.0:
+                yield self.open_gap(name)
+            else:
+                self.stop.wait(left_s if due_s is None else min(left_s, due_s))
 
     def _gap(self, name: str, reason: str, until_ns: int) -> Gap:
         """The segment in place of what was lost."""
         away_s = (until_ns - self.start_ns) / 1e9
         detail = f"{name} was away for {away_s:.1f} s ({reason})"
         gap = Gap("media", stream=self.stream, first=self.index, last=self.index, cause="source_lost", detail=detail)
-        self.index, self.start_ns, self.lost = self.index + 1, until_ns, None
+        self.index, self.start_ns = self.index + 1, until_ns
         return gap
 
 
@@ -239,16 +291,15 @@ def _live(
     place: Place, course: _Course, settings: SourceSettings, random: Random, through: Through
 ) -> Iterator[Segment | Gap | EndOfStream]:
     """A live source, connected to again and again."""
-    first_s = time.monotonic()
-    was_reached = False
+    course.last_s = first_s = time.monotonic()
     num_failures = 0
     while not course.stop.is_set():
         if sum(each.is_running for each in course.left) > MAX_LEFT:
-            course.stop.wait(settings.max_pause_s)
+            yield from course.paused(settings.max_pause_s, place.name)
             continue
         began_s = time.monotonic()
         course.tell("connecting", place.name)
-        options = settings.options if course.lost is None else {**FROM_NOW, **settings.options}
+        options = {**FROM_NOW, **settings.options} if course.was_reached else settings.options
         yield from course.follow(through(place).opening(settings.open_timeout_s, settings.read_timeout_s, options))
         ended, opened = course.ended, course.opened
         if ended is None:
@@ -258,14 +309,14 @@ def _live(
             return
         reason = ended.reason or "it ended"
         is_due = settings.first_open_s is not None and time.monotonic() - first_s > settings.first_open_s
-        if opened is not None:
-            was_reached, course.lost = True, reason
-        elif not was_reached and is_due:
+        if opened is not None or course.was_reached or not place.is_passive:  # nobody has to call a listener
+            course.lost = reason
+        if not course.was_reached and is_due:
             raise UserError(f"{place.name}: was not reached within {settings.first_open_s} s ({reason})")
         course.tell("lost", f"{place.name}: {reason}")
         num_failures = 1 if opened is not None and time.monotonic() - began_s > STEADY_S else num_failures + 1
         if not (place.is_passive and (opened is not None or reason == NOTHING_CAME)):
-            course.stop.wait(pause_s(num_failures, settings, random))
+            yield from course.paused(pause_s(num_failures, settings, random), place.name)
 
 
 def pause_s(num_failures: int, settings: SourceSettings, random: Random) -> float:

@@ -14,10 +14,14 @@ import toys
 from clips import first_seconds
 from conftest import Eventually
 
+from engine.decide import watching
+from engine.decide.answer import time_of_day
 from engine.decide.arrears import MAX_AHEAD
 from engine.node import intake
-from engine.node.feeding import Resume, Source, feed, lease_of, source_of, where_it_stands
+from engine.node import watching as node_watching
+from engine.node.feeding import Resume, Source, Tell, feed, lease_of, source_of, where_it_stands
 from engine.node.intake import Intake
+from engine.node.views import stream_views
 from engine.run.gaps import count_gaps
 from engine.run.registry import Registry, open_registry
 from engine.run.telemetry import Telemetry
@@ -27,6 +31,7 @@ from engine.spec.plan import make_plan
 from engine.spec.stream import StreamSpec
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
+from streams.decoding import from_json
 from streams.errors import UserError
 from streams.media.segmenter import segments
 from streams.records import EndOfStream, Gap, MediaMessage, Segment, decode_media, encode
@@ -78,9 +83,11 @@ class Camera:
     def __init__(self) -> None:
         self.due = threading.Semaphore(0)
         self.resumes: list[Resume] = []
+        self.tell: Tell = lambda told, detail: None
 
-    def read(self, resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
+    def read(self, resume: Resume, stop: threading.Event, tell: Tell) -> Iterator[MediaMessage]:
         self.resumes.append(resume)
+        self.tell = tell
         index = resume.next_index
         while not stop.is_set():
             if self.due.acquire(timeout=0.02):
@@ -158,6 +165,57 @@ async def test_who_takes_over_a_recording_that_is_played_plays_on_from_where_it_
     assert set(seen[2:]) == {"b"}
     captured = [record.captured_ns for record in records if isinstance(record, Segment)]
     assert captured == sorted(captured)
+
+
+async def test_what_a_source_is_doing_is_told_as_it_changes(
+    ledger: Ledger, registry: Registry, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "GONE_S", 3.0)
+    monkeypatch.setattr(node_watching, "LOOK_S", 0.05)
+    spec = msgspec.structs.replace(SPEC, policy="live", segment_s=0.2, max_lag_s=0.8)
+    camera, events = Camera(), list[watching.SourceState]()
+
+    async def on_event(message: object) -> None:
+        events.append(from_json(message.data, watching.SourceState))  # type: ignore[attr-defined]
+
+    await ledger.link.subscribe(subjects.event("*"), on_event)
+    await registry.declare(spec)
+    async with anyio.create_task_group() as tasks:
+        source = Source(read=camera.read, goes_on=True, waits=False)
+        tasks.start_soon(feed, registry, ledger, spec, source, "n1", TRACES)
+        await eventually(lambda: [event.state for event in events] == ["connecting"])
+        camera.tell("lost", "no route to host")
+        await eventually(lambda: [event.error for event in events] == ["", "no route to host"])
+        camera.due.release()
+        await eventually(lambda: events[-1].state == "live")
+        (view,) = await stream_views(registry, ledger, "s")
+        assert (view.state, view.error, view.fed_by) == ("live", "", "n1")
+        await eventually(lambda: events[-1].state == "silent")
+        await eventually(lambda: events[-1].state == "gone")
+        (view,) = await stream_views(registry, ledger, "s")
+        assert (view.state, view.since) == ("gone", time_of_day(events[-1].since_ns))
+        camera.due.release()
+        await eventually(lambda: events[-1].state == "live")
+        tasks.cancel_scope.cancel()
+    assert [event.state for event in events] == ["connecting", "connecting", "live", "silent", "gone", "live"]
+    assert {event.node for event in events} == {"n1"}
+    (view,) = await stream_views(registry, ledger, "s")
+    assert (view.state, view.since) == ("idle", "")
+    await registry.forget_stream("s")
+    assert await registry.source_states() == {}
+
+
+async def test_a_source_that_cannot_be_read_is_gone_and_says_why(
+    ledger: Ledger, registry: Registry, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"no media")
+    await registry.declare(SPEC)
+    with pytest.raises(UserError, match="cannot be opened as media"):
+        await feed(registry, ledger, SPEC, source_of(SPEC, str(path)), "a", TRACES)
+    state = (await registry.source_states())["s"]
+    assert state.state == "gone"
+    assert "cannot be opened as media" in state.error
 
 
 def transport_stream(clip: Path, to: Path) -> bytes:
@@ -283,7 +341,7 @@ class Clocked:
         self.num_done = self.furthest = 0
         self.asked_s = time.monotonic()
 
-    def read(self, resume: Resume, stop: threading.Event) -> Iterator[MediaMessage]:
+    def read(self, resume: Resume, stop: threading.Event, tell: Tell) -> Iterator[MediaMessage]:
         for index in range(NUM):
             self.asked_s = time.monotonic()
             self.furthest = max(self.furthest, index - self.num_done)

@@ -155,7 +155,7 @@ async def read_confined(gate: Gate, url: str) -> int:
     source = source_of(spec, url, gate.of(spec))
 
     def read() -> int:
-        records = list(source.read(Resume(), threading.Event()))
+        records = list(source.read(Resume(), threading.Event(), lambda told, detail: None))
         assert isinstance(records[-1], EndOfStream)
         return sum(isinstance(record, Segment) for record in records)
 

@@ -412,6 +412,45 @@ def test_rtsp(tmp_path: Path) -> None:
     assert_lost_once(records)
 
 
+def test_a_source_that_is_gone_has_its_gap_before_it_returns(tmp_path: Path) -> None:
+    film = make(tmp_path / "a.mp4", video="libx264", audio="aac", options=GROUP, seconds=30)
+    port, told = free_port(), list[tuple[str, str]]()
+    url = f"rtsp://user:secret@127.0.0.1:{port}/camera"
+    with reading(url, silence_s=1.5, on_state=lambda *said: told.append(said)) as one:
+        with rtsp_server(port, film):
+            one.wait(lambda records: len(records) >= 2)
+        records = one.wait(lambda records: any(isinstance(each, Gap) for each in records))
+        assert isinstance(records[-1], Gap)  # nothing has come back
+        assert "has been away for" in records[-1].detail
+        with rtsp_server(port, film):
+            num = len(records)
+            records = one.wait(lambda records: len(records) > num + 1)
+    assert sum(isinstance(each, Gap) for each in records) == 1
+    assert_whole(records)
+    states = [state for state, _ in told]
+    assert "lost" in states[states.index("reading") :]
+    assert "secret" not in repr(told)
+
+
+def test_a_source_that_was_never_there_has_its_gap_and_says_why() -> None:
+    told = list[tuple[str, str]]()
+    with reading(
+        f"http://127.0.0.1:{free_port()}/a.ts", silence_s=0.3, on_state=lambda *said: told.append(said)
+    ) as one:
+        (gap,) = one.wait(lambda records: records)
+    assert isinstance(gap, Gap)
+    assert (gap.first, gap.cause) == (0, "source_lost")
+    assert told[-1][0] == "lost"
+    assert "Connection refused" in told[-1][1]
+
+
+def test_a_listener_that_nobody_calls_owes_nothing() -> None:
+    with reading(f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}", silence_s=0.1) as one:
+        assert not one.records
+        one.stop()
+        assert not one.records
+
+
 def test_mpegts_over_http_comes_back(tmp_path: Path) -> None:
     make(tmp_path / "a.ts", video="libx264", audio="aac", options=GROUP)
     with web_server(tmp_path, is_endless=True) as url, reading(f"{url}/a.ts?token=secret") as one:
@@ -526,7 +565,8 @@ def test_a_connection_that_does_not_even_time_out_counts_as_lost(monkeypatch: py
     monkeypatch.setattr(connection, "GRACE_S", 0.05)
     deaf = Deaf()
     one = Connection(Opening(deaf, "deaf", timeouts_s=(0.05, 0.05)), start_ns=lambda: 0, is_live=True, group_s=None)
-    (ended,) = one.events(NEVER)
+    *quiet, ended = one.events(NEVER)
+    assert all(isinstance(each, connection.Quiet) for each in quiet)
     assert isinstance(ended, Ended)
     assert ended.reason == "it does not answer, not even with an error"
     one.abandon()
