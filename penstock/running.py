@@ -195,7 +195,10 @@ def _local_file(input: str) -> Path:
     if parts.scheme == "file":
         input = unquote(parts.path)
     elif parts.scheme and "://" in input:
-        raise UserError(f"cannot read {parts.scheme}:// inputs: give a file (a path or file:// URL)")
+        raise UserError(
+            f"{parts.scheme}:// is no file, and `run` reads nothing else: `penstock push URL --stream NAME` brings it "
+            "to a node (`penstock serve`), and `penstock ask NAME QUESTION` asks about it"
+        )
     path = Path(input)
     if not path.exists():
         raise UserError(f"no file {input}: give the path of a video or audio file")

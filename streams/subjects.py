@@ -99,6 +99,13 @@ def signals(worker: str) -> str:
     return f"{PREFIX}.signals.{worker}"
 
 
+def everything_of(stream: str) -> list[str]:
+    """Patterns for all that is stored of a stream."""
+    name = token(stream)
+    kinds = ("media.{}.>", "bulk.{}.>", "results.*.{}.>", "answers.*.{}", "dead.*.{}.>", "gaps.*.*.{}.>")
+    return [f"{PREFIX}.{kind.format(name)}" for kind in kinds]
+
+
 def event(stream: str) -> str:
     """What a stream's source is doing, as it changes."""
     return f"{PREFIX}.events.{token(stream) if stream != '*' else '*'}"

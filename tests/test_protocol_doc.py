@@ -25,6 +25,7 @@ from nats.aio.client import Client as Nats
 
 from engine.decide.answer import Answer
 from engine.decide.signals import SERVICE_BOUNDS_S, WorkerSignals
+from engine.decide.watching import SourceState
 from engine.node import answering, intake, submission
 from engine.node import endpoints as services
 from engine.node.endpoints import Ask, Call, Declare, Filter, Nothing, OfStream, Output, Services, Which
@@ -81,6 +82,7 @@ MESSAGES: dict[str, type] = {
     "penstock.partials.<job>.<stream>": Answer,
     "penstock.gaps.<cause>.<stage>.<stream>.<segment>": Gap,
     "penstock.signals.<worker>": WorkerSignals,
+    "penstock.events.<stream>": SourceState,
 }
 MEDIA = subjects.ingest("<stream>")  # its requests are bytes; this is the reply
 FOUND = {"transcribe": Transcript, "detect_scenes": Scenes, "read_text": ScreenText}
@@ -210,12 +212,13 @@ def test_subjects_are_those_of_the_code() -> None:
         subjects.answers("<job>", "<stream>"),
         subjects.partials("<job>", "<stream>"),
         subjects.signals("<worker>"),
+        "penstock.events.<stream>",
         subjects.gap("<cause>", "<stage>", "<stream>", key),
         subjects.media("<stream>", key),
         subjects.media_end("<stream>"),
         subjects.result("<stage>", "<stream>", key),
         subjects.dead("<stage>", "<stream>", key),
-        "penstock.bulk.<digest>.<number>",
+        "penstock.bulk.<stream>.<digest>.<number>",
     }
     assert {endpoint.subject for endpoint in Services(*[None] * 5).endpoints().values()} == {  # type: ignore[arg-type]
         re.sub("<.*>", "*", subject) for subject in SERVICES
@@ -230,7 +233,7 @@ def test_subjects_are_those_of_the_code() -> None:
 
 def test_headers_are_those_of_the_code() -> None:
     ours = {intake.OFFSET, intake.POLICY, intake.SEGMENT, intake.MAX_LAG, answering.PROGRESS, ledger.BULK}
-    refusals = {service.CODE, service.ERROR}
+    refusals = {service.CODE, service.ERROR, service.OFFER, service.BEAT}
     theirs = {
         *ledger.EXPECT_EMPTY,
         *(f"Nats-{name}" for name in ("Stream", "Subject", "Sequence", "Time-Stamp")),
@@ -246,7 +249,7 @@ def test_limits_and_lists_are_those_of_the_code() -> None:
     assert {row[0]: float(row[1].split()[0].replace(",", "")) for row in limits} == {
         "name of a stream or job": 128,
         "questions in one job": submission.MAX_ASKS,
-        "segments that a standing question looks back over": submission.MAX_STANDING_WINDOW,
+        "a standing question looks back": submission.MAX_WINDOW_S,
         "`timeout_s`": services.MAX_WAIT_S,
         "requests under way at one service of one node": service.MAX_IN_FLIGHT,
         "text of an error": service.MAX_LINE,

@@ -195,12 +195,17 @@ class Services:
         return await self.cancel(which.job)
 
     async def forget(self, stream: str) -> None:
-        """Nodes stop reading a stream, and it is no longer listed; what is stored of it stays until it falls out.
-        Raises UserError where there is none."""
+        """Nodes stop reading a stream, it is no longer listed, and what is stored of it is deleted: media, results,
+        answers, gaps and dead letters. Raises UserError where there is none, or jobs run on it."""
         faulty = {entry.key for entry in await self._registry.faulty() if entry.kind == "stream"}
         if stream not in faulty and await self._registry.stream(stream) is None:
             raise UserError(f"no stream {stream!r}: `penstock streams` shows those there are")
+        running = [job.id for job in await self._registry.jobs() if (job.stream, job.state) == (stream, "running")]
+        if running:
+            raise UserError(f"jobs run on stream {stream!r}: `penstock jobs cancel` first {', '.join(running[:5])}")
         await self._registry.forget_stream(stream)
+        for pattern in subjects.everything_of(stream):
+            await self._ledger.purge(pattern)
 
     async def _forget(self, which: OfStream, _: str) -> Mapping[str, str]:
         await self.forget(which.stream)

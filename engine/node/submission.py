@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import anyio.to_thread
 import msgspec
 
+from engine.decide.answer import time_of_day
 from engine.decide.running_graph import running_stages
 from engine.decide.sharing import is_covered, lacks
 from engine.node.answering import stored_end
@@ -34,7 +35,8 @@ from streams.records import EndOfStream, MediaInfo, Record, Segment, decode_medi
 from streams.subjects import Key
 from streams.wire.ledger import RESULTS, Ledger
 
-MAX_STANDING_WINDOW = 720  # segments that a standing question looks back at
+MAX_WINDOW_S = 3600.0  # that a standing question looks back
+SLACK_NS = 10_000_000_000  # how far behind the newest segment "now" may lie: clocks differ, and one is being made
 MAX_ASKS = 100
 MAX_ASK = 2000  # characters
 MAX_KEY = 128
@@ -206,11 +208,9 @@ async def _known_stream(registry: Registry, ledger: Ledger, name: str) -> Stream
 
 
 def _window(request: JobRequest, stream: StreamSpec) -> int:
-    size = math.ceil(request.window_s / stream.segment_s)
-    if not 1 <= size <= MAX_STANDING_WINDOW:
-        longest = MAX_STANDING_WINDOW * stream.segment_s
-        raise UserError(f"a window of {request.window_s:g} s: give between {stream.segment_s:g} and {longest:g} s")
-    return size
+    if not 0 < request.window_s <= MAX_WINDOW_S:
+        raise UserError(f"a window of {request.window_s:g} s: give above 0 and at most {MAX_WINDOW_S:g} s")
+    return math.ceil(request.window_s / stream.segment_s)
 
 
 async def _media(ledger: Ledger, stream: str) -> _Kept:
@@ -240,18 +240,19 @@ async def _segment(ledger: Ledger, stream: str, index: int) -> Segment | None:
 
 async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media: _Kept) -> Span:
     """The segments that answers are wanted for."""
+    live = stream.policy == "live"
     if request.standing:
         if request.end:
             raise UserError("a standing question has no end: leave `end` (--to) away, or ask it once")
-        first = await _index_at(ledger, stream.name, media, request.start) if request.start else media.next
+        first = await _index_at(ledger, stream.name, media, request.start, live) if request.start else media.next
         if media.end is not None and first >= media.end.num_segments:
             raise UserError(f"stream {stream.name!r} has ended: ask once, or of its past with `start` (--from)")
         return Span(first=first)
-    first = await _index_at(ledger, stream.name, media, request.start) if request.start else media.first
+    first = await _index_at(ledger, stream.name, media, request.start, live) if request.start else media.first
     last: int | None = None
     if request.end:
-        last = await _index_at(ledger, stream.name, media, request.end)
-    elif stream.policy == "live" or (request.start and media.end is None):
+        last = await _index_at(ledger, stream.name, media, request.end, live)
+    elif live or (request.start and media.end is None):
         last = media.next - 1
     if last is not None and last < first:
         what = "nothing of it is stored yet" if not media.kept else "the range ends before it begins"
@@ -289,12 +290,15 @@ def parse_moment(text: str, now_ns: int) -> tuple[Ruler, int] | None:
         raise UserError(f"{shown(text)} is no moment: no clock shows it") from None
 
 
-async def _index_at(ledger: Ledger, stream: str, media: _Kept, text: str) -> int:
-    """The segment that holds a moment; the nearest that is kept where the moment is outside of them."""
+async def _index_at(ledger: Ledger, stream: str, media: _Kept, text: str, is_live: bool) -> int:
+    """The segment that holds a moment; the first that is kept where the moment is before it. Raises UserError where it
+    is behind all there is, unless more of a recording is still to come."""
     moment = parse_moment(text, time.time_ns())
     if moment is None or not media.kept:
         return max(0, media.next - 1)
     ruler, wanted_ns = moment
+    if (beyond := await _beyond(ledger, stream, media, ruler, wanted_ns)) and (media.end is not None or is_live):
+        raise UserError(f"{text} lies beyond stream {stream!r}, {beyond}")
     low, high = 0, len(media.kept) - 1  # the last segment that begins at or before the moment
     while low < high:
         middle = (low + high + 1) // 2
@@ -306,16 +310,40 @@ async def _index_at(ledger: Ledger, stream: str, media: _Kept, text: str) -> int
     return media.kept[low]
 
 
+async def _beyond(ledger: Ledger, stream: str, media: _Kept, ruler: Ruler, wanted_ns: int) -> str:
+    """What range there is, where a moment is behind it."""
+    for index in reversed(media.kept[-8:]):
+        stored = await ledger.look(subjects.media(stream, index))
+        record = None if stored is None else decode_media(stored.record.data)
+        if stored is None or not isinstance(record, Segment):
+            continue
+        began_ns = _began_at(record, stored.stored_ns, ruler)
+        if wanted_ns <= began_ns + record.duration_ns + SLACK_NS:
+            return ""
+        first_ns = await _began(ledger, stream, media.kept, 0, ruler) or 0
+        write = _media_time if ruler == "media" else time_of_day
+        return f"which holds {write(first_ns)} to {write(began_ns + record.duration_ns)}"
+    return ""
+
+
+def _media_time(ns: int) -> str:
+    """As people write it, such as 1:05.2."""
+    minutes, seconds = divmod(ns / 1e9, 60)
+    return f"{int(minutes)}:{seconds:04.1f}"
+
+
+def _began_at(record: Segment, stored_ns: int, ruler: Ruler) -> int:
+    """One that does not say when it was captured counts as captured when it was stored, but for its own length."""
+    return record.start_ns if ruler == "media" else record.captured_ns or stored_ns - record.duration_ns
+
+
 async def _began(ledger: Ledger, stream: str, kept: Sequence[int], at: int, ruler: Ruler) -> int | None:
-    """When a segment began; of one that is a gap, the one before it. A segment that does not say when it was captured
-    counts as captured when it was stored, but for its own length."""
+    """When a segment began; of one that is a gap, the one before it."""
     for index in reversed(kept[max(0, at - 8) : at + 1]):
         stored = await ledger.look(subjects.media(stream, index))
         record = None if stored is None else decode_media(stored.record.data)
         if stored is not None and isinstance(record, Segment):
-            if ruler == "media":
-                return record.start_ns
-            return record.captured_ns or stored.stored_ns - record.duration_ns
+            return _began_at(record, stored.stored_ns, ruler)
     return None
 
 

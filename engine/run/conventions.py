@@ -152,5 +152,7 @@ MAX_FRAMES = Metric("penstock.frames.limit", "gauge", "By", "What they may take"
 DECODED = Metric("penstock.frames.decoded", "counter", "{segment}", "Segments decoded")
 DECODE_TIME = Metric("penstock.frames.decode_time", "counter", "s", "Time spent decoding")
 ACKS = Metric("penstock.acks.pending", "gauge", "{message}", "Messages sent and not confirmed by the server")
+SOURCE_STATE = Metric("penstock.source.state", "gauge", "1", "1 for the state that a stream's source is in")
+SOURCE_SINCE = Metric("penstock.source.since", "gauge", "s", "Since when it is in that state, Unix time")
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -4,11 +4,13 @@ Names are those of OpenTelemetry as its Prometheus exporters write them: dots be
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from engine.decide.signals import SERVICE_BOUNDS_S, WorkerSignals
+from engine.decide.watching import SourceState, State
 from engine.run import conventions as names
 from engine.run import measures
 
@@ -17,10 +19,10 @@ SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 OF_ALL = ("node", "worker")
 
 
-def exposition(workers: Sequence[WorkerSignals]) -> bytes:
+def exposition(workers: Sequence[WorkerSignals], sources: Sequence[SourceState] = ()) -> bytes:
     """All of it, as text."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(workers))
+    registry.register(_Collector(workers, sources))
     return generate_latest(registry)
 
 
@@ -35,8 +37,9 @@ def label_of(attribute: str) -> str:
 class _Collector:
     """Made for one look at it."""
 
-    def __init__(self, workers: Sequence[WorkerSignals]) -> None:
+    def __init__(self, workers: Sequence[WorkerSignals], sources: Sequence[SourceState]) -> None:
         self._workers = workers
+        self._sources = sources
 
     def describe(self) -> Iterable[Metric]:
         return []
@@ -55,6 +58,18 @@ class _Collector:
                 found[metric.name].add_metric([worker.node, worker.worker, *attributes.values()], value)
         yield from found.values()
         yield self._durations()
+        yield from self._states()
+
+    def _states(self) -> Iterator[Metric]:
+        """One sample for each state that a source can be in, of which one is 1."""
+        state = GaugeMetricFamily(name_of(names.SOURCE_STATE), names.SOURCE_STATE.about, labels=["stream", "state"])
+        since = GaugeMetricFamily(name_of(names.SOURCE_SINCE), names.SOURCE_SINCE.about, labels=["stream"])
+        for source in self._sources:
+            for each in get_args(State):
+                state.add_metric([source.stream, each], float(each == source.state))
+            since.add_metric([source.stream], source.since_ns / 1e9)
+        yield state
+        yield since
 
     def _durations(self) -> Metric:
         metric = names.PROCESS_DURATION

@@ -1,7 +1,7 @@
 """What is served under /v1, and whether this node is well: handlers that read as what they do."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, get_origin
 
@@ -17,6 +17,7 @@ from litestar.response.base import ASGIResponse
 from engine.decide.answer import Answer
 from engine.decide.reconcile import unserved
 from engine.decide.signals import WorkerSignals
+from engine.decide.watching import SourceState
 from engine.node.endpoints import MAX_WAIT_S, Output
 from engine.node.submission import JobRequest, Submitted
 from engine.node.views import JobView, StreamView, job_view, stream_views
@@ -28,7 +29,7 @@ from penstock.http import document, events, metrics, uploads
 from penstock.http.face import Face
 from penstock.http.problems import Refusal, documented
 from penstock.http.uploads import Uploaded
-from streams.errors import LinkError, UserError
+from streams.errors import LinkError, PenstockError, UserError
 from streams.records import Record
 from streams.subjects import token
 
@@ -246,7 +247,11 @@ async def list_signals(face: Given) -> dict[str, list[WorkerSignals]]:
 
 @get("/metrics", media_type=metrics.MEDIA_TYPE, summary="The same for Prometheus")
 async def show_metrics(face: Given) -> Response[bytes]:
-    return Response(metrics.exposition(face.workers.now), media_type=metrics.MEDIA_TYPE)
+    """Without what sources do, where NATS does not say."""
+    sources: list[SourceState] = []
+    with anyio.move_on_after(face.limits.ready_s), suppress(PenstockError):
+        sources = list((await face.registry.source_states()).values())
+    return Response(metrics.exposition(face.workers.now, sources), media_type=metrics.MEDIA_TYPE)
 
 
 @get("/healthz", summary="Whether this process is up")

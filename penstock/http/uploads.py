@@ -21,14 +21,14 @@ from litestar import Request
 
 from engine.node.answering import stored_end
 from engine.node.endpoints import Call, Output
-from engine.node.feeding import Resume, Source, Tell, feed, treated, where_it_stands
+from engine.node.feeding import Resume, Source, Tell, feed, treated
 from engine.run.registry import LEASE_TTL_S
 from engine.spec.stream import Policy, StreamSpec
 from penstock.http import bodies
 from penstock.http.face import Face
 from penstock.http.problems import Refusal
 from streams import subjects
-from streams.errors import PenstockError, UserError
+from streams.errors import PenstockError, UserError, first_error
 from streams.media.formats import STREAMABLE
 from streams.media.pipe import Pipe, PipeClosed
 from streams.media.probe import Opening, open_media
@@ -56,6 +56,9 @@ async def upload(
     face: Face, request: Request[Any, Any, Any], stream: str, policy: Policy | None, segment_s: float | None
 ) -> Uploaded:
     """Bring a body to a stream. Raises UserError for what is no media, Refusal for what HTTP has a status for."""
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
+        line = "the body is a form: send the file as it is, such as with `curl -T FILE URL` (not -F)"
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, line)
     with face.soon():
         standing = await face.registry.stream(stream)
         try:
@@ -64,8 +67,13 @@ async def upload(
             if standing is None or not standing.url:
                 raise
             raise Refusal(HTTPStatus.CONFLICT, str(error)) from error
-        await where_it_stands(face.ledger, spec.name)
+        stored = await stored_end(face.ledger, spec.name)
+    if stored is not None and spec.policy == "live":
+        line = f"stream {spec.name!r} has ended after {stored.num_segments} segments: upload under another name"
+        raise Refusal(HTTPStatus.CONFLICT, line)
     with face.uploading():
+        if stored is not None:
+            return _uploaded(spec, await _compared(face, request, spec))
         if standing is None:
             await face.registry.declare(spec)
         try:
@@ -74,6 +82,10 @@ async def upload(
             if standing is None and await face.ledger.look(subjects.media_of(spec.name)) is None:
                 await face.registry.forget_stream(spec.name)  # nothing came of it
             raise
+    return _uploaded(spec, end)
+
+
+def _uploaded(spec: StreamSpec, end: EndOfStream) -> Uploaded:
     return Uploaded(
         stream=spec.name, num_segments=end.num_segments, end_s=round(end.duration_ns / 1e9, 3), flaws=end.flaws
     )
@@ -106,6 +118,39 @@ async def _brought(face: Face, request: Request[Any, Any, Any], spec: StreamSpec
             return await _fed(face, spec, partial(_from_file, path, spec))
     pipe = Pipe(BODY)
     return await _fed(face, spec, partial(_from_pipe, pipe, spec), partial(_fill, pipe, head, body))
+
+
+async def _compared(face: Face, request: Request[Any, Any, Any], spec: StreamSpec) -> EndOfStream:
+    """The end of a stream that is whole already, whose media the body is once more. Raises Refusal where it is not."""
+    body = bodies.pieces(request, face.limits)
+    head, seeks = await bodies.begun(body)
+    standing = await _outermost(face, spec.name)
+    stop = threading.Event()
+
+    def read_all(records: Iterator[MediaMessage]) -> MediaMessage | None:
+        last: MediaMessage | None = None
+        for record in _same(spec.name, standing, records):
+            last = record
+        return last
+
+    pipe = Pipe(BODY)
+    try:
+        if seeks:
+            async with bodies.spooled(head, body) as path:
+                last = await anyio.to_thread.run_sync(read_all, _from_file(path, spec, Resume(), stop))
+        else:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_fill, pipe, head, body)
+                last = await anyio.to_thread.run_sync(read_all, _from_pipe(pipe, spec, Resume(), stop))
+    except (UserError, ExceptionGroup) as error:
+        cause = first_error(error)
+        raise Refusal(HTTPStatus.CONFLICT, str(cause)) if type(cause) is UserError else cause from error
+    finally:
+        stop.set()
+    if not isinstance(last, EndOfStream) or last.num_segments <= max(standing, default=-1):
+        line = f"stream {spec.name!r} is whole already, with other media: upload under another name"
+        raise Refusal(HTTPStatus.CONFLICT, line)
+    return last
 
 
 # --- feeding -------------------------------------------------------------------------------------------------------

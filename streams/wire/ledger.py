@@ -4,7 +4,7 @@ Delivery guarantee: `put` returns once the server has stored the record or alrea
 retry can never duplicate or overwrite. What has been put is seen by every later read, on whatever connection: reads go
 to the leader (where a stream has one replica, a direct get is answered by it).
 
-Records above the payload limit are cut into chunks on subjects named by their content, and read back whole.
+Records above the payload limit are cut into chunks on subjects named by their stream and content, and read back whole.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ WRONG_LAST_SEQUENCE = 10071
 BEING_STORED = 10164  # another record, or this very one, is on its way to the replicas: ask again
 MAX_PAGES = 2 * MAX_SUBJECTS_A_READ  # of one read, were each record a page of its own
 MEDIA, RESULTS, ANSWERS = (f"{PREFIX.upper()}_{kind}" for kind in ("MEDIA", "RESULTS", "ANSWERS"))
-BULK = "Penstock-Bulk"  # header: <digest>.<number of chunks>
+BULK = "Penstock-Bulk"  # header: <stream>.<digest>.<number of chunks>
 TRACEPARENT = "traceparent"
 DUE = "Penstock-Due"  # header: when what is made of this is worth nothing any more, server's Unix time in nanoseconds
 HEADROOM_BYTES = 4096  # for headers, which count towards the limit
@@ -156,6 +156,10 @@ class Ledger:
             if ack is not None:
                 await self.link.api(f"STREAM.MSG.DELETE.{name}", {"seq": ack.seq, "no_erase": True})
 
+    async def purge(self, pattern: str) -> None:
+        """Delete every record whose subject matches."""
+        await self.link.api(f"STREAM.PURGE.{stream_of(pattern)}", {"filter": pattern})
+
     async def _publish(self, message: Message, what: str) -> int:
         """The sequence it was stored at; where another record stood in the way, minus that one's."""
 
@@ -183,17 +187,17 @@ class Ledger:
     ) -> Message:
         headers = headers_for(traceparent, due_ns, headers)
         if len(data) > min(max_bytes, self.max_bytes):
-            headers = {**headers, BULK: await self._put_chunks(data)}
+            headers = {**headers, BULK: await self._put_chunks(owner_of(subject), data)}
             data = b""
         return Message(subject, data, headers)
 
-    async def _put_chunks(self, data: bytes) -> str:
+    async def _put_chunks(self, owner: str, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()[:40]
         size = min(MAX_INLINE_BYTES, self.max_bytes)
         chunks = [data[start : start + size] for start in range(0, len(data), size)]
         for number, chunk in enumerate(chunks):
-            await self.put(f"{PREFIX}.bulk.{digest}.{number}", chunk)
-        return f"{digest}.{len(chunks)}"
+            await self.put(f"{PREFIX}.bulk.{owner}.{digest}.{number}", chunk)
+        return f"{owner}.{digest}.{len(chunks)}"
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -263,10 +267,10 @@ class Ledger:
         match = _BULK.fullmatch(reference)
         if match is None:
             raise Permanent(f"a record names its chunks {shown(reference)}: that is no digest and number")
-        digest, number = match[1], int(match[2])
+        where, digest, number = match[0].rpartition(".")[0], match[1], int(match[2])
         whole = bytearray()
         for index in range(number):
-            chunk = await self._chunk(f"{PREFIX}.bulk.{digest}.{index}")
+            chunk = await self._chunk(f"{PREFIX}.bulk.{where}.{index}")
             if chunk is None:
                 break
             whole += chunk
@@ -418,13 +422,19 @@ def _config(kind: str, max_bytes: int, retention: Retention) -> dict[str, Any]:
     }
 
 
+def owner_of(subject: str) -> str:
+    """The stream that a record is about."""
+    kind, *rest = subject.split(".")[1:]
+    return rest[0] if kind == "media" else rest[1] if len(rest) > 1 else rest[0]
+
+
 def stream_of(subject: str) -> str:
     """The JetStream stream that keeps a subject."""
     return f"{PREFIX.upper()}_{subject.split('.', 2)[1].upper()}"
 
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
-_BULK = re.compile(r"([0-9a-f]{40})\.([0-9]{1,9})")
+_BULK = re.compile(r"(?:[A-Za-z0-9_-]{1,128}\.)?([0-9a-f]{40})\.([0-9]{1,9})")  # of older ones nobody is the owner
 _WRONG_LAST = re.compile(r"wrong last sequence: (\d+)")
 
 

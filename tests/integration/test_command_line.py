@@ -67,7 +67,7 @@ def one_line(text: str) -> str:
         (["run", WORKFLOW, "--input", STATION, *ASK, "--nats", "nonsense"], "nats://host:4222"),
         (["run", WORKFLOW, "--input", "no-such-file.mp4", *ASK], "no file no-such-file.mp4"),
         (["run", WORKFLOW, "--input", "/tmp", *ASK], "is not a file"),
-        (["run", WORKFLOW, "--input", "gopher://x/y", *ASK], "cannot read gopher://"),
+        (["run", WORKFLOW, "--input", "gopher://x/y", *ASK], "gopher:// is no file, and `run` reads nothing else"),
         (["run", "no-such-workflow.toml", "--input", STATION, *ASK], "cannot read workflow"),
         (["run", str(STATION), "--input", STATION, *ASK], "not UTF-8 text"),
     ],

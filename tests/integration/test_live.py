@@ -193,8 +193,10 @@ async def test_every_job_has_one_node_and_few_move_when_one_leaves() -> None:
     [
         ({"stream": "nowhere"}, "no stream 'nowhere'; there are: s"),
         ({"start": "yesterday"}, "write -10m, 1:05, now"),
+        ({"start": "1:05"}, "1:05 lies beyond stream 's', which holds 0:00.0 to 0:08.0"),
+        ({"end": "2999-01-01T00:00:00Z"}, "lies beyond stream 's', which holds 20"),
         ({"start": "0:05", "end": "0:02"}, "ends before it begins"),
-        ({"standing": True, "window_s": 0.0}, "give between 1 and 720 s"),
+        ({"standing": True, "window_s": 0.0}, "give above 0 and at most 3600 s"),
         ({"standing": True, "end": "now"}, "has no end"),
         ({"id": "a b"}, "cannot be part of a subject"),
         ({"webhook": "ftp://somewhere/else"}, "webhook"),
@@ -208,6 +210,19 @@ async def test_what_is_wrong_with_a_request_is_said(service: Service, asked: dic
         await service.submit(**asked)
     assert "\n" not in str(refused.value)
     assert await service.registry.jobs() == []
+
+
+async def test_a_stream_that_is_forgotten_leaves_nothing_behind(service: Service) -> None:
+    await service.publish([1, 2, 3])
+    job = await service.submit(standing=True, window_s=2.0)
+    await service.answers(await service.submit(start="0:00", end="0:02"), 1)
+    with pytest.raises(UserError, match=f"jobs run on stream 's': `penstock jobs cancel` first {job.job}"):
+        await service.services.forget("s")
+    await service.services.cancel(job.job)
+    await service.services.forget("s")
+    assert await service.registry.streams() == {}
+    for pattern in ("media.>", "results.>", "answers.>"):
+        assert await service.ledger.subjects(f"penstock.{pattern}") == set()
 
 
 async def test_a_standing_job_on_a_stream_that_has_ended_is_about_its_past(service: Service) -> None:

@@ -185,8 +185,13 @@ async def test_an_upload_that_broke_off_is_sent_again_and_nothing_is_torn(
     assert response.status_code == 201, response.text
     assert response.json()["num_segments"] == len(wanted)
     assert starts(await here.stored("up")) == starts(wanted)
-    again = await here.http.post("/v1/streams/up/media", content=in_pieces(long))
-    assert "has ended after" in detail(again, 400)
+    again = await here.http.post("/v1/streams/up/media?segment_s=1", content=in_pieces(long))
+    assert (again.status_code, again.json()) == (201, response.json())
+    other = await here.http.post("/v1/streams/up/media?segment_s=1", content=short)
+    assert detail(other, 409) == "stream 'up' holds other media, or these cut otherwise: upload under another name"
+    form = await here.http.post("/v1/streams/up/media", files={"file": b"x"})
+    assert "the body is a form" in detail(form, 415)
+    assert starts(await here.stored("up")) == starts(wanted)
 
 
 async def test_a_live_upload_that_broke_off_goes_on_after_a_gap(here: Site, long: Path) -> None:

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sites import EACH, site
 
 from engine.decide.signals import SERVICE_BOUNDS_S, PoolSignals, ServiceTime, StreamSignals, WorkerSignals
+from engine.decide.watching import SourceState
 from engine.node.workers_heard import SILENCE_S, WorkersHeard
 from penstock.http.metrics import exposition
 
@@ -144,3 +145,12 @@ def test_a_worker_that_falls_silent_is_forgotten_and_what_is_none_is_passed_over
     assert [(signals.worker, signals.acks_pending) for signals in heard.now] == [("w1", 9)]
     now_s[0] += SILENCE_S
     assert heard.now == []
+
+
+def test_what_a_source_is_doing_is_one_of_its_states() -> None:
+    gone = SourceState(stream="gate", state="gone", since_ns=5 * 10**9, error="no route")
+    text = exposition([], [gone]).decode()
+    assert 'penstock_source_state{state="gone",stream="gate"} 1.0' in text
+    assert 'penstock_source_state{state="live",stream="gate"} 0.0' in text
+    assert 'penstock_source_since_seconds{stream="gate"} 5.0' in text
+    assert "no route" not in text

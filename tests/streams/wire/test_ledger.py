@@ -195,7 +195,7 @@ async def test_a_record_that_lost_a_chunk_is_gone_for_good(ledger: Ledger) -> No
     data = Random(3).randbytes(3 * 1024**2)
     await ledger.put(media(0), data)
     digest = hashlib.sha256(data).hexdigest()[:40]
-    await ledger.link.api("STREAM.PURGE.PENSTOCK_BULK", {"filter": f"penstock.bulk.{digest}.1"})
+    await ledger.link.api("STREAM.PURGE.PENSTOCK_BULK", {"filter": f"penstock.bulk.*.{digest}.1"})
     with pytest.raises(Permanent, match="part of a record of 4 chunks is gone") as gone:
         await ledger.get(media(0))
     assert "\n" not in str(gone.value)
