@@ -82,15 +82,9 @@ class Cluster:
         self._processes.pop(number).wait()
 
     async def ready(self) -> None:
-        """Returns when JetStream answers."""
-        with anyio.fail_after(60):
-            while True:
-                try:
-                    async with connect(self.url, patience_s=30) as link:
-                        await self.whole(link)
-                        return
-                except LinkError:
-                    await anyio.sleep(0.1)
+        await ready(self.url)
+        async with connect(self.url) as link:
+            await self.whole(link)
 
     async def whole(self, link: Link) -> None:
         """Returns when all servers are there and hold all that is stored."""
@@ -114,6 +108,18 @@ class Cluster:
     def close(self) -> None:
         for number in list(self._processes):
             self.kill(number)
+
+
+async def ready(url: str) -> None:
+    """Returns when JetStream answers."""
+    with anyio.fail_after(60):
+        while True:
+            try:
+                async with connect(url, patience_s=30) as link:
+                    await link.api("STREAM.NAMES")
+                    return
+            except LinkError:
+                await anyio.sleep(0.1)
 
 
 @contextmanager

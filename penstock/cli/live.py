@@ -66,6 +66,13 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
     telling.set_defaults(command=_token)
     telling.add_argument("--store", type=Path, metavar="DIR", help="of the nodes it is for")
 
+    making = commands.add_parser("keys", help="make keys and configurations for a NATS cluster", allow_abbrev=False)
+    making.set_defaults(command=_keys)
+    making.add_argument("folder", metavar="DIR", type=Path, help="a new folder to write them to")
+    making.add_argument("--servers", required=True, metavar="A,B,C", help="names or addresses of the NATS servers")
+    making.add_argument("--nats-store", default="/data", metavar="DIR", help="where servers keep data (/data)")
+    making.add_argument("--days", type=int, default=730, metavar="N", help="how long servers' certificates hold (730)")
+
     joining = command("worker", "add this machine to the nodes of a NATS server", _worker)
     joining.add_argument("--nats", required=True, metavar="URL", help="the NATS server of the other nodes")
     joining.add_argument("--store", type=Path, metavar="DIR", help="where the workers' log goes")
@@ -121,6 +128,16 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
     streaming.add_argument("--forget", metavar="NAME", help="first forget this one: nodes stop reading it")
     client_command("nodes", "list nodes", _nodes)
     client_command("redundancy", "name what is computed twice for no reason", _redundancy)
+
+
+def _keys(parsed: argparse.Namespace) -> int:
+    from penstock.keys import make_keys
+
+    servers = parsed.servers.split(",")
+    for path in make_keys(parsed.folder, servers, store=parsed.nats_store, days=parsed.days):
+        print(path)
+    tables.say(f"keep {parsed.folder / 'ca.key'} where no server is; give each role its own .nk, and ca.pem to all")
+    return 0
 
 
 def _token(parsed: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ REQUEST_TIMEOUT_S = 5.0
 FIRST_TIMEOUT_S = 1.0  # in a cluster: what went to a leader that has died is asked again as soon as there is a new one
 PING_S, PING_CLUSTER_S = 20, 1  # three pings without an answer and another server is tried
 MAX_SERVERS = 64
+HUNG_UP = ("Broken pipe", "reset by peer", "unexpected EOF")
 CLUSTER_REPLICAS = 3
 SCHEMES = ("nats", "tls", "ws", "wss")
 FIRST_RETRY_S, MAX_RETRY_S = 0.05, 1.0
@@ -183,7 +184,7 @@ async def connect(
     Where the server ends the connection for good, such as with somebody it no longer lets in, what is done with the
     link is canceled and LinkError raised: nobody goes on deaf."""
     place, servers = without_credentials(url), servers_of(url)
-    key, tls = identity()
+    key, inbox, tls = identity()
     await _reachable(servers, place)
     link: Link | None = None
     closing = False
@@ -219,6 +220,7 @@ async def connect(
                 token=user if password is None else None,
                 signature_cb=key.signed if key is not None else None,
                 tls=tls,
+                inbox_prefix=inbox,
                 error_cb=on_error,
                 disconnected_cb=on_disconnect,
                 reconnected_cb=on_reconnect,
@@ -234,6 +236,8 @@ async def connect(
         with anyio.move_on_after(1, shield=True), suppress(nats.errors.Error, OSError):
             await client.close()
         reason = refusal or _one_line(error)
+        if any(said in reason for said in HUNG_UP):
+            reason = f"it hung up ({reason}): does it know these credentials, and do both speak TLS?"
         raise LinkError(f"no NATS server answers at {place}: {reason}; start one or give --nats URL") from error
     link = Link(client, url, patience_s, trouble)
     try:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from engine.decide.signals import PoolSignals, ServiceTime, StreamSignals, WorkerSignals
+from engine.decide.watching import SourceState
 from engine.run import conventions
 from penstock.cli import main
 from penstock.http import metrics
@@ -22,8 +23,6 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 pytestmark = pytest.mark.skipif(not DEPLOY.is_dir(), reason="deploy/ is not beside these tests: a wheel is tested")
 
-TO_COME = {"keys"}  # commands that deploy/ uses and that are being made
-VARIABLES_TO_COME = {"PENSTOCK_NATS_CREDENTIALS", "PENSTOCK_NATS_CA"}
 OURS = {"PENSTOCK_HOST"}  # of compose.yaml itself
 SCALING = {"workers": {group: {"enabled": True, "autoscaling": {"enabled": True}} for group in ("cpu", "gpu")}}
 
@@ -80,8 +79,6 @@ def test_the_command_line_takes_what_deploy_gives_it(place: str, words: list[str
     try:
         main._parser().parse_args(main._joined([word.rstrip(",.;:") for word in words]))
     except UserError as error:
-        if words[0] in TO_COME and "invalid choice" in str(error):
-            pytest.skip(f"`penstock {words[0]}` is not there yet")
         if len(words) == 1 and "arguments are required" in str(error):
             return  # it only names the command
         pytest.fail(f"{place}: penstock {' '.join(words)}: {error}")
@@ -104,7 +101,8 @@ def exported() -> tuple[set[str], set[str]]:
     took = ServiceTime(batch_size=1, num=1, mean_s=1.0, max_s=1.0, num_within=(1,))
     pool = PoolSignals("a/b/c", "thread", "cpu", 1, 1, 1, 1, 1, 1, queue_wait_s=1.0, service_times=(took,))
     stream = StreamSignals("s", num_waiting=1, lag_s=1.0, gaps={"late": 1})
-    text = metrics.exposition([WorkerSignals("w", "n", 1, (pool,), (stream,))]).decode()
+    source = SourceState(stream="s", state="live", since_ns=1)
+    text = metrics.exposition([WorkerSignals("w", "n", 1, (pool,), (stream,))], [source]).decode()
     samples = re.findall(r"^(\w+)(?:\{(.*)\})? ", text, re.MULTILINE)
     return {name for name, _ in samples}, {label for _, of in samples for label in re.findall(r"(\w+)=", of)}
 
@@ -168,4 +166,4 @@ def test_variables_are_read_by_somebody() -> None:
     said = {name for path in files for name in re.findall(r"\b(?:PENSTOCK|OTEL)_[A-Z_]+\b", path.read_text())}
     streams = {"PENSTOCK_DEAD"}
     unknown = {name for name in said - OURS - streams if f'"{name}"' not in code}
-    assert unknown <= VARIABLES_TO_COME
+    assert not unknown
