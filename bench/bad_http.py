@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 import bad_making as making
 import msgspec
 from bad_node import ANSWER_S, GOOD, Node
-from bad_watch import Case, Defect, Outcome, one_line
+from bad_watch import Case, Defect, Outcome, Ruined, one_line
 from litestar.di import Provide
 
 from penstock.http.document import document
@@ -84,7 +84,7 @@ class Http:
     """Requests. An input is the bytes that are sent."""
 
     name = "http"
-    max_s = 90.0  # a node has to come up; each answer is waited for ANSWER_S
+    max_s = 150.0  # a node has to come up; each answer is waited for ANSWER_S
     batch = 100
 
     def __init__(self, seed: int, clip: bytes) -> None:
@@ -151,7 +151,7 @@ class Http:
                         break
             except TimeoutError as error:
                 if not parts and not _may_wait(data):
-                    raise Defect("hang", f"neither answer nor end within {ANSWER_S:g} s") from error
+                    raise Ruined("hang", f"neither answer nor end within {ANSWER_S:g} s") from error
             except OSError:
                 pass  # it was cut off, as what is no request may be
         return bytes(parts)

@@ -61,7 +61,7 @@ def _same(note: Note) -> tuple[str, str, str]:
     if note.where:
         return note.kind, note.where, "" if note.kind == "message" else note.what.partition(":")[0]
     logged = note.what.partition("; ")[2] or (note.what if note.target == "check" else "")
-    words = re.sub(r"'[^']*'|0x[0-9a-f]+|[0-9]+", "", logged or note.what)[:60]
+    words = re.sub(r"'[^']*'|0x[0-9a-f]+|[0-9]+", "", logged or note.what)[:45]
     return note.kind, "" if logged else note.target.partition("-")[0], words
 
 
@@ -100,6 +100,7 @@ def figures(kind: Kind, num: int, tally: Tally, seconds: float, defects: list[di
         "defects_by_kind": by_kind,
         "distinct_defects": defects,
         "passed_over": tally.passed_over,
+        "not_thrown": num - tally.refused - tally.accepted - sum(note.target != "check" for note in tally.notes),
         "seconds": round(seconds, 1),
         "slowest_s": round(tally.slowest_s, 3),
         "longest_message": tally.longest_message,

@@ -1,18 +1,18 @@
 """Bad messages over NATS, thrown at a real node by a client that writes the protocol itself, for no library would:
 requests, pieces of media, records and entries where only nodes should write, and headers that are none."""
 
-import socket
 import time
 from random import Random
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
 import bad_making as making
 import msgspec
 from bad_media import spoilt
+from bad_nats_client import Client, Message
 from bad_node import ANSWER_S, GOOD, Node
 from bad_records import DEAD, END, GAP, HEADERS, NODE, RESULT, SEGMENT, SIGNALS
 from bad_watch import Case, Defect, Outcome, Ruined
+from bad_wire import LENGTHS
 
 from engine.run.journal import STORY, Recall
 from engine.spec.catalogue import installed
@@ -98,18 +98,14 @@ SPOILABLE = {
 }
 
 
-class Message(NamedTuple):
-    subject: bytes
-    block: bytes  # of headers; empty: none
-    data: bytes
-    asks: bool  # for an answer
+TARGETS = {"request": 6, "ingest": 4, "record": 4, "entry": 4, "said": 2, "asked_of": 1}
 
 
 class Nats:
     """Messages. An input is those that are sent, one after the other."""
 
     name = "nats"
-    max_s = 90.0  # a node has to come up; each answer is waited for ANSWER_S
+    max_s = 150.0  # a node has to come up; each answer is waited for ANSWER_S
     batch = 100
 
     def __init__(self, seed: int, clips: dict[str, bytes], clip: bytes) -> None:
@@ -122,9 +118,7 @@ class Nats:
 
     def case(self, index: int) -> Case:
         chance = Random(f"{self._seed} nats {index}")
-        target = chance.choice(
-            ("request", "request", "request", "ingest", "ingest", "record", "record", "entry", "entry", "said")
-        )
+        target = chance.choice([name for name, weight in TARGETS.items() for _ in range(weight)])
         return Case(target, msgspec.msgpack.encode(getattr(self, f"_{target}")(chance, index)))
 
     def open(self) -> None:
@@ -155,7 +149,7 @@ class Nats:
                 self._client = Client(self._node.nats)
                 return "refused"
             if message.asks and answer is None and wait_s == ANSWER_S:
-                raise Defect("hang", f"{message.subject!r} was not answered within {ANSWER_S:g} s")
+                raise Ruined("hang", f"{message.subject!r} was not answered within {ANSWER_S:g} s")
             if answer is not None and _code(answer) in ("500", "413"):
                 raise Defect("status", f"{message.subject!r}: {answer[0][:300]!r}; {self._complaint()}")
             if answer is not None and (b"Nats-Service-Error" in answer[0] or b"NATS/1.0 503" in answer[0]):
@@ -234,6 +228,23 @@ class Nats:
         data = making.as_msgpack(chance, tree) if chance.random() < 0.9 else msgspec.msgpack.encode(tree)
         return [Message(subject.encode("utf-8", "replace"), _block(chance, 0.2), data, False)]
 
+    def _asked_of(self, chance: Random, index: int) -> list[Message]:
+        """A job about a stream whose end is wrong, or that has a segment far behind the others."""
+        name = f"a{index}"
+        first = msgspec.structs.replace(SEGMENT, stream=name, index=0, start_ns=0)
+        far = chance.choice(LENGTHS)
+        request: dict[str, Any] = {"stream": name, "workflow": msgspec.to_builtins(WORKFLOW)}
+        if chance.random() < 0.5 and far > 0:
+            last, place = encode(msgspec.structs.replace(first, index=far)), str(far)
+            request |= {"start": "0:00", "end": "now"}
+        else:
+            last, place = encode(msgspec.structs.replace(END, stream=name, num_segments=far)), "end"
+        return [
+            Message(f"penstock.media.{name}.0".encode(), b"", encode(first), True),
+            Message(f"penstock.media.{name}.{place}".encode(), b"", last, True),
+            Message(b"penstock.jobs.submit", b"", making.written(request), True),
+        ]
+
     def _entry(self, chance: Random, index: int) -> list[Message]:
         """An entry of a bucket."""
         key = chance.choice((f"e{index}", f"e{index}", f"e{index}.x", "=", _token(chance, "e")))
@@ -300,90 +311,3 @@ def _code(answer: tuple[bytes, bytes]) -> str:
         if line.startswith(b"Nats-Service-Error-Code: "):
             return line[25:].decode(errors="replace")
     return ""
-
-
-class Client:
-    """The NATS protocol over a socket, one question at a time."""
-
-    def __init__(self, url: str) -> None:
-        place = urlsplit(url)
-        self._socket = socket.create_connection((place.hostname, place.port or 0), timeout=ANSWER_S)
-        self._read = bytearray()
-        self._num = 0
-        options = {
-            "auth_token": place.username,
-            "headers": True,
-            "no_responders": True,
-            "verbose": False,
-            "protocol": 1,
-        }
-        said = {**options, "lang": "bench", "version": "0", "pedantic": False}
-        self._socket.sendall(b"CONNECT " + msgspec.json.encode(said) + b"\r\nSUB _INBOX.bad.* 1\r\nPING\r\n")
-        if self._message(time.monotonic() + ANSWER_S, until=b"PONG") is None:
-            raise Ruined("node", "the server does not answer")
-
-    def send(self, message: Message) -> None:
-        self._num += message.asks
-        reply = b" _INBOX.bad.%d" % self._num if message.asks else b""
-        total = len(message.block) + len(message.data)
-        if message.block:
-            line = b"HPUB %s%s %d %d" % (message.subject, reply, len(message.block), total)
-        else:
-            line = b"PUB %s%s %d" % (message.subject, reply, total)
-        self._socket.sendall(line + b"\r\n" + message.block + message.data + b"\r\n")
-
-    def answer(self, ends_s: float) -> tuple[bytes, bytes] | None:
-        """To what was asked last: headers and data; None where there is none in time."""
-        while (found := self._message(ends_s)) is not None:
-            subject, block, data = found
-            if subject == b"_INBOX.bad.%d" % self._num:
-                return block, data
-        return None
-
-    def _message(self, ends_s: float, until: bytes = b"") -> tuple[bytes, bytes, bytes] | None:
-        """The next message: subject, headers, data. Raises ConnectionError where the server has ended it."""
-        while (line := self._line(ends_s)) is not None:
-            words = line.split()
-            match words[:1]:
-                case [b"PING"]:
-                    self._socket.sendall(b"PONG\r\n")
-                case [b"-ERR"]:
-                    raise ConnectionError(line.decode(errors="replace"))
-                case [b"MSG"]:
-                    return words[1], b"", self._bytes(int(words[-1]), ends_s)
-                case [b"HMSG"]:
-                    whole, of_block = self._bytes(int(words[-1]), ends_s), int(words[-2])
-                    return words[1], whole[:of_block], whole[of_block:]
-            if until and line == until:
-                return b"", b"", b""
-        return None
-
-    def _line(self, ends_s: float) -> bytes | None:
-        while b"\r\n" not in self._read:
-            if not self._more(ends_s):
-                return None
-        line, _, rest = bytes(self._read).partition(b"\r\n")
-        self._read = bytearray(rest)
-        return line
-
-    def _bytes(self, num: int, ends_s: float) -> bytes:
-        while len(self._read) < num + 2:
-            if not self._more(ends_s):
-                raise ConnectionError("it broke off")
-        found = bytes(self._read[:num])
-        del self._read[: num + 2]
-        return found
-
-    def _more(self, ends_s: float) -> bool:
-        left_s = ends_s - time.monotonic()
-        if left_s <= 0:
-            return False
-        self._socket.settimeout(left_s)
-        try:
-            part = self._socket.recv(1 << 16)
-        except TimeoutError:
-            return False
-        if not part:
-            raise ConnectionError("the server has ended it")
-        self._read += part
-        return True

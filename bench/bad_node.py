@@ -20,7 +20,7 @@ from bad_watch import MAX_GROWTH_BYTES, Defect, Ruined, rss_bytes
 from measure import ROOT
 
 UP_S = 60.0
-WELL_S = 15.0  # for what is asked of a node that others keep busy
+WELL_S = 25.0  # for what is asked of a node that others keep busy; one that was made up is forgotten within 11 s
 ANSWER_S = 5.0
 GOOD = "good"  # a stream with a second of the demo's clip, to its end
 LOOKED_AT = ("/v1/jobs", "/v1/streams", f"/v1/streams/{GOOD}", "/v1/nodes", "/v1/signals", "/metrics", "/v1/operators")
@@ -131,7 +131,7 @@ class Node:
 
     def _good_request(self) -> None:
         """A capability on the clip: it was computed once, and is found again."""
-        response = self._expect("POST", "/v1/operators/detect_scenes?timeout_s=10", 200, content=self._clip)
+        response = self._expect("POST", "/v1/operators/detect_scenes?timeout_s=20", 200, content=self._clip)
         if not response.json()["outputs"]:
             raise Ruined("node", f"a good request was answered with {response.text[:200]}")
 

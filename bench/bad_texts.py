@@ -14,7 +14,7 @@ import bad_making as making
 import msgspec
 from bad_records import CATALOGUE, WORKFLOW
 from bad_toml import CONFIG_TOML, WORKFLOW_TOML, spoilt_toml
-from bad_watch import Case, Outcome, one_line
+from bad_watch import Case, Defect, Outcome, one_line
 from bad_wire import Target
 from measure import ROOT
 
@@ -39,7 +39,8 @@ from penstock.running import _local_file
 from streams.errors import Malformed, UserError
 from streams.media.addresses import place_of, public_url
 from streams.subjects import token
-from streams.wire.ledger import wanted_bytes
+from streams.wire.ledger import Retention, wanted_bytes
+from streams.wire.ledger import _config as _stream_config
 
 MACHINE = Machine(num_cores=2)
 STREAM = StreamSpec(name="s")
@@ -77,8 +78,17 @@ def _config(data: bytes) -> None:
         if job.webhook:
             check_webhook(job.webhook)
     if config.retention is not None:
-        wanted_bytes(config.retention)
+        _retained(config.retention)
     config.access.allows("192.168.7.1")
+
+
+def _retained(retention: Retention) -> None:
+    """As it is told the server, which has bounds of its own."""
+    told = _stream_config("media", retention.max_media_bytes, retention)
+    wanted_bytes(retention)
+    for name, least in (("max_age", 0), ("max_bytes", -1), ("num_replicas", 0)):
+        if not least <= told[name] < 2**63:
+            raise Defect("status", f"{name}: {told[name]!r} is taken, and no server takes it", "node.py load_config")
 
 
 def _requested(request: JobRequest, workflow: Workflow) -> None:
@@ -253,8 +263,8 @@ URLS = (
     ),
 )
 TARGETS: dict[str, Target] = {
-    "workflow": Target(5, spoilt_toml(WORKFLOW_TOML, (ROOT / "examples" / "video_qa.toml").read_bytes()), _workflow),
-    "config": Target(5, spoilt_toml(CONFIG_TOML), _config),
+    "workflow": Target(8, spoilt_toml(WORKFLOW_TOML, (ROOT / "examples" / "video_qa.toml").read_bytes()), _workflow),
+    "config": Target(12, spoilt_toml(CONFIG_TOML), _config),
     "submit": Target(6, _json(REQUEST), _submitted),
     "declare": Target(3, _json(DECLARE), _declared),
     "ask": Target(2, _json(FIELDS[Ask]), _asked),

@@ -102,7 +102,8 @@ def spoilt_toml(*good: bytes) -> Callable[[Random], bytes]:
 
 def _edited(chance: Random, said: bytes) -> bytes:
     lines = said.split(b"\n")
-    at = chance.randrange(len(lines))
+    given = [at for at, line in enumerate(lines) if b"= " in line]  # values
+    at = chance.choice(given) if given and chance.random() < 0.6 else chance.randrange(len(lines))
     name, equals, _ = lines[at].partition(b"= ")
     match chance.randrange(10):
         case 0:
@@ -114,7 +115,11 @@ def _edited(chance: Random, said: bytes) -> bytes:
         case 4 | 5 | 6 if equals:
             lines[at] = name + equals + chance.choice(LITERALS)
         case 7 if equals:
-            lines[at] = making.text(chance, name.decode()).encode("utf-8", "replace") + equals + chance.choice(LITERALS)
+            lines[at] = (
+                making.text(chance, name.decode(errors="replace")).encode("utf-8", "replace")
+                + equals
+                + chance.choice(LITERALS)
+            )
         case 8:
             return making.nested(chance, said, b"[", b"]")
         case _:

@@ -29,7 +29,7 @@ LOOK_S = 0.1
 MAX_S = 5.0  # for one input
 MAX_GROWTH_BYTES = 1 << 30  # of what is resident, for one input
 MAX_ADDRESSES_BYTES = 12 << 30  # of a child: the machine is others' as well
-MAX_KILLS = 8  # of children by one target; then it is passed over
+MAX_KILLS = 4  # of children, or of what they throw at, by one target; then it is passed over
 MAX_LINE = 300
 RUNS, RUINED = 0, 7  # exit codes of a child: it has done its part; what it threw at is of no use any more
 
@@ -136,6 +136,8 @@ def watched(kind: Kind, num: int, folder: Path, say: Callable[[str], None]) -> T
         if note is not None:
             notes.append(note)
             kills[note.target] += 1
+        elif child.has_ruined:
+            kills[json.loads(log.read_text().splitlines()[-1])["target"]] += 1
     notes += [Note(**json.loads(line)) for line in log.read_text().splitlines()]
     passed_over = sorted(target for target, times in kills.items() if times >= MAX_KILLS)
     return Tally(sums[0], sums[1], slowest_s, longest, max_rss, notes, passed_over)
@@ -158,6 +160,7 @@ class _Child:
         self._kind = kind
         self._memory = mmap.mmap(-1, _STATE.size)
         self.max_rss = 0
+        self.has_ruined = False
         self._set(first, time.monotonic())
         sys.stderr.flush()
         sys.stdout.flush()
@@ -189,6 +192,7 @@ class _Child:
                 self._end_group()
                 code = os.waitstatus_to_exitcode(status)
                 if code in (RUNS, RUINED):
+                    self.has_ruined = code == RUINED
                     return None
                 died = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                 return self._note("crash", f"the process died of {died}")
