@@ -1,5 +1,6 @@
 """A node: its workers, and what it does for jobs, streams and clients, on a NATS server of its own or a given one."""
 
+import math
 import os
 import socket
 import time
@@ -32,7 +33,7 @@ from engine.spec.access import Access, checked_access
 from engine.spec.catalogue import installed
 from engine.spec.operator import Machine
 from engine.spec.plan import runnable
-from engine.spec.stream import StreamSettings
+from engine.spec.stream import StreamSettings, within_bounds
 from engine.spec.workflow import load_workflow
 from penstock import demo
 from penstock.cli.tables import Running
@@ -41,6 +42,7 @@ from penstock.tokens import Auth, known_token
 from penstock.webhooks import Webhooks
 from streams.decoding import from_toml
 from streams.errors import Malformed, UserError
+from streams.subjects import token
 from streams.wire.ledger import Retention, open_ledger, retain
 from streams.wire.link import connect
 from streams.wire.server import embedded
@@ -210,7 +212,19 @@ async def _configure(config: Config, path: Path | None, registry: Registry, serv
 async def _url_of(stream: ConfiguredStream, path: Path | None) -> str:
     """A file is named from where the configuration is."""
     here = path.parent / stream.url if path else Path(stream.url)
-    return str(here.resolve()) if await anyio.Path(here).exists() else stream.url
+    return str(here.resolve()) if await anyio.to_thread.run_sync(os.path.exists, here) else stream.url
+
+
+def _check_streams(config: Config, path: Path) -> None:
+    """Raises UserError where one cannot be so named or treated; its source need not be there."""
+    for name, stream in config.streams.items():
+        try:
+            token(name)
+            within_bounds(stream.spec(name))
+        except UserError as error:
+            raise UserError(f"{path}: streams.{name}: {error}") from error
+    if config.retention is not None and not math.isfinite(config.retention.max_age_s):
+        raise UserError(f"{path}: retention.max_age_s: {config.retention.max_age_s:g}: give seconds")
 
 
 def load_config(path: Path) -> Config:
@@ -224,6 +238,7 @@ def load_config(path: Path) -> Config:
     try:
         config = msgspec.convert(table, Config)
         checked_access(config.access)
+        _check_streams(config, path)
         return config
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at ")

@@ -191,7 +191,10 @@ async def _link(options: Options) -> AsyncIterator[Link]:
 
 
 def _local_file(input: str) -> Path:
-    parts = urlsplit(input)
+    try:
+        parts = urlsplit(input)
+    except ValueError as error:
+        raise UserError(f"{input} is no file and no URL: give the path of a video or audio file") from error
     if parts.scheme == "file":
         input = unquote(parts.path)
     elif parts.scheme and "://" in input:
@@ -200,7 +203,7 @@ def _local_file(input: str) -> Path:
             "to a node (`penstock serve`), and `penstock ask NAME QUESTION` asks about it"
         )
     path = Path(input)
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - which has no opinion on names too long
         raise UserError(f"no file {input}: give the path of a video or audio file")
     if not path.is_file():
         raise UserError(f"{input} is not a file: give the path of a video or audio file")

@@ -5,9 +5,15 @@ wrote those bytes, `LinkError` is the connection. Errors of other libraries are 
 `from`.
 """
 
+MAX_LINE = 2000  # characters of a message: what it repeats may be as long as anybody likes
+
 
 class PenstockError(Exception):
     """Any error Penstock raises on purpose. The message is one line: what, where, what would be right."""
+
+    def __init__(self, message: str = "") -> None:
+        line = " ".join(message.splitlines())
+        super().__init__(line if len(line) <= MAX_LINE else line[:MAX_LINE] + "...")
 
 
 class UserError(PenstockError):

@@ -4,11 +4,12 @@ Wire structs tolerate unknown fields and give every later field a default, so a 
 version is read by an older one. Media time is integer nanoseconds from the stream's start.
 """
 
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
 from streams.decoding import decoded
+from streams.subjects import MAX_INDEX
 
 VERSION = 1
 
@@ -78,7 +79,7 @@ class EndOfStream(Record, frozen=True, tag="end"):
     """The stream has ended: it has exactly the segments 0 .. num_segments - 1."""
 
     stream: str
-    num_segments: int
+    num_segments: Annotated[int, msgspec.Meta(ge=0, le=MAX_INDEX + 1)]
     duration_ns: int = 0
     flaws: tuple[str, ...] = ()
     version: int = VERSION

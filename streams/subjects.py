@@ -16,7 +16,8 @@ PREFIX = "penstock"
 END = "end"
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_KEY = re.compile(r"(0|[1-9][0-9]{0,17})(?:-(0|[1-9][0-9]{0,17}))?")
+MAX_INDEX = 10**9 - 1  # of a segment: years of short ones
+_KEY = re.compile(r"(0|[1-9][0-9]{0,8})(?:-(0|[1-9][0-9]{0,8}))?")
 
 
 class Key(NamedTuple):

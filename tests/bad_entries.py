@@ -83,6 +83,11 @@ def params_are_a_list(entry: Any) -> None:
 
 
 BAD_JOBS: dict[str, bytes] = {
+    "a-round-beyond-64-bits": changed("a-round-beyond-64-bits", lambda entry: entry.update(rounds={"x": 10**30})),
+    "submitted-when-no-clock-shows": changed(
+        "submitted-when-no-clock-shows", lambda entry: entry.update(submitted_ns=10**21)
+    ),
+    "a-segment-beyond-all": changed("a-segment-beyond-all", lambda entry: entry.update(asked={"first": 10**12})),
     "utf8": b'{"id":"utf8","stream":"\xff\xfe","plan":{},"spans":{}}',
     "deep": b'{"id":"deep","x":' + b"[" * DEEP + b"]" * DEEP + b"}",
     "huge": b'{"id":"huge","submitted_ns":' + b"9" * 5000 + b"}",

@@ -16,6 +16,7 @@ from engine.spec.plan import Plan
 from streams.records import NOT_IN_THE_VIDEO, Evidence, Gap, Record, Reply, Result, Segment, encode
 
 SECOND_NS = 1_000_000_000
+MAX_TIME_NS = 253402300799 * SECOND_NS  # the year 9999
 NOTHING = ""  # what an output says that found nothing
 
 
@@ -75,7 +76,8 @@ def upstream_of(plan: Plan, stage_id: str) -> list[str]:
 
 
 def time_of_day(unix_ns: int) -> str:
-    """RFC 3339, in milliseconds."""
+    """RFC 3339, in milliseconds; of a time that no clock shows, the last or the first that one does."""
+    unix_ns = min(max(unix_ns, 0), MAX_TIME_NS)
     moment = datetime.fromtimestamp(unix_ns // SECOND_NS, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{unix_ns % SECOND_NS // 1_000_000:03d}Z"
 

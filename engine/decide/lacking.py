@@ -2,7 +2,7 @@
 
 An output that is not stored leads on to its inputs; one that is stored does not, whatever became of what it was made
 from. An output is lost where the media of its own segment are gone, or where it is made from one that is lost; a
-neighbour that is lost is only a gap in its view.
+neighbour that is lost is only a gap in its view. So is one whose view is longer than can be read at once.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +13,8 @@ from engine.spec.operator import Fold, Reduce
 from engine.spec.plan import PlannedStage
 from engine.spec.workflow import MEDIA
 from streams.subjects import Key
+
+MAX_VIEW = 1_000_000  # segments that one output can be made from
 
 Outputs = dict[str, set[Key]]  # by stage id
 
@@ -41,18 +43,19 @@ def lacking(
     missing: Outputs = {}
     for stage in reversed(stages):
         keys = {key for key in wanted.get(stage.id, ()) if key not in stored.get(stage.id, ())}
+        too_long = {key for key in keys if key.last - key.first >= MAX_VIEW}
         if isinstance(stage.scope, Fold):
             for last in sorted(keys, reverse=True):
                 keys |= _before(last, stored.get(stage.id, ()))
         missing[stage.id] = keys
-        for output in keys:
+        for output in keys - too_long:
             view = joins.needs(stage.scope, output, num_segments)
             for source in stage.sources:
                 if source != MEDIA:
                     wanted.setdefault(source, set()).update(map(Key.of, view))
     lost: Outputs = {}
     for stage in stages:
-        lost[stage.id] = set()
+        lost[stage.id] = {key for key in missing[stage.id] if key.last - key.first >= MAX_VIEW}
         if isinstance(stage.scope, Reduce):
             continue
         for output in missing[stage.id]:

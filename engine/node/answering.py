@@ -37,7 +37,7 @@ from streams.records import (
     decode_output,
     decode_result,
 )
-from streams.subjects import Key
+from streams.subjects import MAX_INDEX, Key
 from streams.wire.ledger import Ledger, Stored
 
 log = structlog.get_logger(__name__)
@@ -46,7 +46,6 @@ STORING_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # pauses while a 
 RECOUNT_S = 2.0  # how often the ledger is asked for what no hint told
 PROGRESS = "Penstock-Progress"
 UNREADABLE = "the stored record cannot be read"
-MAX_INDEX = 10**18  # a segment's number has at most 18 digits
 MAX_MOMENTS = 512
 
 Clock = Callable[[int], str]
@@ -221,7 +220,9 @@ class Answering:
             return None
         known = {id: reached for id, reached in said.items() if id in self._upstream}
         return (
-            known if known and known == said and all(0 <= each.next <= MAX_INDEX for each in known.values()) else None
+            known
+            if known and known == said and all(0 <= each.next <= MAX_INDEX + 1 for each in known.values())
+            else None
         )
 
     async def _follow(self, stage_id: str) -> None:
@@ -382,6 +383,15 @@ def unreadable(stage_id: str, stream: str, key: Key, error: Exception) -> Gap:
     """What stands in for a record that nobody can read."""
     detail = f"{UNREADABLE}: {error}"
     return Gap(stage=stage_id, stream=stream, first=key.first, last=key.last, cause="dead_lettered", detail=detail)
+
+
+async def readable_end(ledger: Ledger, stream: str) -> EndOfStream | None:
+    """As `stored_end`; one that cannot be read is set aside, and said."""
+    try:
+        return await stored_end(ledger, stream)
+    except Malformed as error:
+        log.warning("cannot_read_end", stream=stream, error=str(error))
+        return None
 
 
 async def stored_end(ledger: Ledger, stream: str) -> EndOfStream | None:

@@ -15,9 +15,10 @@ import anyio.to_thread
 import msgspec
 
 from engine.decide.answer import time_of_day
+from engine.decide.lacking import MAX_VIEW
 from engine.decide.running_graph import running_stages
 from engine.decide.sharing import is_covered, lacks
-from engine.node.answering import stored_end
+from engine.node.answering import readable_end
 from engine.node.recovery import lost
 from engine.run.gaps import put_gaps
 from engine.run.registry import Registry, new_id
@@ -215,7 +216,7 @@ def _window(request: JobRequest, stream: StreamSpec) -> int:
 
 async def _media(ledger: Ledger, stream: str) -> _Kept:
     keys = subjects.keys_of(await ledger.subjects(subjects.media_of(stream)))
-    return _Kept(sorted(key.first for key in keys), await stored_end(ledger, stream))
+    return _Kept(sorted(key.first for key in keys), await readable_end(ledger, stream))
 
 
 async def _info(ledger: Ledger, stream: str, media: _Kept) -> MediaInfo | None:
@@ -254,6 +255,8 @@ async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media:
         last = await _index_at(ledger, stream.name, media, request.end, live)
     elif live or (request.start and media.end is None):
         last = media.next - 1
+    if last is not None and last - first >= MAX_VIEW:
+        raise UserError(f"a range of {last - first + 1} segments: ask about at most {MAX_VIEW} at once")
     if last is not None and last < first:
         what = "nothing of it is stored yet" if not media.kept else "the range ends before it begins"
         raise UserError(f"no segment of {stream.name!r} in that range: {what}")

@@ -23,6 +23,8 @@ from streams.wire.ledger import Ledger, Stored
 
 MAX_RESULTS = 4096
 DEFAULT_MAX_BYTES = 1 << 28
+MAX_ASKED = 4096  # by name; of more it is looked what is there
+MAX_EVICTED = 1_000_000  # segments before the first that is kept that are remembered to have been there
 LOOK_S = 1.0
 KEEP_RESULTS_S = 120.0  # since a result was last asked for: longer than any segment, so windows find theirs here
 
@@ -101,6 +103,8 @@ class SegmentCache:
         """The inputs of these segments that are stored."""
         found: dict[int, Known] = {}
         missing: dict[str, int] = {}
+        if isinstance(indices, range) and len(indices) > MAX_ASKED:
+            found, indices = await self._of_many(source, indices)
         for index in indices:
             known = self._at_hand(source, index)
             if known is not None:
@@ -125,6 +129,18 @@ class SegmentCache:
             first = min((key.first for key in kept), default=0)
             found |= {index: Known(0, gap=_evicted(self.stream, index)) for index in lost if index < first}
         return found
+
+    async def _of_many(self, source: str, indices: range) -> tuple[dict[int, Known], list[int]]:
+        """Of a range that may be said to be as long as anybody likes: those that are there, and media that were."""
+        every = subjects.media_of(self.stream) if source == MEDIA else subjects.results_of(source, self.stream)
+        kept = sorted(
+            {key.first for key in subjects.keys_of(await self._ledger.subjects(every)) if key.first == key.last}
+        )
+        there = [index for index in kept if index in indices]
+        if source != MEDIA or not kept:
+            return {}, there
+        gone = range(max(indices.start, kept[0] - MAX_EVICTED), min(kept[0], indices.stop))
+        return {index: Known(0, gap=_evicted(self.stream, index)) for index in gone}, there
 
     # --- what is kept ------------------------------------------------------------------------------------------
 

@@ -14,10 +14,11 @@ from streams import subjects
 from streams.decoding import from_json, shown
 from streams.errors import Malformed, UserError
 from streams.records import Record
+from streams.subjects import MAX_INDEX
 
-MAX_INDEX = 10**15  # of a segment; numbers of up to 18 digits can stand in a subject
 MAX_SIZE = 10**5  # of a window, or a halo
 MAX_STAGES = 1000
+MAX_TIME_NS = 253402300799 * 10**9  # the last second of the year 9999
 
 
 class Faulty(Record, frozen=True, omit_defaults=False):
@@ -56,6 +57,10 @@ def sound_job(key: str, value: bytes) -> JobSpec:
         _span("asked", span)
     if job.prompt_from is not None:
         _index("prompt_from", job.prompt_from)
+    if any(not 0 <= round < 2**63 for round in job.rounds.values()):
+        raise Malformed("rounds: give whole numbers from 0 to 2**63 - 1")
+    if not 0 <= job.submitted_ns <= MAX_TIME_NS:
+        raise Malformed(f"submitted_ns: {job.submitted_ns}: no clock shows that")
     if not 0 <= job.max_lag_s <= 86400:
         raise Malformed(f"max_lag_s: {job.max_lag_s:g}: give from 0 to 86400 seconds")
     return job

@@ -144,7 +144,11 @@ def stage_id(
     """20 characters of [a-z2-7] (100 bits of SHA-256) naming a computation."""
     computed = [[rung.implementation, rung.version, dict(rung.knobs)] for rung in rungs]
     content = [capability, computed, msgspec.to_builtins(scope), dict(params), {p: list(s) for p, s in inputs.items()}]
-    return base64.b32encode(hashlib.sha256(encode(content)).digest()).decode().lower()[:20]
+    try:
+        named = encode(content)
+    except OverflowError as error:
+        raise UserError(f"{capability}: a parameter is beyond 64 bits: give a smaller number") from error
+    return base64.b32encode(hashlib.sha256(named).digest()).decode().lower()[:20]
 
 
 def rung_on(capability: str, rung: str, device: str) -> str:

@@ -108,7 +108,7 @@ def load_workflow(path: Path) -> Workflow:
     """Read a workflow from a TOML file. Raises UserError with the file and what would be right."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a name with a NUL in it
         raise UserError(
             f"cannot read workflow {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}; give a TOML file"
         ) from error

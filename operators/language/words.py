@@ -147,8 +147,11 @@ def _read_unit(low: Sequence[str], i: int, tokens: list[Token]) -> int:
     return i
 
 
+_DIGITS = re.compile(r"\d+(?:[.,:]\d+)*")
+
+
 def _digits(text: str) -> Token:
-    if len(text) > 15:
+    if len(text) > 15 or not _DIGITS.fullmatch(text):
         return Token(text, text, "code")
     parts = re.split(r"[.,:]", text)
     if ":" in text:

@@ -108,7 +108,7 @@ def show_answer(to: Console, answer: Answer) -> bool:
     for gap in answer.gaps:
         where = f"segment {gap.first}" if gap.first == gap.last else f"segments {gap.first}-{gap.last}"
         why = escape(gap.detail or gap.cause)
-        to.print(f"  [yellow]without[/] {gap.stage}, {where}: {why}", soft_wrap=True)
+        to.print(f"  [yellow]without[/] {escape(gap.stage)}, {where}: {why}", soft_wrap=True)
     return has_found
 
 
@@ -120,10 +120,10 @@ def _reply(to: Console, answer: Answer) -> None:
     for item in answer.evidence:
         when = f"  {item.captured_at}" if item.captured_at else ""
         span = between(item.start_s, item.end_s)
-        to.print(f"  {span}{when}  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
+        to.print(f"  {span}{escape(when)}  {escape(f'{item.kind:<6}')} {escape(item.text)}", soft_wrap=True)
     stages = ", ".join(f"{note.stage}: {note.implementation}" for note in answer.stages)
     cost = f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute; trace {answer.trace_id}"
-    to.print(f"  [dim]{escape(stages)}; {cost}[/]", soft_wrap=True)
+    to.print(f"  [dim]{escape(stages)}; {escape(cost)}[/]", soft_wrap=True)
 
 
 def _observations(to: Console, answer: Answer) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 from rich.markup import escape
 
 from penstock.cli.show import between, console, lines
@@ -78,7 +79,7 @@ async def _link(url: str | None, store: Path) -> AsyncIterator[Link]:
         async with connect(place, name="penstock-story") as link:
             yield link
         return
-    if not await anyio.Path(store).is_dir():
+    if not await anyio.to_thread.run_sync(os.path.isdir, store):
         raise UserError(f"{store}: there is no store: give --store DIR of a run, or --nats URL")
     async with embedded(store) as own, connect(own, name="penstock-story") as link:
         yield link
@@ -103,7 +104,10 @@ def _show(told: Sequence[Line], as_json: bool, answer: Answer | None = None) -> 
         results.print(f"[bold]{escape(answer.question or answer.stages[-1].stage)}[/]", soft_wrap=True)
         results.print(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
         for item in answer.evidence:
-            results.print(f"  {between(item.start_s, item.end_s)}  {item.kind:<6} {escape(item.text)}", soft_wrap=True)
+            results.print(
+                f"  {between(item.start_s, item.end_s)}  {escape(f'{item.kind:<6}')} {escape(item.text)}",
+                soft_wrap=True,
+            )
         results.print()
     began_ns = told[0].at_ns if told else 0
     width = max((len(line.stage) for line in told), default=0)
@@ -111,5 +115,5 @@ def _show(told: Sequence[Line], as_json: bool, answer: Answer | None = None) -> 
         stage = line.stage or "media"
         who = f"  [dim]{escape(line.worker)}[/]" if line.worker else ""
         at = f"{(line.at_ns - began_ns) / 1e9:+9.3f} s"
-        what = f"{stage:<{max(width, 5)}}  [bold]{escape(line.what)}[/]"
+        what = f"{escape(f'{stage:<{max(width, 5)}}')}  [bold]{escape(line.what)}[/]"
         results.print(f"{at}  [cyan]{line.segment:>6}[/]  {what}: {escape(line.why)}{who}", soft_wrap=True)

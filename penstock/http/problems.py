@@ -17,7 +17,7 @@ from typing import Any, get_args
 import msgspec
 import structlog
 from litestar import Request, Response
-from litestar.exceptions import HTTPException, NotFoundException, ValidationException
+from litestar.exceptions import HTTPException, InternalServerException, NotFoundException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 
 from streams.errors import LinkError, PenstockError, Transient, UserError, first_error
@@ -60,6 +60,11 @@ def problem_of(error: BaseException) -> Problem:
             status = HTTPStatus.SERVICE_UNAVAILABLE
         case HTTPException() if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
             return _problem(HTTPStatus(error.status_code), error.detail)
+        case UnicodeDecodeError():
+            return _problem(HTTPStatus.BAD_REQUEST, "the body is no UTF-8: send JSON")
+        case InternalServerException() if "client disconnected" in error.detail:
+            log.debug("http_client_left")
+            return _problem(HTTPStatus.BAD_REQUEST, "the body ended before it was complete")
         case PenstockError():
             log.warning("http_failed", error=str(error))
             status = HTTPStatus.INTERNAL_SERVER_ERROR

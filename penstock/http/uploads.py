@@ -19,7 +19,7 @@ import anyio
 import anyio.to_thread
 from litestar import Request
 
-from engine.node.answering import stored_end
+from engine.node.answering import readable_end
 from engine.node.endpoints import Call, Output
 from engine.node.feeding import Resume, Source, Tell, feed, treated
 from engine.run.registry import LEASE_TTL_S
@@ -67,7 +67,7 @@ async def upload(
             if standing is None or not standing.url:
                 raise
             raise Refusal(HTTPStatus.CONFLICT, str(error)) from error
-        stored = await stored_end(face.ledger, spec.name)
+        stored = await readable_end(face.ledger, spec.name)
     if stored is not None and spec.policy == "live":
         line = f"stream {spec.name!r} has ended after {stored.num_segments} segments: upload under another name"
         raise Refusal(HTTPStatus.CONFLICT, line)
@@ -100,11 +100,11 @@ async def run_on(
         async with bodies.spooled(b"", bodies.pieces(request, face.limits)) as path:
             stream = await anyio.to_thread.run_sync(stream_id, path, SEGMENT_S)
             spec = StreamSpec(name=stream, policy="durable", segment_s=SEGMENT_S)
-            if await stored_end(face.ledger, stream) is None:
+            if await readable_end(face.ledger, stream) is None:
                 try:
                     await _fed(face, spec, partial(_from_file, path, spec))
                 except UserError:
-                    if await stored_end(face.ledger, stream) is None:  # nobody else has brought it meanwhile
+                    if await readable_end(face.ledger, stream) is None:  # nobody else has brought it meanwhile
                         raise
     return await face.services.call(capability, Call(stream=stream, params=params, timeout_s=timeout_s))
 

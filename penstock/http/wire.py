@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 import structlog
+from h11 import LocalProtocolError
 
 from engine.run.telemetry import Telemetry
 from penstock.http.hosts import HOSTS, is_ours
@@ -94,10 +95,16 @@ class _Exchange:
             if not self._has_all:
                 message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
         elif not self._has_all and not message.get("more_body", False):
-            await self._send({**message, "more_body": True})
+            await self._hand_on({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
-        await self._send(message)
+        await self._hand_on(message)
+
+    async def _hand_on(self, message: Any) -> None:
+        try:
+            await self._send(message)
+        except LocalProtocolError as error:  # the client broke off in the middle of what it sent
+            log.debug("http_not_sent", error=str(error))
 
     async def refuse(self, status: HTTPStatus, line: str, *more: tuple[bytes, bytes]) -> None:
         body = msgspec.json.encode(Problem(title=status.phrase, status=status, detail=line))

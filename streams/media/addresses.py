@@ -135,7 +135,8 @@ def public_url(url: str) -> str:
         parts = urlsplit(url)
     except ValueError:
         return f"{scheme}://..."
-    query = urlencode([(key, value) for key, value in parse_qsl(parts.query) if key in SHOWN])
+    said = parse_qsl(parts.query.encode(errors="replace").decode())
+    query = urlencode([(key, value) for key, value in said if key in SHOWN])
     host = parts.netloc.rpartition("@")[2]
     path = "/..." if parts.path.strip("/") else ""
     return parts._replace(netloc=host, path=path, query=query, fragment="").geturl()
@@ -162,11 +163,16 @@ class StandardInput:
 
 def _recording(path: str) -> Place:
     place = Path(path)
-    if not place.is_dir():
-        if not place.exists():
-            raise UserError(f"{path}: there is no such file; give the path or URL of a video or audio file")
-        return Place("file", path, path, paths=(place,))
-    found = tuple(sorted(each for each in place.iterdir() if each.is_file() and each.suffix.lower() in SUFFIXES))
+    try:
+        if not place.is_dir():
+            if not place.exists():
+                raise UserError(f"{path}: there is no such file; give the path or URL of a video or audio file")
+            return Place("file", path, path, paths=(place,))
+        found = tuple(sorted(each for each in place.iterdir() if each.is_file() and each.suffix.lower() in SUFFIXES))
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
+        raise UserError(
+            f"{path}: cannot be a path ({getattr(error, 'strerror', None) or error}); give another"
+        ) from error
     if not found:
         raise UserError(f"{path}: there are no media files in this folder; give one that holds video or audio files")
     return Place("folder", path, path, paths=found)
@@ -180,6 +186,6 @@ def _device(url: str) -> Place:
     elif not separator or format not in CAPTURES:
         known = ", ".join(f"device:{each}:NAME" for each in sorted(CAPTURES))
         raise UserError(f"{url}: names no device; give device:/dev/video0 or one of {known}")
-    if rest.startswith("/") and not Path(rest).exists():
+    if rest.startswith("/") and not os.path.exists(rest):  # noqa: PTH110 - which has no opinion on names too long
         raise UserError(f"{url}: there is no such device; `v4l2-ctl --list-devices` names those of this machine")
     return Place("device", url, rest, format)

@@ -27,7 +27,7 @@ from av.packet import Packet as AvPacket
 from av.stream import Disposition, Stream
 from av.video.codeccontext import VideoCodecContext
 
-from streams.errors import UserError
+from streams.errors import Permanent, UserError
 from streams.media.formats import whitelists
 from streams.records import MediaInfo, Packet, Track
 
@@ -144,7 +144,15 @@ def examine(
 
 def open_decoder(track: Track, reorder_depth: int = 0) -> CodecContext:
     """A decoder made from the track alone: one thread, and for audio no trimming of encoder delay, so that the
-    timestamp of every sample is that of its packet. Raises an error of PyAV where there is no such decoder."""
+    timestamp of every sample is that of its packet. Raises an error of PyAV where there is no such decoder, Permanent
+    where the track says what no decoder takes."""
+    try:
+        return _made_decoder(track, reorder_depth)
+    except OverflowError as error:
+        raise Permanent(f"{track.codec}: the track says what no decoder takes: {error}") from error
+
+
+def _made_decoder(track: Track, reorder_depth: int) -> CodecContext:
     context: CodecContext = av.CodecContext.create(track.codec, "r")
     context.thread_count = 1
     if track.extradata:
@@ -173,7 +181,15 @@ def to_decoder(packet: Packet, time_base: tuple[int, int]) -> AvPacket[Any]:
     whatever lies behind the Python bytes, so the data go into memory that FFmpeg pads with zeros."""
     sent: AvPacket[Any] = AvPacket(len(packet.data))
     sent.update(packet.data)
-    sent.pts, sent.dts, sent.duration, sent.time_base = packet.pts, packet.dts, packet.duration, Fraction(*time_base)
+    try:
+        sent.pts, sent.dts, sent.duration, sent.time_base = (
+            packet.pts,
+            packet.dts,
+            packet.duration,
+            Fraction(*time_base),
+        )
+    except (OverflowError, ZeroDivisionError) as error:
+        raise Permanent(f"a packet at {packet.pts} of 1/{time_base}: no decoder takes that") from error
     sent.is_keyframe = packet.keyframe
     return sent
 

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import nats.errors
@@ -47,10 +47,12 @@ MAX_INLINE_BYTES = 1024 * 1024 - HEADROOM_BYTES  # below the server's default pa
 class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long the ledger keeps what it holds; the oldest goes first."""
 
-    max_age_s: float = 7 * 24 * 3600.0
-    max_media_bytes: int = 16 * 1024**3
-    max_results_bytes: int = 4 * 1024**3
-    num_replicas: int | None = None  # None: three where the servers are a cluster, else one
+    max_age_s: Annotated[float, msgspec.Meta(ge=1.0, le=1e9)] = 7 * 24 * 3600.0
+    max_media_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 60)] = 16 * 1024**3
+    max_results_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 60)] = 4 * 1024**3
+    num_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] | None = (
+        None  # None: three where the servers are a cluster, else one
+    )
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):

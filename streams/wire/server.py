@@ -81,7 +81,7 @@ async def embedded(store: Path, *, port: int | None = None) -> AsyncIterator[str
 
 def running_server(store: Path) -> str | None:
     """The URL of the server that answers for this store, token included, if one does."""
-    running = _running(store.resolve()) if store.is_dir() else None
+    running = _running(store.resolve()) if os.path.isdir(store) else None  # noqa: PTH112 - names may be too long
     return running[0] if running else None
 
 

@@ -379,3 +379,11 @@ def test_a_general_word_of_the_question_stands_for_a_particular_one() -> None:
     talk = [transcript((0.5, "the ferry carries ninety passengers"))]
     assert "ninety" in ask("How many people travel on the ferry?", talk).answer
     assert ask("How many passengers travel on the train?", talk).answer == NOT_IN_THE_VIDEO
+
+
+@pytest.mark.parametrize(
+    "word", ["5@x", "4@station", "2fast@mail.example", "1.2.", "3..4", "7:", ":5", "1,", "٣", "5²", "12:99"]
+)
+def test_what_only_begins_like_a_figure_is_a_word(word: str) -> None:
+    assert tokenise(word)
+    assert tokenise(f"platform {word} at noon")

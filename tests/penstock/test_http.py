@@ -267,6 +267,13 @@ async def test_what_is_wrong_is_said_in_one_line(here: Site) -> None:
     empty = {"name": "w", "stages": {}}
     cases: list[tuple[str, str, dict[str, Any], int, str]] = [
         ("POST", "/v1/jobs", {"content": b"{"}, 400, "truncated"),
+        (
+            "POST",
+            "/v1/jobs",
+            {"content": b'{"stream":"\xff"}', "headers": {"content-type": "application/json"}},
+            400,
+            "the body is no UTF-8",
+        ),
         ("POST", "/v1/jobs", {}, 400, "body: is missing; its keys are stream, workflow"),
         ("POST", "/v1/jobs", {"json": {"stream": 1}}, 400, "stream: Expected `str`, got `int`"),
         (

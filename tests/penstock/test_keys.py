@@ -131,7 +131,7 @@ async def test_a_key_and_the_authority_are_asked_for(
     make_keys(other, ["nats-1"])
     become(monkeypatch, other, "admin")
     monkeypatch.setenv(identity.AUTHORITY, str(cluster[0] / "tls" / "ca.pem"))
-    with pytest.raises(LinkError, match="(?i)authorization violation|does it know these credentials"):
+    with pytest.raises(LinkError, match=r"(?i)authorization violation|does it know these credentials"):
         async with connect(cluster[1]):
             pass
     become(monkeypatch, cluster[0], "admin")

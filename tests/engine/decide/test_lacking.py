@@ -64,3 +64,8 @@ def test_what_an_output_lacks(
 ) -> None:
     found = lacking(stages, stages[-1].id, key, stored, media, 5)
     assert (found.computable, found.lost) == (computable, lost)
+
+
+def test_an_output_made_from_more_than_can_be_read_is_lost() -> None:
+    found = lacking(TOTAL, "t", Key(0, 10**9 - 1), {}, range(5), 10**9)
+    assert (found.computable, found.lost) == ({}, {"t": {Key(0, 10**9 - 1)}})

@@ -20,7 +20,7 @@ POLICY = RetryPolicy(max_attempts=4, max_deliveries=20, first_delay_s=0.25, max_
         (Transient("busy"), 9, GiveUp("busy (tried 9 times)")),
         (OSError("cable"), 1, Again(0.25)),
         (Permanent("no such codec"), 1, GiveUp("no such codec")),
-        (Permanent("first line\nsecond"), 1, GiveUp("first line")),
+        (Permanent("first line\nsecond"), 1, GiveUp("first line second")),
         (Permanent(""), 1, GiveUp("Permanent")),
     ],
 )

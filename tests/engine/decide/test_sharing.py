@@ -61,3 +61,10 @@ def test_a_range_is_one_output() -> None:
     assert lacks(spans, {Key.of(index) for index in range(9)}, 9, reduces=True)
     assert not lacks(spans, {Key(2, 5)}, 9, reduces=True)
     assert not lacks([Span(first=2)], {Key(2, 8)}, 9, reduces=True)
+
+
+def test_a_range_said_to_be_endless_is_counted_by_what_is_stored() -> None:
+    stored = {Key.of(index) for index in range(5)}
+    assert lacks([Span(first=0)], stored, 10**9, reduces=False)
+    assert lacks([Span(first=0, last=10**9 - 1)], stored, None, reduces=False)
+    assert not lacks([Span(first=1, last=3)], stored, None, reduces=False)
