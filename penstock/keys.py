@@ -197,6 +197,7 @@ CLUSTER = """\
 cluster {{
   name: penstock
   port: {port}
+  no_advertise: true # clients name the servers themselves, as their certificates do
   tls {{
     cert_file: "tls/{name}.pem"
     key_file: "tls/{name}.key"

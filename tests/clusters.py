@@ -24,7 +24,7 @@ max_payload: 8MB
 ping_interval: "5s"
 ping_max: 2
 log_file: "{folder}/log"
-jetstream {{ store_dir: "{folder}/store", max_file_store: 2GB }}
+jetstream {{ store_dir: "{folder}/store", max_file_store: 64GB }}
 cluster {{ name: c, host: "{address}", port: {route}, no_advertise: true, routes: [{routes}] }}
 """
 TOKEN = "of-the-cluster"

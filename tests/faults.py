@@ -63,6 +63,7 @@ class Outcome(msgspec.Struct):
     submit_s: list[float] = msgspec.field(default_factory=list)
     pause_s: dict[str, float] = msgspec.field(default_factory=dict)  # the longest without an answer, by kind of fault
     wrong: list[str] = msgspec.field(default_factory=list)
+    submits_s: dict[str, float] = msgspec.field(default_factory=dict)  # the longest submit, by kind of fault
     kinds: dict[str, int] = msgspec.field(default_factory=dict)
 
     def submit_quantile_s(self, share: float) -> float:
@@ -295,7 +296,9 @@ class _Run:
         job = await self._client.submit(
             "cam", workflow=self._workflow, standing=standing, id=id, start="" if standing else start, end=""
         )
-        self.outcome.submit_s.append(time.monotonic() - began_s)
+        took_s = time.monotonic() - began_s
+        self.outcome.submit_s.append(took_s)
+        self.outcome.submits_s[self.cause] = max(took_s, self.outcome.submits_s.get(self.cause, 0.0))
         self.outcome.num_jobs += 1
         if not standing:
             last = job.submitted.last

@@ -1,5 +1,6 @@
 """Machines of their own, as far as their network goes: namespaces on one bridge, each of which can be cut off."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -8,15 +9,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-NETWORK = "10.77"
+_numbers = itertools.count()
 
 
 class Host:
     """A namespace with an address."""
 
-    def __init__(self, name: str, number: int) -> None:
+    def __init__(self, name: str, address: str) -> None:
         self.name = name
-        self.address = f"{NETWORK}.{number // 250}.{2 + number % 250}"
+        self.address = address
 
     def command(self, command: Sequence[Any]) -> list[Any]:
         """What runs a command there, as the very process that is started."""
@@ -42,19 +43,24 @@ def why_none() -> str:
 
 
 def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=30)
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
 
 
 @contextmanager
 def joined_hosts(num: int) -> Iterator[list[Host]]:
-    """Hosts that reach each other and this machine, at `NETWORK`.0.1."""
-    id = f"ps{os.getpid() % 100000}"
+    """Hosts that reach each other and this machine, which is the first of their network; each such network is another,
+    also in processes that run tests beside this one."""
+    number = next(_numbers)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw9").removeprefix("gw"))
+    network = f"10.{100 + (10 * worker + number) % 100}"
+    id = f"p{os.getpid() % 100000}x{number % 100}"
     with ExitStack() as stack:
         ip("link", "add", id, "type", "bridge")
         stack.callback(ip, "link", "del", id)
-        ip("addr", "add", f"{NETWORK}.0.1/16", "dev", id)
+        ip("addr", "add", f"{network}.0.1/16", "dev", id)
         ip("link", "set", id, "up")
-        hosts = [Host(f"{id}n{number}", number) for number in range(num)]
+        hosts = [Host(f"{id}n{each}", f"{network}.0.{2 + each}") for each in range(num)]
         for host in hosts:
             ip("netns", "add", host.name)
             stack.callback(ip, "netns", "del", host.name)

@@ -129,15 +129,16 @@ async def test_a_key_and_the_authority_are_asked_for(
 ) -> None:
     other = tmp_path / "other"
     make_keys(other, ["nats-1"])
+    url = cluster[1].partition(",")[0]
     become(monkeypatch, other, "admin")
     monkeypatch.setenv(identity.AUTHORITY, str(cluster[0] / "tls" / "ca.pem"))
     with pytest.raises(LinkError, match=r"(?i)authorization violation|does it know these credentials"):
-        async with connect(cluster[1]):
+        async with connect(url):
             pass
     become(monkeypatch, cluster[0], "admin")
     monkeypatch.setenv(identity.AUTHORITY, str(other / "tls" / "ca.pem"))
     with pytest.raises(LinkError, match="certificate verify failed") as refused:
-        async with connect(cluster[1]):
+        async with connect(url):
             pass
     assert "\n" not in str(refused.value)
 

@@ -9,7 +9,7 @@ from streams.errors import UserError
 from streams.subjects import Address, Key
 
 TOKENS = st.from_regex(r"[A-Za-z0-9_-]{1,128}", fullmatch=True)
-INDICES = st.integers(0, 10**12)
+INDICES = st.integers(0, subjects.MAX_INDEX)
 KEYS = st.tuples(INDICES, INDICES).map(lambda pair: Key(min(pair), max(pair)))
 
 
