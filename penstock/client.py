@@ -37,10 +37,11 @@ from engine.spec.catalogue import installed
 from engine.spec.jobs import BUCKET, State
 from engine.spec.stream import Policy
 from engine.spec.workflow import Workflow
-from penstock.running import default_store
+from penstock.running import NATS_URL, default_store
 from streams import subjects
 from streams.decoding import from_json
 from streams.errors import LinkError, Malformed, UserError
+from streams.media.references import filled_in
 from streams.media.segmenter import stream_id
 from streams.records import EndOfStream, Gap, Segment
 from streams.subjects import PREFIX
@@ -53,7 +54,6 @@ from streams.wire.server import running_server
 T = TypeVar("T")
 
 REQUEST_TIMEOUT_S = 20.0
-NATS_URL = "PENSTOCK_NATS"
 
 
 class Job:
@@ -234,9 +234,9 @@ class Client:
         of how the stream is treated is as it stands; of a new one, a source that goes on while nobody listens is live,
         any other durable. Raises UserError for a source that cannot be read."""
         standing = await self._registry.stream(stream)
-        otherwise = policy_for(url)
+        otherwise = policy_for(filled_in(url))
         spec = treated(standing, stream, policy, otherwise, segment_s=segment_s, max_lag_s=max_lag_s, gop_s=gop_s)
-        source = source_of(spec, url)
+        source = source_of(spec, filled_in(url))
         await self._registry.declare(spec)
         holder = new_id("c")
         try:

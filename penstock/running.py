@@ -34,6 +34,8 @@ from streams.wire.link import Link, connect
 from streams.wire.server import embedded
 from streams.wire.store import full_disk
 
+NATS_URL = "PENSTOCK_NATS"  # the server of the nodes, where --nats is not given
+
 
 @dataclass(frozen=True, slots=True)
 class Options:

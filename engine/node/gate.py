@@ -19,6 +19,7 @@ from engine.spec.webhook_url import check_webhook
 from streams.errors import UserError
 from streams.media.addresses import Place, place_of, public_url
 from streams.media.egress import egress
+from streams.media.references import refers
 from streams.media.sources import Through
 
 
@@ -58,6 +59,8 @@ class Gate:
         """Raises UserError where this node does not read a URL for others. One answer for what is not there and for
         what may not be read: a client is not to find out which."""
         scheme, separator, rest = url.partition("://")
+        if refers(url):
+            raise UserError("url: ${...} is for sources of the node's own configuration: give the URL itself")
         if url == "-":
             raise UserError("url: - is the standard input of whoever sends: give a URL, or send the media")
         if url.startswith("device:"):

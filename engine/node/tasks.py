@@ -26,6 +26,7 @@ from engine.spec.jobs import JobSpec, State
 from engine.spec.stream import StreamSpec
 from streams.errors import Malformed, PenstockError, UserError, first_error
 from streams.media.addresses import public_url
+from streams.media.references import filled_in
 from streams.wire.ledger import Ledger
 
 log = structlog.get_logger(__name__)
@@ -157,14 +158,14 @@ class Duties:
 
     async def _feed(self, spec: StreamSpec) -> None:
         """Feed a stream until it ends. A source that cannot be read now may be there later."""
-        pause_s = FIRST_PAUSE_S
+        pause_s, said = FIRST_PAUSE_S, ""
         while True:
             began_s = anyio.current_time()
             try:
                 if await stored_end(self._ledger, spec.name) is not None:
                     return
                 through = await anyio.to_thread.run_sync(self._gate.of, spec)
-                source = source_of(spec, spec.url, through)
+                source = source_of(spec, filled_in(spec.url) if through is None else spec.url, through)
                 await feed(self._registry, self._ledger, spec, source, self.status.id, self._traces)
             except (PenstockError, ExceptionGroup) as error:
                 cause = first_error(error)
@@ -172,7 +173,9 @@ class Duties:
                     raise
                 if anyio.current_time() - began_s > 2 * MAX_PAUSE_S:
                     pause_s = FIRST_PAUSE_S
-                log.warning("cannot_feed", stream=spec.name, source=public_url(spec.url), error=str(cause))
+                if str(cause) != said:
+                    said = str(cause)
+                    log.warning("cannot_feed", stream=spec.name, source=public_url(spec.url), error=said)
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 

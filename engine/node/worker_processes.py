@@ -143,7 +143,7 @@ async def node(num_workers: int, log_file: Path) -> AsyncIterator[Node]:
 
 def _check_writable(log_file: Path) -> None:
     try:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
+        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         log_file.touch()
     except OSError as error:
         raise UserError(f"cannot write {log_file}: {error.strerror}; choose another store") from error

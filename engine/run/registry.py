@@ -28,6 +28,7 @@ from engine.spec.stream import StreamSpec, checked, within_bounds
 from streams.decoding import from_json, printable
 from streams.errors import LinkError, Malformed, PenstockError, UserError
 from streams.media.addresses import kind_of
+from streams.media.references import as_if_filled_in
 from streams.records import Record
 from streams.subjects import token
 from streams.wire.kv import Bucket, Held, open_bucket
@@ -51,7 +52,7 @@ def _sound_stream(key: str, value: bytes) -> StreamSpec:
     try:
         within_bounds(spec)
         if "://" in spec.url and not spec.url.lower().startswith("file:"):
-            kind_of(spec.url)
+            kind_of(as_if_filled_in(spec.url))
     except UserError as error:
         raise Malformed(str(error)) from error
     return spec

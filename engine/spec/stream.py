@@ -6,6 +6,7 @@ import msgspec
 
 from streams.errors import UserError
 from streams.media.addresses import kind_of
+from streams.media.references import as_if_filled_in
 from streams.records import Record
 from streams.subjects import token
 
@@ -54,7 +55,7 @@ def checked(spec: StreamSpec) -> StreamSpec:
     """Raises UserError where a stream cannot be treated so."""
     within_bounds(spec)
     if spec.url:
-        kind_of(spec.url)
+        kind_of(as_if_filled_in(spec.url))
     token(spec.name)
     return spec
 

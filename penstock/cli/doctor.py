@@ -10,6 +10,8 @@ import anyio.to_thread
 import msgspec
 
 from engine.spec.catalogue import installed
+from penstock.cli import checkup
+from penstock.cli.checkup import Finding
 from penstock.demo import clip
 from penstock.running import default_store, this_machine
 from streams.errors import PenstockError
@@ -19,16 +21,6 @@ from streams.wire.ledger import Retention, open_ledger, wanted_bytes
 from streams.wire.link import connect, without_credentials
 from streams.wire.room import MIN_ROOM_BYTES, mebibytes, room_left
 from streams.wire.server import embedded, nats_server_version
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked at. `optional`: Penstock works without it."""
-
-    what: str
-    ok: bool
-    found: str
-    advice: str = ""
-    optional: bool = False
 
 
 class OperatorRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,9 +54,11 @@ def operators() -> list[OperatorRow]:
     return sorted(rows, key=lambda row: (row.capability, -row.quality))
 
 
-async def examine(nats_url: str | None) -> list[Finding]:
-    """Look at everything, one after the other."""
-    nats = [await _nats(nats_url), await _room(nats_url)]
+async def examine(nats_url: str | None, store: Path | None = None) -> list[Finding]:
+    """Look at everything, one after the other: the server at a URL, or the one that runs for a store."""
+    store = store or default_store()
+    nats = [await _nats(nats_url), *await checkup.of_store(nats_url, store), await _room(nats_url, store)]
+    nats += await checkup.of_what_runs(nats_url, store)
     findings = [*nats, await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy(), _weights()]
     rows = await anyio.to_thread.run_sync(operators)
     return findings + _capabilities(rows)
@@ -91,11 +85,10 @@ async def _jetstream(url: str) -> str:
         return f"{without_credentials(url)} answers, version {link.client.connected_server_version}, JetStream is on"
 
 
-async def _room(url: str | None, store: Path | None = None) -> Finding:
+async def _room(url: str | None, store: Path) -> Finding:
     """How much what Penstock keeps may take."""
     wanted = wanted_bytes(Retention())
     if url is None:
-        store = store or default_store()
         room: int | None = await anyio.to_thread.run_sync(stores.max_store_bytes, store)
         found, advice = f"{store} may take {mebibytes(room or 0)} of its disk", "free some, or use --store"
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations  # the client is loaded by the commands that need it
 
 import argparse
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from engine.spec.workflow import load_workflow
 from penstock.cli import tables
 from penstock.cli.terminal import json_line
-from penstock.running import default_store
+from penstock.running import NATS_URL, default_store
 from penstock.tokens import token_of
+from streams.errors import UserError
 from streams.records import Gap, Segment
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
     making.add_argument("--days", type=int, default=730, metavar="N", help="how long servers' certificates hold (730)")
 
     joining = command("worker", "add this machine to the nodes of a NATS server", _worker)
-    joining.add_argument("--nats", required=True, metavar="URL", help="the NATS server of the other nodes")
+    joining.add_argument("--nats", metavar="URL", help="the NATS server of the other nodes (default: $PENSTOCK_NATS)")
+    joining.add_argument("--config", type=Path, metavar="FILE", help="as of `serve`: what it may open, and streams")
     joining.add_argument("--store", type=Path, metavar="DIR", help="where the workers' log goes")
     for parser in (serving, joining):
         parser.add_argument("--workers", type=count, default=1, metavar="N", help="worker processes (default 1)")
@@ -165,11 +168,14 @@ async def _serve(parsed: argparse.Namespace) -> None:
 async def _worker(parsed: argparse.Namespace) -> None:
     from penstock.node import ServeOptions, serve
 
-    store = parsed.store or default_store()
+    store, url = parsed.store or default_store(), parsed.nats or os.environ.get(NATS_URL)
+    if not url:
+        raise UserError(f"which nodes? give --nats URL, or set {NATS_URL}")
     options = ServeOptions(
-        url=parsed.nats,
+        url=url,
         store=store,
         http=None,
+        config=parsed.config,
         num_workers=parsed.workers,
         trace_file=parsed.trace,
         log_level=parsed.log,

@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     checking = commands.add_parser("doctor", help="check what this machine has, and say what to do", allow_abbrev=False)
     checking.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     checking.add_argument("--nats", metavar="URL", help="check this NATS server instead of the embedded one")
+    checking.add_argument("--store", type=Path, metavar="DIR", help="of the nodes on this machine")
     checking.set_defaults(command=_doctor)
 
     new.add_command(commands)
@@ -220,7 +221,7 @@ def _operators(parsed: argparse.Namespace) -> int:
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
-    findings = anyio.run(doctor.examine, parsed.nats)
+    findings = anyio.run(doctor.examine, parsed.nats, parsed.store)
     if parsed.json:
         show.lines(findings)
     else:

@@ -20,7 +20,8 @@ from engine.decide.answer import Answer
 from engine.node.progress import Progress as StagesDone
 from engine.spec.operator import Reduce
 from engine.spec.plan import Plan
-from penstock.cli.doctor import Finding, OperatorRow
+from penstock.cli.checkup import Finding
+from penstock.cli.doctor import OperatorRow
 from penstock.cli.terminal import SafeConsole, json_line
 from penstock.demo import Question
 

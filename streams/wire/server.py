@@ -35,6 +35,7 @@ POLL_S = 0.01
 
 # Run with the folder that holds `streams`, where the standard library has nothing of a name.
 KEEPER = "import sys; sys.path.append(sys.argv[1]); from streams.wire.keeper import main; sys.exit(main(*sys.argv[2:]))"
+FORMAT, FORMAT_FILE = 1, "format"  # of what a store holds; raised where an older version would misread it
 WATCH_S = 0.25  # how often a user looks whether the keeper is there
 REJOIN_S = 60.0  # after which a user without a keeper gives up
 MAX_PAUSE_S = 5.0
@@ -115,9 +116,27 @@ def _prepared(store: Path) -> tuple[Path, int]:
     """Make the store's folder; its full path and the descriptor of its users' lock, not locked yet."""
     try:
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_format(store)
         return store.resolve(), keeper.open_lock(store / keeper.USERS_LOCK)
     except OSError as error:
         raise UserError(f"{store} cannot hold a store ({error.strerror}): name a folder you can write to") from error
+
+
+def _check_format(store: Path) -> None:
+    """Note which format the store has; one that does not say so is of the first. Raises UserError for a later one."""
+    path = store / FORMAT_FILE
+    try:
+        said = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        path.write_text(f"{FORMAT}\n", encoding="ascii")
+        return
+    except UnicodeDecodeError:
+        said = "unreadable"
+    if not said.isdecimal() or int(said[:9]) > FORMAT:
+        raise UserError(
+            f"{store} has format {said[:20]}, this version of Penstock knows up to {FORMAT}: use the version that made "
+            "it, or name another folder"
+        )
 
 
 async def _join(store: Path, users: int, port: int | None) -> str:

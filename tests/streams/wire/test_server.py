@@ -402,3 +402,21 @@ def test_where_there_is_no_server_the_error_says_how_to_get_one(tmp_path, monkey
 def test_restarts_back_off_without_end(ages_s: list[float], delay_s: float) -> None:
     now_s = 1000.0
     assert restart_delay_s([now_s - age_s for age_s in ages_s], now_s) == delay_s
+
+
+async def test_a_store_of_a_later_version_is_refused_and_left_as_it_is(store) -> None:
+    async with embedded(store):
+        assert (store / "format").read_text() == f"{server.FORMAT}\n"
+    (store / "format").write_text("999\n")
+    before = sorted(path.name for path in store.iterdir())
+    with pytest.raises(UserError, match=r"has format 999, this version of Penstock knows up to 1: use the version"):
+        async with embedded(store):
+            pass
+    assert sorted(path.name for path in store.iterdir()) == before
+    (store / "format").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="has format unreadable"):
+        async with embedded(store):
+            pass
+    (store / "format").unlink()  # of a version that did not write it
+    async with embedded(store):
+        assert (store / "format").read_text() == "1\n"
