@@ -9,12 +9,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
+
 from engine.spec.workflow import load_workflow
 from penstock.cli import tables
 from penstock.cli.terminal import json_line
 from penstock.running import NATS_URL, default_store
 from penstock.tokens import token_of
 from streams.errors import UserError
+from streams.media.addresses import files_of, streams_for
 from streams.records import Gap, Segment
 
 if TYPE_CHECKING:
@@ -93,6 +96,7 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
     pushing.add_argument("--segment", type=duration_s, metavar="5s", help="target length of a segment (5s)")
     pushing.add_argument("--max-lag", type=duration_s, metavar="10s", help="live: what is older is late (10s)")
     pushing.add_argument("--gop", type=duration_s, metavar="2s", help="transcode to a keyframe at least this often")
+    pushing.add_argument("--as-one", action="store_true", help="a folder's files as one stream, not one for each")
     pushing.add_argument("--detach", action="store_true", help="leave the reading to the nodes, and return")
 
     asking = client_command("ask", "ask one question about a stream, and wait for the answer", _ask)
@@ -184,24 +188,33 @@ async def _worker(parsed: argparse.Namespace) -> None:
 
 
 async def _push(client: Client, parsed: argparse.Namespace) -> None:
+    """A folder's files each as a stream of its own, named after it, so that evidence names the file."""
+    files = [] if parsed.as_one else await anyio.to_thread.run_sync(files_of, parsed.url)
+    if not files:
+        await _push_one(client, parsed, parsed.url, parsed.stream)
+    for path, stream in zip(files, streams_for(parsed.stream, files), strict=True):
+        await _push_one(client, parsed, str(path), stream)
+
+
+async def _push_one(client: Client, parsed: argparse.Namespace, url: str, stream: str) -> None:
     if parsed.detach:
         from engine.node.endpoints import Declare
         from engine.node.feeding import policy_for
 
-        policy = parsed.policy or policy_for(parsed.url)
+        policy = parsed.policy or policy_for(url)
         given = {"segment_s": parsed.segment, "max_lag_s": parsed.max_lag, "gop_s": parsed.gop}
         settings = {name: value for name, value in given.items() if value is not None}
-        await client.declare(Declare(name=parsed.stream, url=parsed.url, policy=policy, **settings))
-        tables.say(f"the nodes read {parsed.stream} from now on; `penstock streams` shows how it goes")
+        await client.declare(Declare(name=stream, url=url, policy=policy, **settings))
+        tables.say(f"the nodes read {stream} from now on; `penstock streams` shows how it goes")
         return
-    with tables.Pushing(parsed.stream, parsed.json) as shown:
+    with tables.Pushing(stream, parsed.json) as shown:
 
         def note(record: Segment | Gap) -> None:
             shown.note(record)
 
         end = await client.push(
-            parsed.url,
-            parsed.stream,
+            url,
+            stream,
             parsed.policy,
             segment_s=parsed.segment,
             max_lag_s=parsed.max_lag,

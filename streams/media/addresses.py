@@ -5,9 +5,10 @@ A URL often carries credentials: before the host, in the path (an RTMP key) or i
 """
 
 import os
+import re
 import select
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -45,6 +46,8 @@ OPTIONS: dict[Kind, dict[str, str]] = {
 ANALYZE = {"analyzeduration": "3000000"}  # microseconds: FFmpeg's own 5 s and more are long for what is live
 HLS_TIMES = 3.0  # HLS comes a file at a time: it is waited for so many times as long as others
 LOOK_S = 0.1
+MAX_NAME = 120  # of a stream that is made up here
+_NO_TOKEN = re.compile(r"[^A-Za-z0-9_]+")
 ALSA_SETTINGS = Path("/usr/share/alsa/alsa.conf")  # PyAV's own alsa-lib looks for them where it was built
 
 
@@ -123,6 +126,25 @@ def place_of(url: str) -> Place:
         url = parts._replace(query=urlencode({key: value for key, value in query.items() if key != "listen"})).geturl()
     is_passive = kind == "udp" or listens or (kind == "srt" and query.get("mode") == "listener")
     return Place(kind, name, url, None, options, is_passive=is_passive)
+
+
+def files_of(url: str) -> list[Path]:
+    """The media files of a folder, in the order of their names; of anything else none."""
+    if "://" in url and not url.lower().startswith("file:"):
+        return []
+    place = place_of(url)
+    return list(place.paths) if place.kind == "folder" else []
+
+
+def streams_for(stream: str, files: Sequence[Path]) -> list[str]:
+    """A name for the stream of each file, each another: the stream's, and the file's as far as it can stand in one."""
+    names: list[str] = []
+    for path in files:
+        name = f"{stream}-{_NO_TOKEN.sub('-', path.stem).strip('-')}"[:MAX_NAME].rstrip("-")
+        while name in names:
+            name = f"{name[: MAX_NAME - 8]}-{len(names) + 1}"
+        names.append(name)
+    return names
 
 
 def public_url(url: str) -> str:

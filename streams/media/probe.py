@@ -28,6 +28,7 @@ from av.stream import Disposition, Stream
 from av.video.codeccontext import VideoCodecContext
 
 from streams.errors import Permanent, UserError
+from streams.media import budgets
 from streams.media.formats import whitelists
 from streams.records import MediaInfo, Packet, Track
 
@@ -155,6 +156,7 @@ def open_decoder(track: Track, reorder_depth: int = 0) -> CodecContext:
 def _made_decoder(track: Track, reorder_depth: int) -> CodecContext:
     context: CodecContext = av.CodecContext.create(track.codec, "r")
     context.thread_count = 1
+    context.options = budgets.decoder_options()
     if track.extradata:
         context.extradata = track.extradata
     if track.codec_tag.isascii() and len(track.codec_tag) == 4:
@@ -223,6 +225,7 @@ def _opened(how: Opening) -> InputContainer:
 
 def _chosen(container: InputContainer, url: str) -> list[tuple[Kind, Stream]]:
     """The best video track that is not a cover picture, the best audio track, every text subtitle track."""
+    budgets.check_number(url, len(container.streams))
     chosen: list[tuple[Kind, Stream]] = []
     kinds: tuple[Literal["video", "audio"], ...] = ("video", "audio")
     for kind in kinds:
@@ -238,7 +241,9 @@ def _chosen(container: InputContainer, url: str) -> list[tuple[Kind, Stream]]:
         ("subtitle", stream)
         for stream in container.streams
         if stream.type == "subtitle" and stream.codec_context and stream.codec_context.name in TEXT_SUBTITLES
-    ]
+    ][: budgets.MAX_TEXTS]
+    for _, stream in chosen:
+        budgets.check_declared(url, stream.codec_context)
     if not chosen:
         found = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         raise UserError(f"{url}: holds no video, audio or text subtitles that can be decoded (found: {found})")
@@ -255,6 +260,7 @@ def _try_decoding(
     """Fill in the trials, until each has seen enough."""
     for stream in streams:
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = budgets.decoder_options()
         if stream.type == "audio":
             stream.codec_context.flags2 |= Flags2.skip_manual
     deadline_s = None if max_wait_s is None else time.monotonic() + max_wait_s

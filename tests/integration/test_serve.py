@@ -193,8 +193,11 @@ def test_a_range_before_now(penstock: Penstock, clip: str, scenes: str) -> None:
 def test_standard_input_and_a_folder(penstock: Penstock, clip: str, tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(Path(clip).read_bytes())
-    pushed, _ = penstock("push", str(tmp_path), "--stream", "folder", "--segment", "2s", "--json")
+    pushed, _ = penstock("push", str(tmp_path), "--stream", "folder", "--segment", "2s", "--json", "--as-one")
     assert pushed[-1]["num_segments"] == 2 * NUM_SEGMENTS
+    pushed, _ = penstock("push", str(tmp_path), "--stream", "each", "--segment", "2s", "--json")
+    ended = {line["stream"]: line["num_segments"] for line in pushed if line.get("ended")}
+    assert ended == {"each-a": NUM_SEGMENTS, "each-b": NUM_SEGMENTS}
     _, said = penstock("push", "-", "--stream", "nothing", code=2)
     assert "standard input" in said
     assert "nothing" not in {view["stream"] for view in penstock("streams", "--json")[0]}

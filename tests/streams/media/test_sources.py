@@ -38,12 +38,14 @@ from reading import (
 
 from streams.errors import UserError
 from streams.media import connection
+from streams.media.addresses import files_of, streams_for
 from streams.media.connection import Connection, Ended
 from streams.media.pipe import Pipe, PipeClosed, PipeFull
 from streams.media.probe import Opening, open_decoder, time_ns, to_decoder
 from streams.media.segmenter import segments
 from streams.media.sources import SourceSettings, is_live, kind_of, pause_s, public_url, read, read_bytes
 from streams.records import EndOfStream, Gap, Segment, encode
+from streams.subjects import token
 
 GROUP = {"g": "10", "keyint_min": "10", "sc_threshold": "0"}
 NEVER = threading.Event()
@@ -120,6 +122,17 @@ def test_kinds_of_sources(tmp_path: Path) -> None:
     kinds |= {"http://h/a.mp4": "http", "https://h/a.M3U8?x=1": "hls", "rtsps://h/x": "rtsp", "udp://@:5": "udp"}
     assert {url: kind_of(url) for url in kinds} == kinds
     assert [is_live(url) for url in kinds] == [kind not in ("stdin", "file", "folder") for kind in kinds.values()]
+
+
+def test_a_folder_is_a_stream_for_each_file_each_with_a_name_of_its_own(tmp_path: Path) -> None:
+    for name in ("b.mp4", "a b (1).mp4", "a-b-1.mkv", "ü.mp4", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    files = files_of(str(tmp_path))
+    assert [path.name for path in files] == ["a b (1).mp4", "a-b-1.mkv", "b.mp4", "ü.mp4"]
+    assert streams_for("s", files) == ["s-a-b-1", "s-a-b-1-2", "s-b", "s"]
+    assert all(token(name) for name in streams_for("s" * 128, files))
+    assert len(set(streams_for("s" * 128, files))) == 4
+    assert files_of(str(tmp_path / "b.mp4")) == files_of("rtsp://h/x") == files_of("-") == []
 
 
 def test_pauses_double_within_bounds_and_vary() -> None:
