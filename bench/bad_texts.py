@@ -39,8 +39,8 @@ from penstock.running import _local_file
 from streams.errors import Malformed, UserError
 from streams.media.addresses import place_of, public_url
 from streams.subjects import token
-from streams.wire.ledger import Retention, wanted_bytes
-from streams.wire.ledger import _config as _stream_config
+from streams.wire.retention import Retention, wanted_bytes
+from streams.wire.retention import _config as _stream_config
 
 MACHINE = Machine(num_cores=2)
 STREAM = StreamSpec(name="s")

@@ -57,8 +57,9 @@ from streams import subjects
 from streams.records import Gap, Result, decode_result
 from streams.subjects import Key
 from streams.wire import store as stores
-from streams.wire.ledger import Noted, Retention, open_ledger
+from streams.wire.ledger import Noted, open_ledger
 from streams.wire.link import connect
+from streams.wire.retention import Retention
 from streams.wire.server import embedded
 
 WINDOW = 5  # segments that a toy answer is made from

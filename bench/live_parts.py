@@ -52,8 +52,9 @@ from streams.media.segmenter import segments
 from streams.records import EndOfStream, MediaMessage, Packet, Record, Segment, Track, encode
 from streams.wire import store as stores
 from streams.wire.asking import ask
-from streams.wire.ledger import Ledger, Retention, open_ledger
+from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import Link, connect
+from streams.wire.retention import Retention
 from streams.wire.server import embedded
 from streams.wire.service import serve
 

@@ -43,8 +43,9 @@ from penstock.webhooks import Webhooks
 from streams.decoding import from_toml
 from streams.errors import Malformed, UserError
 from streams.subjects import token
-from streams.wire.ledger import Retention, open_ledger, retain
+from streams.wire.ledger import open_ledger
 from streams.wire.link import connect
+from streams.wire.retention import Retention, retain
 from streams.wire.server import embedded
 from streams.wire.service import serve as serve_endpoints
 from streams.wire.store import full_disk

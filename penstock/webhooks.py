@@ -41,9 +41,10 @@ from engine.spec.jobs import JobSpec
 from engine.spec.webhook_url import check_webhook, public_webhook
 from streams import subjects
 from streams.errors import LinkError, Permanent, UserError
-from streams.wire.ledger import ANSWERS, Ledger
+from streams.wire.ledger import Ledger
 from streams.wire.link import Refused
 from streams.wire.pull import STARTS_ELSEWHERE, Acks, Arrival, Pull
+from streams.wire.retention import ANSWERS
 
 __all__ = ["Pace", "Webhooks", "check_webhook", "signature"]
 

@@ -33,8 +33,9 @@ from penstock.client import Client, connect
 from streams import subjects
 from streams.media.segmenter import segments
 from streams.records import EndOfStream, Segment, encode
-from streams.wire.ledger import RESULTS, Ledger, open_ledger
+from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import connect as connect_link
+from streams.wire.retention import RESULTS
 from streams.wire.server import embedded
 
 SEGMENT_S = 1.0

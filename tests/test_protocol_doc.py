@@ -45,7 +45,7 @@ from operators.capabilities import Scenes, ScreenText, Transcript
 from penstock import webhooks
 from streams import subjects
 from streams.records import Gap, GapCause
-from streams.wire import keeper, ledger, service
+from streams.wire import keeper, ledger, retention, service
 from streams.wire.ledger import open_ledger
 from streams.wire.link import connect
 from streams.wire.service import serve
@@ -244,7 +244,7 @@ def test_headers_are_those_of_the_code() -> None:
 
 
 def test_limits_and_lists_are_those_of_the_code() -> None:
-    kept, pace = ledger.Retention(), webhooks.Pace()
+    kept, pace = retention.Retention(), webhooks.Pace()
     (limits,) = (rows(table) for name, table in marked("limits") if name == "all")
     assert {row[0]: float(row[1].split()[0].replace(",", "")) for row in limits} == {
         "name of a stream or job": 128,

@@ -1,8 +1,8 @@
 """Consumers, as the server knows them."""
 
 from engine.decide.running_graph import RunningGroup
-from streams.wire.ledger import MEDIA, RESULTS
 from streams.wire.link import Link, Refused
+from streams.wire.retention import MEDIA, RESULTS
 
 
 async def is_idle(link: Link, group: RunningGroup) -> bool | None:

@@ -26,7 +26,7 @@ from engine.spec.jobs import JobSpec
 from streams import subjects
 from streams.records import EndOfStream, Gap
 from streams.subjects import Key
-from streams.wire import ledger as ledgers
+from streams.wire import retention
 from streams.wire.lease import holder_of
 from streams.wire.ledger import Ledger
 
@@ -87,7 +87,7 @@ class Recovery:
         return lacking(self._spec.plan.stages, stage_id, key, stored, kept, num_segments)
 
     async def _new_round(self, stages: Collection[str]) -> None:
-        last = await self._ledger.last_stored(ledgers.RESULTS)
+        last = await self._ledger.last_stored(retention.RESULTS)
 
         def renewed(spec: JobSpec) -> JobSpec:
             round = max([last, *(number + 1 for number in spec.rounds.values())])

@@ -34,7 +34,8 @@ from streams.decoding import shown
 from streams.errors import UserError
 from streams.records import EndOfStream, MediaInfo, Record, Segment, decode_media
 from streams.subjects import Key
-from streams.wire.ledger import RESULTS, Ledger
+from streams.wire.ledger import Ledger
+from streams.wire.retention import RESULTS
 
 MAX_WINDOW_S = 3600.0  # that a standing question looks back
 SLACK_NS = 10_000_000_000  # how far behind the newest segment "now" may lie: clocks differ, and one is being made

@@ -14,8 +14,9 @@ import structlog
 from engine.run.registry import open_registry
 from streams.errors import PenstockError
 from streams.subjects import PREFIX
-from streams.wire.ledger import Retention, keep_replicas, open_ledger
+from streams.wire.ledger import open_ledger
 from streams.wire.link import Link
+from streams.wire.retention import Retention, keep_replicas
 from streams.wire.room import MAKING
 
 log = structlog.get_logger(__name__)

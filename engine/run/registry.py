@@ -32,8 +32,8 @@ from streams.media.references import as_if_filled_in
 from streams.records import Record
 from streams.subjects import token
 from streams.wire.kv import Bucket, Held, open_bucket
-from streams.wire.ledger import replicas_of
 from streams.wire.link import Link
+from streams.wire.retention import replicas_of
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

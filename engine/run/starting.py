@@ -4,7 +4,7 @@ from engine.decide.starting_points import first_inputs
 from engine.run.group import Group
 from engine.spec.workflow import MEDIA
 from streams import subjects
-from streams.wire import ledger as ledgers
+from streams.wire import retention
 from streams.wire.ledger import Ledger
 
 MAX_OUT_OF_ORDER = 64  # results under way at once: how far the order of storing may differ from that of the stream
@@ -25,7 +25,7 @@ async def where_to_start(ledger: Ledger, group: Group) -> dict[str, int] | None:
         return None
     starts: dict[str, list[int]] = {name: [] for name in names}
     for source, index in firsts.items():
-        name = ledgers.MEDIA if source == MEDIA else ledgers.RESULTS
+        name = retention.MEDIA if source == MEDIA else retention.RESULTS
         seq = await _seq_from(ledger, group.stream, source, index)
         starts[name].append(lasts[name] + 1 if seq is None else seq)
     return {name: min(found, default=1) for name, found in starts.items()}

@@ -17,8 +17,9 @@ from penstock.running import default_store, this_machine
 from streams.errors import PenstockError
 from streams.media.probe import inspect
 from streams.wire import store as stores
-from streams.wire.ledger import Retention, open_ledger, wanted_bytes
+from streams.wire.ledger import open_ledger
 from streams.wire.link import connect, without_credentials
+from streams.wire.retention import Retention, wanted_bytes
 from streams.wire.room import MIN_ROOM_BYTES, mebibytes, room_left
 from streams.wire.server import embedded, nats_server_version
 

@@ -11,7 +11,6 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any
 
 import msgspec
 import nats.errors
@@ -25,9 +24,10 @@ from streams.subjects import PREFIX
 from streams.wire import jetstream
 from streams.wire.clock import ServerClock
 from streams.wire.jetstream import MAX_SUBJECTS_A_READ
-from streams.wire.link import REQUEST_TIMEOUT_S, Link, Refused
+from streams.wire.link import REQUEST_TIMEOUT_S, Link
 from streams.wire.publisher import Message, Publisher
-from streams.wire.room import fitted, made_to_fit
+from streams.wire.retention import ANSWERS, MEDIA, RESULTS, Retention, configurations
+from streams.wire.room import made_to_fit
 
 log = structlog.get_logger(__name__)
 
@@ -35,24 +35,12 @@ EXPECT_EMPTY = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: "0"}
 WRONG_LAST_SEQUENCE = 10071
 BEING_STORED = 10164  # another record, or this very one, is on its way to the replicas: ask again
 MAX_PAGES = 2 * MAX_SUBJECTS_A_READ  # of one read, were each record a page of its own
-MEDIA, RESULTS, ANSWERS = (f"{PREFIX.upper()}_{kind}" for kind in ("MEDIA", "RESULTS", "ANSWERS"))
 BULK = "Penstock-Bulk"  # header: <stream>.<digest>.<number of chunks>
 TRACEPARENT = "traceparent"
 DUE = "Penstock-Due"  # header: when what is made of this is worth nothing any more, server's Unix time in nanoseconds
 HEADROOM_BYTES = 4096  # for headers, which count towards the limit
 PROBE, PROBED = "probe", bytes(8192)  # more than is left of a block of the disk
 MAX_INLINE_BYTES = 1024 * 1024 - HEADROOM_BYTES  # below the server's default payload limit, and quick to pass on
-
-
-class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the ledger keeps what it holds; the oldest goes first."""
-
-    max_age_s: Annotated[float, msgspec.Meta(ge=1.0, le=1e9)] = 7 * 24 * 3600.0
-    max_media_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 60)] = 16 * 1024**3
-    max_results_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 60)] = 4 * 1024**3
-    num_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] | None = (
-        None  # None: three where the servers are a cluster, else one
-    )
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
@@ -348,80 +336,10 @@ async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
     """The ledger of the server that `link` is connected to; its JetStream streams are made where they are missing, with
     the limits that there is room for. An existing stream keeps its own settings. Raises UserError where there is too
     little room for any."""
-    wanted = retention or Retention()
-    if wanted.num_replicas is None:
-        wanted = msgspec.structs.replace(wanted, num_replicas=link.num_replicas)
-    configs = await made_to_fit(link, [_config(kind, most, wanted) for kind, most in _limits(wanted).items()])
+    configs = await made_to_fit(link, configurations(link, retention or Retention()))
     names = [config["name"] for config in configs]
     replicated = (c["name"] for c in configs if link.is_clustered or c.get("num_replicas", 1) > 1)  # or may be soon
     return Ledger(link, names, frozenset(replicated))
-
-
-async def retain(link: Link, retention: Retention) -> None:
-    """Have the streams that are there keep what they hold for as long as this says, from now on, as far as there is
-    room."""
-    standing: dict[str, dict[str, Any]] = {}
-    wanted: list[dict[str, Any]] = []
-    for kind, max_bytes in _limits(retention).items():
-        name = f"{PREFIX.upper()}_{kind.upper()}"
-        config = standing[name] = await jetstream.config_of(link, name)
-        max_age_ns = int(retention.max_age_s * 1e9)
-        window = min(config.get("duplicate_window", 0), max_age_ns)
-        wanted.append({**config, "max_age": max_age_ns, "max_bytes": max_bytes, "duplicate_window": window})
-    await fitted(link, wanted, standing)
-
-
-async def replicas_of(link: Link) -> int:
-    """How many servers hold each record of the ledger, or will."""
-    try:
-        found = (await jetstream.config_of(link, MEDIA)).get("num_replicas", 1)
-    except Refused:  # there is none yet
-        return link.num_replicas
-    return found if isinstance(found, int) else 1
-
-
-async def keep_replicas(link: Link, names: Iterable[str]) -> None:
-    """Have each of these JetStream streams held by as many servers as the ledger is, at least: a server that goes takes
-    with it what it alone holds."""
-    wanted = await replicas_of(link)
-    for name in names:
-        config = await jetstream.config_of(link, name)
-        if config.get("num_replicas", 1) < wanted:
-            await link.api(f"STREAM.UPDATE.{name}", {**config, "num_replicas": wanted})
-            log.warning("replicated", stream=name, num_replicas=wanted)
-
-
-def wanted_bytes(retention: Retention) -> int:
-    """What all streams together may take where there is room for it."""
-    return sum(_limits(retention).values())
-
-
-def _limits(retention: Retention) -> dict[str, int]:
-    """The most bytes that each kind of record may take."""
-    return {
-        "media": retention.max_media_bytes,
-        "bulk": retention.max_media_bytes,
-        "results": retention.max_results_bytes,
-        "answers": retention.max_results_bytes,
-        "dead": retention.max_results_bytes,
-        "gaps": retention.max_results_bytes // 16,
-    }
-
-
-def _config(kind: str, max_bytes: int, retention: Retention) -> dict[str, Any]:
-    max_age_ns = int(retention.max_age_s * 1e9)
-    return {
-        "name": f"{PREFIX.upper()}_{kind.upper()}",
-        "subjects": [f"{PREFIX}.{kind}.>"],
-        "storage": "file",
-        "retention": "limits",
-        "discard": "old",
-        "max_age": max_age_ns,
-        "max_bytes": max_bytes,
-        "num_replicas": retention.num_replicas,
-        "allow_direct": True,
-        "duplicate_window": min(max_age_ns, 120_000_000_000),
-    }
 
 
 def owner_of(subject: str) -> str:

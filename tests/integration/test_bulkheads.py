@@ -24,8 +24,9 @@ from streams import subjects
 from streams.records import EndOfStream, Gap, decode_result, encode
 from streams.subjects import Key
 from streams.wire.clock import ServerClock
-from streams.wire.ledger import MEDIA, Ledger, open_ledger
+from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import connect
+from streams.wire.retention import MEDIA
 
 pytestmark = pytest.mark.anyio
 

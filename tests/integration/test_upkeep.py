@@ -9,7 +9,7 @@ from engine.decide.answer import Answer
 from engine.node.upkeep import keep_up
 from streams import subjects
 from streams.wire.follow import follow
-from streams.wire.ledger import ANSWERS, MEDIA, RESULTS
+from streams.wire.retention import ANSWERS, MEDIA, RESULTS
 
 pytestmark = pytest.mark.anyio
 

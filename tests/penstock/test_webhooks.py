@@ -30,8 +30,9 @@ from engine.spec.webhook_url import check_webhook, public_webhook
 from penstock.webhooks import Pace, Webhooks, signature
 from streams import subjects
 from streams.errors import UserError
-from streams.wire.ledger import ANSWERS, Ledger, open_ledger
+from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import Refused, connect
+from streams.wire.retention import ANSWERS
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from streams.wire import clock as clock_module
 from streams.wire.clock import Sample, ServerClock, best
-from streams.wire.ledger import RESULTS, open_ledger
+from streams.wire.ledger import open_ledger
 from streams.wire.link import connect
+from streams.wire.retention import RESULTS
 from streams.wire.server import embedded
 from streams.wire.store import status
 

@@ -20,14 +20,13 @@ from streams.wire.ledger import (
     Ledger,
     NewRecord,
     Placed,
-    Retention,
     Stored,
     open_ledger,
-    retain,
     stream_of,
     traceparent_of,
 )
 from streams.wire.link import Link, connect
+from streams.wire.retention import Retention, retain
 from streams.wire.server import embedded
 from streams.wire.store import status
 

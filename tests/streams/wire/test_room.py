@@ -15,16 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.errors import UserError
-from streams.wire import keeper, ledger, room
+from streams.wire import keeper, retention, room
 from streams.wire import store as stores
 from streams.wire.kv import open_bucket
-from streams.wire.ledger import Retention, open_ledger, retain
+from streams.wire.ledger import open_ledger
 from streams.wire.link import Refused, connect
+from streams.wire.retention import Retention, retain
 from streams.wire.room import MIN_ROOM_BYTES, attempts, made_to_fit, mebibytes, room_left, shared_out
 from streams.wire.server import embedded, nats_server_version
 
 MIB, GIB = 1024**2, 1024**3
-WANTED = ledger._limits(Retention())
+WANTED = retention._limits(Retention())
 KINDS = sorted(WANTED)
 
 
@@ -166,7 +167,7 @@ async def test_a_given_server_with_too_little_room_says_so_at_once(
 @pytest.mark.anyio
 async def test_what_is_missing_takes_what_the_others_left(tmp_path: Path) -> None:
     async with given_server(tmp_path, by_server(20 * GIB)) as url, connect(url) as link:
-        await link.api("STREAM.CREATE.PENSTOCK_MEDIA", ledger._config("media", 16 * GIB, Retention()))
+        await link.api("STREAM.CREATE.PENSTOCK_MEDIA", retention._config("media", 16 * GIB, Retention()))
         await open_ledger(link)
         limits = await limits_at(url)
         assert limits["media"] == 16 * GIB
