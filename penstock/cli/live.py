@@ -19,6 +19,7 @@ from penstock.tokens import token_of
 from streams.errors import UserError
 from streams.media.addresses import files_of, streams_for
 from streams.records import Gap, Segment
+from streams.subjects import token
 
 if TYPE_CHECKING:
     from penstock.client import Client
@@ -189,6 +190,7 @@ async def _worker(parsed: argparse.Namespace) -> None:
 
 async def _push(client: Client, parsed: argparse.Namespace) -> None:
     """A folder's files each as a stream of its own, named after it, so that evidence names the file."""
+    token(parsed.stream)
     files = [] if parsed.as_one else await anyio.to_thread.run_sync(files_of, parsed.url)
     if not files:
         await _push_one(client, parsed, parsed.url, parsed.stream)

@@ -535,6 +535,7 @@ async def test_requests_go_round_one_who_is_frozen_and_who_thaws_does_nothing(li
         return request.data
 
     subscription = await link.client.subscribe("t.x", queue="q", cb=keep)
+    await link.api("INFO")  # the server has heard of it
     async with serve(link, "test", "1.0.0", endpoint(note)), anyio.create_task_group() as tasks:
         for number in range(32):
             tasks.start_soon(partial(ask, client, "t.x", b"%d" % number, timeout_s=30))
@@ -554,7 +555,7 @@ async def test_who_thaws_while_another_does_it_is_declined(link: Link, client: L
         first.append(message)
 
     subscription = await link.client.subscribe("t.x", cb=keep)
-    await link.client.flush()
+    await link.api("INFO")  # the server has heard of it
     answers: list[bytes] = []
 
     async def asking() -> None:
@@ -585,7 +586,7 @@ async def test_what_nothing_is_heard_of_is_asked_again(
         accepted.set()
 
     subscription = await link.client.subscribe("t.x", cb=take)
-    await link.client.flush()
+    await link.api("INFO")  # the server has heard of it
     answers: list[bytes] = []
 
     async def asking() -> None:
