@@ -151,7 +151,7 @@ def test_a_file_is_pushed_asked_about_and_listed(penstock: Penstock, clip: str) 
         "ended",
         NUM_SEGMENTS,
     )
-    while {job["state"] for job in penstock("jobs", "list", "--json")[0]} != {"done"}:
+    while {job["state"] for job in penstock("jobs", "list", "--stream", "file", "--json")[0]} != {"done"}:
         pass  # a job is done a moment after its answer is there
     _, shown = penstock("jobs", "show", answer["job"])
     assert "What is the weather like?" in shown
