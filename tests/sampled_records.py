@@ -4,9 +4,10 @@ import msgspec
 from hypothesis import strategies as st
 
 from streams.records import EndOfStream, Gap, Measured, Packet, Reply, Result, Segment, Support, Track, encode
+from streams.subjects import MAX_INDEX
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
-COUNTS = st.integers(0, 2**31)
+COUNTS = st.integers(0, MAX_INDEX)
 WORDS = st.text(max_size=20)
 PAIRS = st.tuples(COUNTS, COUNTS)
 TRACKS = st.builds(
