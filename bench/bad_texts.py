@@ -15,7 +15,7 @@ import msgspec
 from bad_records import CATALOGUE, WORKFLOW
 from bad_toml import CONFIG_TOML, WORKFLOW_TOML, spoilt_toml
 from bad_watch import Case, Defect, Outcome, one_line
-from bad_wire import Target
+from bad_wire import Drawn, Target
 from measure import ROOT
 
 from engine.node.endpoints import Ask, Call, Declare, Filter, OfStream, Which, _read, check_wait
@@ -282,21 +282,11 @@ TARGETS: dict[str, Target] = {
 }
 
 
-class Texts:
+class Texts(Drawn):
     """Workflows, configurations, requests and words."""
 
     name = "texts"
-    max_s = 5.0
-    batch = 1 << 40
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._names = [name for name, target in TARGETS.items() for _ in range(target.weight)]
-
-    def case(self, index: int) -> Case:
-        chance = Random(f"{self._seed} texts {index}")
-        target = chance.choice(self._names)
-        return Case(target, TARGETS[target].make(chance))
+    targets = TARGETS
 
     def open(self) -> None:
         _folder.cache_clear()

@@ -2,7 +2,7 @@
 are handed what these let through."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, NamedTuple, cast
 
@@ -80,6 +80,24 @@ class Target(NamedTuple):
     weight: int
     make: Callable[[Random], bytes]
     throw: Callable[[bytes], Any]  # raises Malformed or UserError where it refuses
+
+
+class Drawn:
+    """Cases of targets, each drawn by its weight and spoilt by chance, which follows from the seed and an index."""
+
+    name: str
+    targets: Mapping[str, Target]
+    max_s = 5.0
+    batch = 1 << 40
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._names = [name for name, target in self.targets.items() for _ in range(target.weight)]
+
+    def case(self, index: int) -> Case:
+        chance = Random(f"{self._seed} {self.name} {index}")
+        target = chance.choice(self._names)
+        return Case(target, self.targets[target].make(chance))
 
 
 # --- what is handed on -------------------------------------------------------------------------------------------
@@ -350,21 +368,11 @@ TARGETS: dict[str, Target] = {
 }
 
 
-class Wire:
+class Wire(Drawn):
     """Records and messages."""
 
     name = "wire"
-    max_s = 5.0
-    batch = 1 << 40
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._names = [name for name, target in TARGETS.items() for _ in range(target.weight)]
-
-    def case(self, index: int) -> Case:
-        chance = Random(f"{self._seed} wire {index}")
-        target = chance.choice(self._names)
-        return Case(target, TARGETS[target].make(chance))
+    targets = TARGETS
 
     def open(self) -> None:
         import structlog

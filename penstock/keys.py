@@ -30,7 +30,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from engine.run.registry import BUCKETS
 from streams.errors import UserError
+from streams.wire import retention
 from streams.wire.identity import INBOX
 from streams.wire.nkeys import UserKey
 
@@ -40,8 +42,7 @@ AUTHORITY_DAYS = 3650
 CLOCK_SKEW = datetime.timedelta(hours=1)
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
 
-HELD = tuple(f"PENSTOCK_{kind}" for kind in ("MEDIA", "BULK", "RESULTS", "ANSWERS", "DEAD", "GAPS"))
-BUCKETS = tuple(f"KV_penstock_{name}" for name in ("jobs", "streams", "nodes", "leases", "sources"))
+HELD = (*retention.names(), *(f"KV_{bucket}" for bucket in BUCKETS))
 FOLLOWED = ("PENSTOCK_ANSWERS", "PENSTOCK_GAPS")
 HEARD = tuple(f"penstock.{kind}.>" for kind in ("answers", "partials", "gaps", "signals", "events"))
 ASKED = tuple(f"penstock.{kind}.>" for kind in ("jobs", "streams", "nodes", "ask", "operators"))
@@ -83,7 +84,7 @@ ROLES: Mapping[str, Role] = {
         _inbox("worker"),
         _ENGINE,
         (*_ENGINE_HEARS, f"{_inbox('worker')}.>"),
-        tuple(f"$JS.API.STREAM.{verb}.{name}" for verb in ("DELETE", "RESTORE") for name in (*HELD, *BUCKETS)),
+        tuple(f"$JS.API.STREAM.{verb}.{name}" for verb in ("DELETE", "RESTORE") for name in HELD),
     ),
     "admin": Role(_inbox("admin"), (">",), (">",)),
     "publisher": Role(SHARED, ("penstock.ingest.*",), (f"{SHARED}.>",)),

@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
+from engine.spec.entries import MAX_TIME_NS
 from engine.spec.jobs import JobSpec
 from engine.spec.plan import Plan
 from streams.records import NOT_IN_THE_VIDEO, Evidence, Gap, Record, Reply, Result, Segment, encode
 
 SECOND_NS = 1_000_000_000
-MAX_TIME_NS = 253402300799 * SECOND_NS  # the year 9999
 NOTHING = ""  # what an output says that found nothing
 
 

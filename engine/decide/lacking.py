@@ -43,19 +43,20 @@ def lacking(
     missing: Outputs = {}
     for stage in reversed(stages):
         keys = {key for key in wanted.get(stage.id, ()) if key not in stored.get(stage.id, ())}
-        too_long = {key for key in keys if key.last - key.first >= MAX_VIEW}
         if isinstance(stage.scope, Fold):
             for last in sorted(keys, reverse=True):
                 keys |= _before(last, stored.get(stage.id, ()))
         missing[stage.id] = keys
-        for output in keys - too_long:
+        for output in keys:
+            if _is_too_long(output):
+                continue
             view = joins.needs(stage.scope, output, num_segments)
             for source in stage.sources:
                 if source != MEDIA:
                     wanted.setdefault(source, set()).update(map(Key.of, view))
     lost: Outputs = {}
     for stage in stages:
-        lost[stage.id] = {key for key in missing[stage.id] if key.last - key.first >= MAX_VIEW}
+        lost[stage.id] = set(filter(_is_too_long, missing[stage.id]))
         if isinstance(stage.scope, Reduce):
             continue
         for output in missing[stage.id]:
@@ -64,6 +65,10 @@ def lacking(
                 lost[stage.id].add(output)
     computable = {id: keys - lost[id] for id, keys in missing.items()}
     return Lacking(*({id: keys for id, keys in some.items() if keys} for some in (computable, lost)))
+
+
+def _is_too_long(key: Key) -> bool:
+    return key.last - key.first >= MAX_VIEW
 
 
 def _before(key: Key, stored: Collection[Key]) -> set[Key]:

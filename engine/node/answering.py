@@ -18,6 +18,7 @@ import structlog
 from engine.decide import joins
 from engine.decide.answer import NOTHING, Answer, digest, make_answer, upstream_of, wall_clock
 from engine.node.answer_spans import AnswerSpan, Used
+from engine.node.ends import stored_end
 from engine.node.recovery import Recovery
 from engine.run.gaps import note_gaps
 from engine.run.registry import Registry
@@ -383,22 +384,3 @@ def unreadable(stage_id: str, stream: str, key: Key, error: Exception) -> Gap:
     """What stands in for a record that nobody can read."""
     detail = f"{UNREADABLE}: {error}"
     return Gap(stage=stage_id, stream=stream, first=key.first, last=key.last, cause="dead_lettered", detail=detail)
-
-
-async def readable_end(ledger: Ledger, stream: str) -> EndOfStream | None:
-    """As `stored_end`; one that cannot be read is set aside, and said."""
-    try:
-        return await stored_end(ledger, stream)
-    except Malformed as error:
-        log.warning("cannot_read_end", stream=stream, error=str(error))
-        return None
-
-
-async def stored_end(ledger: Ledger, stream: str) -> EndOfStream | None:
-    """The end of a stream, if it is stored. Raises Malformed where it cannot be read."""
-    stored = await ledger.get(subjects.media_end(stream))
-    try:
-        end = decode_media(stored.data) if stored is not None else None
-    except Malformed as error:
-        raise Malformed(f"the end of stream {stream} cannot be read from the ledger: {error}") from error
-    return end if isinstance(end, EndOfStream) else None

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from engine.decide.watching import Told
-from engine.node.answering import stored_end
+from engine.node.ends import stored_end
 from engine.node.ingest import ingest
 from engine.node.room import held_back
 from engine.node.watching import OnState, Watching

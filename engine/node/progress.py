@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import structlog
 
-from engine.node.answering import stored_end
+from engine.node.ends import stored_end
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Reduce
 from streams import subjects

@@ -18,7 +18,7 @@ from engine.decide.answer import time_of_day
 from engine.decide.lacking import MAX_VIEW
 from engine.decide.running_graph import running_stages
 from engine.decide.sharing import is_covered, lacks
-from engine.node.answering import readable_end
+from engine.node.ends import readable_end
 from engine.node.recovery import lost
 from engine.run.gaps import put_gaps
 from engine.run.registry import Registry, new_id

@@ -16,7 +16,8 @@ import msgspec
 import structlog
 
 from engine.decide.responsible import responsible
-from engine.node.answering import Answering, Moments, stored_end
+from engine.node.answering import Answering, Moments
+from engine.node.ends import stored_end
 from engine.node.feeding import feed, source_of
 from engine.node.gate import Gate
 from engine.run.registry import NODE_TTL_S, NodeStatus, Registry

@@ -66,7 +66,10 @@ class Watching:
             await self._say(failed_state(self._spec.name, self._node, time.time_ns(), error, self._state))
 
     async def _run(self) -> None:
-        self._state = (await self._registry.source_states()).get(self._spec.name)
+        try:
+            self._state = (await self._registry.source_states()).get(self._spec.name)
+        except PenstockError as error:  # it is fed all the same
+            log.warning("cannot_read_state", stream=self._spec.name, error=str(error))
         while True:
             await self._look()
             await anyio.sleep(LOOK_S)

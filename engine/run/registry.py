@@ -38,6 +38,8 @@ from streams.wire.retention import replicas_of
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
+STREAMS, NODES, LEASES, SOURCES = (f"penstock_{name}" for name in ("streams", "nodes", "leases", "sources"))
+BUCKETS = (BUCKET, STREAMS, NODES, LEASES, SOURCES)
 NODE_TTL_S = 6.0
 LEASE_TTL_S = 10.0
 LOOK_S = 5.0  # how often the registry is read though nothing hints that it has changed
@@ -278,10 +280,10 @@ async def open_registry(link: Link) -> Registry:
     return Registry(
         link,
         await open_bucket(link, BUCKET, num_replicas=replicas),
-        await open_bucket(link, "penstock_streams", num_replicas=replicas),
-        await open_bucket(link, "penstock_nodes", max_age_s=NODE_TTL_S, num_replicas=replicas),
-        await open_bucket(link, "penstock_leases", max_age_s=LEASE_TTL_S, num_replicas=replicas),
-        await open_bucket(link, "penstock_sources", num_replicas=replicas),
+        await open_bucket(link, STREAMS, num_replicas=replicas),
+        await open_bucket(link, NODES, max_age_s=NODE_TTL_S, num_replicas=replicas),
+        await open_bucket(link, LEASES, max_age_s=LEASE_TTL_S, num_replicas=replicas),
+        await open_bucket(link, SOURCES, num_replicas=replicas),
     )
 
 

@@ -396,6 +396,4 @@ def _resampled(line: NDArray[np.int16], rate_in: int, rate_out: int) -> NDArray[
     frame.sample_rate = rate_in
     resampler = av.AudioResampler(format="s16", layout="mono", rate=rate_out)
     parts = [*resampler.resample(frame), *resampler.resample(None)]
-    if not parts:
-        return line[:0]
-    return cast(NDArray[np.int16], np.concatenate([part.to_ndarray().reshape(-1) for part in parts]))
+    return cast(NDArray[np.int16], np.concatenate([line[:0], *(part.to_ndarray().reshape(-1) for part in parts)]))

@@ -104,7 +104,7 @@ async def of_what_runs(url: str | None, store: Path) -> list[Finding]:
                 await _clock(ledger),
                 _nodes(nodes),
                 *await _sources(registry),
-                *_exposed(place, nodes, store),
+                *await anyio.to_thread.run_sync(_exposed, place, nodes, store),
             ]
     except PenstockError as error:
         return [Finding(what="service", ok=False, found=str(error), advice="see what NATS and the nodes log")]

@@ -19,8 +19,8 @@ import anyio
 import anyio.to_thread
 from litestar import Request
 
-from engine.node.answering import readable_end
 from engine.node.endpoints import Call, Output
+from engine.node.ends import readable_end
 from engine.node.feeding import Resume, Source, Tell, feed, treated
 from engine.run.registry import LEASE_TTL_S
 from engine.spec.stream import Policy, StreamSpec

@@ -166,9 +166,8 @@ class _Course:
                     continue
                 heard_s = time.monotonic()
                 if isinstance(event, Opened):
-                    if (
-                        self.was_reached and event.is_finite and self.lost is not None
-                    ):  # it ended while we were away, and would begin anew
+                    was_away = self.was_reached and self.lost is not None
+                    if was_away and event.is_finite:  # it ended while we were away, and would begin anew
                         self.ended = Ended(None)
                         return
                     self.opened = event
@@ -238,11 +237,7 @@ class _Course:
     def open_gap(self, name: str) -> Gap:
         """The gap for a time away that has not ended."""
         self.is_gap_open = True
-        for_s = time.monotonic() - self.last_s
-        detail = f"{name} has been away for {for_s:.1f} s ({self.lost})"
-        gap = Gap("media", stream=self.stream, first=self.index, last=self.index, cause="source_lost", detail=detail)
-        self.index += 1
-        return gap
+        return self._next_gap(f"{name} has been away for {time.monotonic() - self.last_s:.1f} s ({self.lost})")
 
     def paused(self, pause_s: float, name: str) -> Iterator[Gap]:
         """Wait, until reading is stopped at most."""
@@ -258,8 +253,12 @@ class _Course:
         """The segment in place of what was lost."""
         away_s = (until_ns - self.start_ns) / 1e9
         detail = f"{name} was away for {away_s:.1f} s ({reason})"
+        self.start_ns = until_ns
+        return self._next_gap(detail)
+
+    def _next_gap(self, detail: str) -> Gap:
         gap = Gap("media", stream=self.stream, first=self.index, last=self.index, cause="source_lost", detail=detail)
-        self.index, self.start_ns = self.index + 1, until_ns
+        self.index += 1
         return gap
 
 

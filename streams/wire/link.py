@@ -5,6 +5,7 @@ must be safe to ask twice; then LinkError. As long as it is known what is wrong 
 end. Nothing that NATS reports is swallowed: it is logged and counted.
 """
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -141,18 +142,19 @@ class Link:
     async def patiently(self, attempt: Callable[[], Awaitable[T]], what: str, final: Collection[int] = ()) -> T:
         """The result of `attempt`, tried again with backoff while the failure may pass. Raises Refused where the
         server said no, LinkError where it did not answer within `patience_s`."""
-        pause_s, timeout_s = FIRST_RETRY_S, (self.first_timeout_s if self.is_clustered else MAX_ATTEMPT_S)
+        pause_s, timeout_s = FIRST_RETRY_S, self.first_timeout_s if self.is_clustered else math.inf
         deadline = anyio.current_time() + self.patience_s
         while True:
             try:
-                with anyio.CancelScope() as scope:
+                with anyio.CancelScope(deadline=anyio.current_time() + timeout_s) as scope:
                     forget = self.on_reconnect(scope.cancel)  # the answer to what was asked before will not come
                     try:
-                        with anyio.fail_after(timeout_s):
-                            return await attempt()
+                        return await attempt()
                     finally:
                         forget()
-                continue
+                if anyio.current_time() < scope.deadline:
+                    continue
+                raise TimeoutError
             except nats.js.errors.APIError as error:
                 code = error.err_code or 0
                 if code in final or (code not in (*NO_ROOM, NO_PEERS) and not isinstance(error, RETRIED)):
@@ -169,7 +171,8 @@ class Link:
                 raise LinkError(f"{what}: gave up after {self.patience_s:.0f} s: {reason}") from failure
             log.warning("nats_retry", what=what, reason=reason, pause_s=pause_s)
             await anyio.sleep(pause_s)
-            pause_s, timeout_s = min(2 * pause_s, MAX_RETRY_S), min(2 * timeout_s, MAX_ATTEMPT_S)
+            pause_s = min(2 * pause_s, MAX_RETRY_S)
+            timeout_s = min(2 * timeout_s, MAX_ATTEMPT_S) if self.is_clustered else math.inf
 
 
 @asynccontextmanager

@@ -61,6 +61,11 @@ async def keep_replicas(link: Link, names: Iterable[str]) -> None:
             log.warning("replicated", stream=name, num_replicas=wanted)
 
 
+def names() -> list[str]:
+    """Of the JetStream streams that hold the ledger."""
+    return [f"{PREFIX.upper()}_{kind.upper()}" for kind in _limits(Retention())]
+
+
 def wanted_bytes(retention: Retention) -> int:
     """What all streams together may take where there is room for it."""
     return sum(_limits(retention).values())

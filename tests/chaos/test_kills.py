@@ -37,7 +37,7 @@ from streams.wire.server import embedded
 
 pytestmark = pytest.mark.anyio
 
-NUM_WORKER_KILLS, NUM_SERVER_KILLS = 8, 2
+NUM_WORKER_KILLS, NUM_SERVER_KILLS = 30, 5
 SEGMENT_S = 2.0
 CLIP_S = 36.0
 NUM_HELD_BACK, NUM_STAGES = 2, 3

@@ -21,9 +21,9 @@ from streams.wire.link import connect as connect_link
 
 pytestmark = pytest.mark.anyio
 SEED = 11
-NUM_KILLS = 4
+NUM_KILLS = 8
 SEGMENT_S = 1.0
-CLIP_S = 20.0
+CLIP_S = 24.0
 
 
 async def test_answers_go_on_whichever_node_is_killed(nats_url: str, tmp_path: Path) -> None:

@@ -547,6 +547,10 @@ async def test_requests_go_round_one_who_is_frozen_and_who_thaws_does_nothing(li
     await subscription.unsubscribe()
 
 
+async def asked(client: Link, answers: list[bytes]) -> None:
+    answers.append(await ask(client, "t.x", b"?", timeout_s=30))
+
+
 async def test_who_thaws_while_another_does_it_is_declined(link: Link, client: Link, eventually: Eventually) -> None:
     first: list[Msg] = []
     gate = Gate()
@@ -557,12 +561,8 @@ async def test_who_thaws_while_another_does_it_is_declined(link: Link, client: L
     subscription = await link.client.subscribe("t.x", cb=keep)
     await link.api("INFO")  # the server has heard of it
     answers: list[bytes] = []
-
-    async def asking() -> None:
-        answers.append(await ask(client, "t.x", b"?", timeout_s=30))
-
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(asking)
+        tasks.start_soon(asked, client, answers)
         await eventually(lambda: first)
         await subscription.unsubscribe()
         async with serve(link, "test", "1.0.0", endpoint(gate)):
@@ -588,12 +588,8 @@ async def test_what_nothing_is_heard_of_is_asked_again(
     subscription = await link.client.subscribe("t.x", cb=take)
     await link.api("INFO")  # the server has heard of it
     answers: list[bytes] = []
-
-    async def asking() -> None:
-        answers.append(await ask(client, "t.x", b"?", timeout_s=30))
-
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(asking)
+        tasks.start_soon(asked, client, answers)
         await accepted.wait()
         await subscription.unsubscribe()
         async with serve(link, "test", "1.0.0", endpoint(echo)):
