@@ -117,9 +117,18 @@ def _prepared(store: Path) -> tuple[Path, int]:
     try:
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_format(store)
+        _close(store)
         return store.resolve(), keeper.open_lock(store / keeper.USERS_LOCK)
     except OSError as error:
         raise UserError(f"{store} cannot hold a store ({error.strerror}): name a folder you can write to") from error
+
+
+def _close(store: Path) -> None:
+    """Have a store of this user's be this user's alone: one that an older version made is open to others."""
+    said = store.stat()
+    if said.st_uid == os.geteuid() and said.st_mode & 0o077:
+        store.chmod(0o700)
+        log.warning("store_closed_to_others", store=str(store))
 
 
 def _check_format(store: Path) -> None:

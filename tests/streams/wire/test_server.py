@@ -418,5 +418,7 @@ async def test_a_store_of_a_later_version_is_refused_and_left_as_it_is(store) ->
         async with embedded(store):
             pass
     (store / "format").unlink()  # of a version that did not write it
+    store.chmod(0o755)  # nor close it to others
     async with embedded(store):
+        assert store.stat().st_mode & 0o777 == 0o700
         assert (store / "format").read_text() == "1\n"
