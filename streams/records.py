@@ -121,12 +121,14 @@ class Support(Record, frozen=True):
 
 
 class Reply(Record, frozen=True):
-    """The answer to one question. `answer` is NOT_IN_THE_VIDEO, with no evidence, when nothing supports one."""
+    """The answer to one question. `answer` is NOT_IN_THE_VIDEO, with no evidence, when nothing supports one; `perhaps`
+    is then what came nearest, which is no answer."""
 
     question: str
     answer: str
     confidence: float  # 0..1
     evidence: tuple[Support, ...] = ()
+    perhaps: tuple[Support, ...] = ()
 
 
 NOT_IN_THE_VIDEO = "not in the video"

@@ -79,6 +79,10 @@ def dead(stage: str, stream: str, key: Key) -> str:
     return f"{PREFIX}.dead.{stage}.{stream}.{key}"
 
 
+def dead_of(stream: str) -> str:
+    return f"{PREFIX}.dead.*.{stream}.*"
+
+
 def gap(cause: str, stage: str, stream: str, key: Key) -> str:
     return f"{PREFIX}.gaps.{cause}.{stage}.{stream}.{key}"
 
@@ -105,6 +109,16 @@ def everything_of(stream: str) -> list[str]:
     name = token(stream)
     kinds = ("media.{}.>", "bulk.{}.>", "results.*.{}.>", "answers.*.{}", "dead.*.{}.>", "gaps.*.*.{}.>")
     return [f"{PREFIX}.{kind.format(name)}" for kind in kinds]
+
+
+def stream_in(subject: str) -> str:
+    """The stream that a stored record is about, by its subject; empty where it names none."""
+    match subject.split(".")[1:]:
+        case ["media", stream, _] | ["results" | "dead", _, stream, _] | ["gaps", _, _, stream, _]:
+            return stream
+        case ["answers", _, stream] | ["bulk", stream, _, _]:
+            return stream
+    return ""
 
 
 def event(stream: str) -> str:

@@ -51,7 +51,16 @@ class _State(msgspec.Struct):
     """Of a stream."""
 
     last_seq: int
+    messages: int = 0
     subjects: dict[str, int] | None = None
+
+
+class Standing(NamedTuple):
+    """How a stream stands, by its leader."""
+
+    made: str  # when, as the server says: another of the same name differs
+    last_seq: int
+    num_messages: int
 
 
 class Page(NamedTuple):
@@ -105,6 +114,12 @@ async def subjects_of(link: Link, stream: str, pattern: str) -> set[str]:
 async def last_seq(link: Link, stream: str) -> int:
     """The sequence of the message stored last, by the leader."""
     return _state(await link.api(f"STREAM.INFO.{stream}")).last_seq
+
+
+async def standing(link: Link, stream: str) -> Standing:
+    answer = await link.api(f"STREAM.INFO.{stream}")
+    state = _state(answer)
+    return Standing(str(answer.get("created")), state.last_seq, state.messages)
 
 
 def _state(answer: Mapping[str, Any]) -> _State:
@@ -174,28 +189,9 @@ async def page(link: Link, stream: str, subjects: Sequence[str], max_messages: i
     """The last messages on subjects or patterns, of those from a sequence on the first so many, by one direct get. None
     where the server will not answer for so many, or one of them has headers that cannot be read. May raise what
     `Link.patiently` tries again."""
-    replies: list[Msg] = []
-    ended = anyio.Event()
-
-    def on_reply(message: Msg) -> None:
-        replies.append(message)
-        if _status(message) not in ("", "unreadable"):
-            ended.set()
-
-    inbox = link.client.new_inbox()
-    hearing = await link.client.hear(inbox, on_reply)
-    try:
-        wanted = {"multi_last": list(subjects), "batch": max_messages, "seq": first_seq}
-        await link.client.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wanted), reply=inbox)
-        with anyio.fail_after(REQUEST_TIMEOUT_S):
-            await ended.wait()
-    finally:
-        with anyio.CancelScope(shield=True), suppress(nats.errors.Error):
-            await hearing.unsubscribe()
-    last = replies.pop()
-    read = [_raw(reply) for reply in replies]
-    messages = [message for message in read if message is not None]
-    if len(messages) < len(read):
+    wanted = {"multi_last": list(subjects), "batch": max_messages, "seq": first_seq}
+    messages, last = await _batch(link, stream, wanted)
+    if messages is None:
         return None
     next_seq = messages[-1].seq + 1 if messages else first_seq
     headers = last.headers or {}
@@ -212,6 +208,46 @@ async def page(link: Link, stream: str, subjects: Sequence[str], max_messages: i
         case "503", _:
             raise nats.errors.NoRespondersError
     raise LinkError(f"read from {stream}: {_description(last)}")
+
+
+async def since(link: Link, stream: str, first_seq: int, max_messages: int) -> list[Raw] | None:
+    """The messages of a stream from a sequence on, the first so many, by one direct get. None where one of them has
+    headers that cannot be read, or the server will not tell. May raise what `Link.patiently` tries again."""
+    messages, last = await _batch(link, stream, {"next_by_subj": ">", "batch": max_messages, "seq": first_seq})
+    match _status(last):
+        case "204":
+            return messages
+        case "404":  # there is none
+            return []
+        case "503":
+            raise nats.errors.NoRespondersError
+    return None
+
+
+async def _batch(link: Link, stream: str, wanted: Mapping[str, Any]) -> tuple[list[Raw] | None, Msg]:
+    """What one direct get for several gives: the messages, None where one of them cannot be read, and the answer's
+    end."""
+    replies: list[Msg] = []
+    ended = anyio.Event()
+
+    def on_reply(message: Msg) -> None:
+        replies.append(message)
+        if _status(message) not in ("", "unreadable"):
+            ended.set()
+
+    inbox = link.client.new_inbox()
+    hearing = await link.client.hear(inbox, on_reply)
+    try:
+        await link.client.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wanted), reply=inbox)
+        with anyio.fail_after(REQUEST_TIMEOUT_S):
+            await ended.wait()
+    finally:
+        with anyio.CancelScope(shield=True), suppress(nats.errors.Error):
+            await hearing.unsubscribe()
+    last = replies.pop()
+    read = [_raw(reply) for reply in replies]
+    messages = [message for message in read if message is not None]
+    return (messages if len(messages) == len(read) else None), last
 
 
 def headers_of(block: bytes) -> Iterator[tuple[str, str]]:

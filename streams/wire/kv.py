@@ -9,11 +9,13 @@ else has changed the key again by then. `watch` only hints: the truth is always 
 
 import re
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
+import anyio
 import msgspec
 import nats.errors
 import nats.js.errors
@@ -25,7 +27,7 @@ from streams.subjects import token
 from streams.wire import jetstream
 from streams.wire.jetstream import MAX_SUBJECTS_A_READ
 from streams.wire.ledger import HEADROOM_BYTES
-from streams.wire.link import REQUEST_TIMEOUT_S, Link
+from streams.wire.link import REQUEST_TIMEOUT_S, Link, Refused
 
 WRONG_LAST_REVISION = 10071
 STILL_STORING = {10158, 10164}  # this very write, which is being tried again, or another: whose, is not known yet
@@ -36,6 +38,7 @@ MAX_HISTORY = 64
 MAX_DUPLICATE_S = 120.0
 MAX_RECORDS_A_PAGE = 1024  # nor does the server answer for more subjects in one request
 MAX_PAGES = 64
+REREAD_S = 60.0  # though nothing hints at a change
 MAX_TRIES = 5  # of creating a key that others create and delete
 
 _KEY = re.compile(r"[A-Za-z0-9_/=-]+(\.[A-Za-z0-9_/=-]+)*")
@@ -59,6 +62,18 @@ class _Record(NamedTuple):
     once: str
 
 
+class _Known(NamedTuple):
+    """What a bucket held when it was last read."""
+
+    made: str
+    up_to: int  # the revision
+    values: dict[str, Held]  # never changed: others have it
+    read_s: float  # when it was read whole (monotonic)
+
+    def can_be_followed(self, stands: jetstream.Standing, now_s: float) -> bool:
+        return self.made == stands.made and self.up_to <= stands.last_seq and now_s < self.read_s + REREAD_S
+
+
 class Bucket:
     """Values by key. Made by `open_bucket`. `max_age_s` is how long a value is kept; None: until it is deleted."""
 
@@ -71,6 +86,10 @@ class Bucket:
         self._prefix = f"$KV.{name}."
         self._is_direct = bool(config.get("allow_direct"))
         self._is_replicated = link.is_clustered or config.get("num_replicas", 1) > 1  # or may be soon
+        self._known: _Known | None = None
+        self._following = anyio.Lock()
+        self._num_begun = 0  # reads of all
+        self._latest: tuple[int, dict[str, Held]] = 0, {}  # which of them came to an end last, and what it found
         self._deletion = {OPERATION: "DEL"}
         if config.get("allow_msg_ttl") and config.get("max_msgs_per_subject") == 1:  # there is nothing it still hides
             self._deletion[Header.MSG_TTL.value] = str(MARKER_TTL_S)
@@ -155,17 +174,69 @@ class Bucket:
 
     # --- many keys -----------------------------------------------------------------------------------------
 
-    async def all(self, prefix: str = "") -> dict[str, Held]:
-        """Every key that begins with `prefix` and has a value. Not a snapshot: what changes meanwhile is read as it was
-        or as it is, and what does not change is never left out."""
+    async def all(self, prefix: str = "") -> Mapping[str, Held]:
+        """Every key that begins with `prefix` and has a value; without one, the same object as before while nothing has
+        changed. Not a snapshot: what changes meanwhile is read as it was or as it is, and what does not change is never
+        left out."""
         if not _PREFIX.fullmatch(prefix):
             raise UserError(f"{prefix!r} begins no key: use A-Z a-z 0-9 _ / = - and single dots between them")
-        pattern = f"{self._prefix}{prefix[: prefix.rfind('.') + 1]}>"
+        if self._is_direct and self.max_age_s is None:
+            found = await self._shared()
+        else:
+            found = await self._whole(f"{self._prefix}{prefix[: prefix.rfind('.') + 1]}>")
+        return {key: held for key, held in found.items() if key.startswith(prefix)} if prefix else found
+
+    async def _shared(self) -> dict[str, Held]:
+        """All there is, by a read that began after this was called: all who come during one share the next."""
+        num_begun = self._num_begun
+        async with self._following:
+            if self._latest[0] <= num_begun:
+                self._num_begun += 1
+                self._latest = self._num_begun, await self._followed()
+            return self._latest[1]
+
+    async def _followed(self) -> dict[str, Held]:
+        """All there is, the same object while it is the same, by what has changed since it was last read: a value moves
+        to a higher revision with every write, and a deletion is one. What somebody took away behind the bucket's back
+        shows by the number of messages, or when all is read again, after REREAD_S."""
+        try:
+            stands = await jetstream.standing(self.link, self.stream)
+        except Refused as error:
+            if error.code != jetstream.NO_STREAM:
+                raise
+            return await self._whole(f"{self._prefix}>")  # who keeps it up may be about to make it again
+        known = self._known
+        if known is not None and known.can_be_followed(stands, time.monotonic()):
+            changed = await self._changed(known.up_to, stands.last_seq)
+            if changed is not None:
+                values = known.values | _values(changed) if changed else known.values
+                for key in [key for key, record in changed.items() if not record.is_live]:
+                    values.pop(key, None)
+                num_later = sum(each.is_live and each.held.revision > stands.last_seq for each in changed.values())
+                if len(values) - num_later <= stands.num_messages:
+                    self._known = known._replace(up_to=stands.last_seq, values=values)
+                    return values
+        values = await self._whole(f"{self._prefix}>")
+        self._known = _Known(stands.made, stands.last_seq, values, time.monotonic())
+        return values
+
+    async def _changed(self, up_to: int, last: int) -> dict[str, _Record] | None:
+        """What was stored behind one revision and up to another, at least; None where who answers cannot tell."""
+        found: dict[str, _Record] = {}
+        for _ in range(MAX_PAGES):
+            if up_to >= last:
+                return found
+            read = partial(jetstream.since, self.link, self.stream, up_to + 1, MAX_RECORDS_A_PAGE)
+            messages = await self.link.patiently(read, f"read from bucket {self.name}")
+            if not messages:
+                return None  # the last has gone, or a replica lags
+            found |= {record.held.key: record for record in map(self._record, messages)}
+            up_to = messages[-1].seq
+        return None
+
+    async def _whole(self, pattern: str) -> dict[str, Held]:
         found = await self._sweep([pattern]) if self._is_direct else None
-        if found is None:
-            found = await self._read_each(pattern)
-        live = {record.held.key: record.held for record in found.values() if record.is_live}
-        return {key: held for key, held in live.items() if key.startswith(prefix)}
+        return _values(await self._read_each(pattern) if found is None else found)
 
     async def _sweep(self, subjects: list[str]) -> dict[str, _Record] | None:
         """What is stored on subjects or patterns, by direct get. None where that cannot tell: there are too many, they
@@ -250,6 +321,10 @@ class Bucket:
         is_live = headers.get(OPERATION) not in DELETED and MARKER_REASON not in headers
         held = Held(self._key(message.subject), message.data, message.seq, message.stored_ns)
         return _Record(held, is_live, headers.get(Header.MSG_ID.value, ""))
+
+
+def _values(records: Mapping[str, _Record]) -> dict[str, Held]:
+    return {key: record.held for key, record in records.items() if record.is_live}
 
 
 async def open_bucket(

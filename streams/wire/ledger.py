@@ -20,7 +20,7 @@ from nats.js.api import Header
 
 from streams.decoding import shown, whole_number
 from streams.errors import LinkError, Malformed, Permanent
-from streams.subjects import PREFIX
+from streams.subjects import PREFIX, stream_in
 from streams.wire import jetstream
 from streams.wire.clock import ServerClock
 from streams.wire.jetstream import MAX_SUBJECTS_A_READ
@@ -177,7 +177,7 @@ class Ledger:
     ) -> Message:
         headers = headers_for(traceparent, due_ns, headers)
         if len(data) > min(max_bytes, self.max_bytes):
-            headers = {**headers, BULK: await self._put_chunks(owner_of(subject), data)}
+            headers = {**headers, BULK: await self._put_chunks(stream_in(subject) or subject.split(".")[2], data)}
             data = b""
         return Message(subject, data, headers)
 
@@ -342,10 +342,12 @@ async def open_ledger(link: Link, retention: Retention | None = None) -> Ledger:
     return Ledger(link, names, frozenset(replicated))
 
 
-def owner_of(subject: str) -> str:
-    """The stream that a record is about."""
-    kind, *rest = subject.split(".")[1:]
-    return rest[0] if kind == "media" else rest[1] if len(rest) > 1 else rest[0]
+def chunks_of(reference: str, owner: str) -> tuple[str, int] | None:
+    """Where the chunks of a record of a stream are, as a pattern of subjects, and how many; None where the reference is
+    none, or names another's: anyone may have written it."""
+    match = _BULK.fullmatch(reference)
+    where, _, number = reference.rpartition(".")
+    return (f"{PREFIX}.bulk.{where}.*", int(number)) if match and where.rpartition(".")[0] in ("", owner) else None
 
 
 def stream_of(subject: str) -> str:

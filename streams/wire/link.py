@@ -32,6 +32,8 @@ REQUEST_TIMEOUT_S = 5.0
 FIRST_TIMEOUT_S = 1.0  # in a cluster: what went to a leader that has died is asked again as soon as there is a new one
 PING_S, PING_CLUSTER_S = 20, 1  # three pings without an answer and another server is tried
 MAX_SERVERS = 64
+TURNED_AWAY = ("authorization violation", "certificate verify failed")
+TIDY_S = 0.1  # in which the client closes what it has opened
 HUNG_UP = ("Broken pipe", "reset by peer", "unexpected EOF")
 CLUSTER_REPLICAS = 3
 SCHEMES = ("nats", "tls", "ws", "wss")
@@ -196,6 +198,8 @@ async def connect(
     async def on_error(error: Exception) -> None:
         nonlocal refusal
         is_news, refusal = _one_line(error) != refusal, _one_line(error)
+        if link is None and len(servers) == 1 and any(said in refusal.lower() for said in TURNED_AWAY):
+            connecting.deadline = anyio.current_time() + TIDY_S  # it would say so every time
         if link is not None and is_news:  # a server that is away is tried five times a second
             log.warning("nats_error", server=place, error=refusal)
 
@@ -213,8 +217,9 @@ async def connect(
     client = WatchedClient()
     client._public_nkey = key.public if key is not None else None
     user, password = _credentials(servers)
+    connecting = anyio.move_on_after(REQUEST_TIMEOUT_S)
     try:
-        with anyio.fail_after(REQUEST_TIMEOUT_S):
+        with connecting:
             await client.connect(
                 servers,
                 name=name,
@@ -235,6 +240,8 @@ async def connect(
                 pending_size=8 * 1024 * 1024,
                 skip_subject_validation=True,  # `streams.subjects` builds them of checked tokens
             )
+        if connecting.cancelled_caught:
+            raise TimeoutError
     except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
         with anyio.move_on_after(1, shield=True), suppress(nats.errors.Error, OSError):
             await client.close()

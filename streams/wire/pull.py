@@ -11,6 +11,7 @@ sign of progress comes again, here or elsewhere.
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -99,6 +100,12 @@ class Pull:
         if self._hearing is not None:
             await self._link.unsubscribe(self._hearing)
 
+    async def delete(self) -> None:
+        """Close it, and take the consumer away, if it is there."""
+        await self.close()
+        with suppress(Refused):
+            await self._link.api(f"CONSUMER.DELETE.{self._stream}.{self._durable}")
+
     @property
     def waiting(self) -> list[Arrival]:
         """What has come and was not taken yet."""
@@ -173,20 +180,15 @@ class Pull:
     async def _create(self) -> None:
         """Where another worker has made it already, its starting point holds. In a stream that was made anew since this
         was opened it starts at the beginning."""
-        try:
-            await self._link.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
-            is_there = True
-        except Refused:
-            is_there = False
-        if is_there and self._made is not None:
-            return
+        if self._made is not None:
+            with suppress(Refused):
+                await self._link.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
+                return
         made = (await self._link.api(f"STREAM.INFO.{self._stream}")).get("created")
         if self._made not in (None, made):
             log.warning("stream_made_anew", stream=self._stream, consumer=self._durable)
             self._start_seq = 1
         self._made = made
-        if is_there:
-            return
         config = {
             "durable_name": self._durable,
             "deliver_policy": "by_start_sequence",
@@ -198,7 +200,7 @@ class Pull:
             "inactive_threshold": int(INACTIVE_S * 1e9),
             "filter_subjects": self._filters,
         }
-        request = {"stream_name": self._stream, "config": config}
+        request = {"stream_name": self._stream, "config": config, "action": "create"}  # and never another's updated
         try:
             await self._link.api(f"CONSUMER.DURABLE.CREATE.{self._stream}.{self._durable}", request)
         except Refused as error:

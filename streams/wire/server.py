@@ -7,12 +7,13 @@ of them; and where the keeper was killed the first user to see it starts another
 
 import fcntl
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -80,6 +81,21 @@ async def embedded(store: Path, *, port: int | None = None) -> AsyncIterator[str
         os.close(users)
 
 
+@contextmanager
+def alone(store: Path) -> Iterator[Path]:
+    """A store's full path, with nobody else able to use it meanwhile. Raises UserError where somebody does, and where
+    there is none."""
+    if not (store / FORMAT_FILE).is_file() and not (store / keeper.USERS_LOCK).is_file():
+        raise UserError(f"{store}: there is no store: give --store DIR")
+    users = keeper.open_lock(store / keeper.USERS_LOCK)
+    try:
+        if not keeper.try_lock(users):
+            raise UserError(f"{store} is in use: stop the nodes that run on it first")
+        yield store.resolve()
+    finally:
+        os.close(users)
+
+
 def running_server(store: Path) -> str | None:
     """The URL of the server that answers for this store, token included, if one does."""
     running = _running(store.resolve()) if os.path.isdir(store) else None  # noqa: PTH112 - names may be too long
@@ -137,7 +153,11 @@ def _check_format(store: Path) -> None:
     try:
         said = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
-        path.write_text(f"{FORMAT}\n", encoding="ascii")
+        new = (
+            store / f"{FORMAT_FILE}.{secrets.token_hex(6)}"
+        )  # whoever comes at the same time finds it whole, or not at all
+        new.write_text(f"{FORMAT}\n", encoding="ascii")
+        new.rename(path)
         return
     except UnicodeDecodeError:
         said = "unreadable"
@@ -218,13 +238,18 @@ async def _start_keeper(store: Path, port: int | None) -> str:
     binary, _ = await run_sync(nats_server_version)
     # -I and -S: nothing in the user's folders or environment can slow the keeper down or replace what it imports.
     program = [sys.executable, "-I", "-S", "-c", KEEPER, str(Path(keeper.__file__).parents[2])]
-    process = await anyio.run_process(
-        [*program, str(store), str(binary), str(port or 0)],
-        stderr=subprocess.STDOUT,
-        check=False,
-        start_new_session=True,  # Ctrl-C at the terminal reaches neither the keeper nor the server
-    )
-    return (process.stdout.decode(errors="replace").strip().splitlines() or [""])[-1]
+    with anyio.CancelScope(shield=True):  # anyio leaves a child behind that is canceled as it starts
+        process = await anyio.open_process(
+            [*program, str(store), str(binary), str(port or 0)],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C at the terminal reaches neither the keeper nor the server
+        )
+    assert process.stdout is not None
+    async with process:
+        said = b"".join([some async for some in process.stdout])
+        await process.wait()
+    return (said.decode(errors="replace").strip().splitlines() or [""])[-1]
 
 
 async def _leave(store: Path, users: int) -> None:

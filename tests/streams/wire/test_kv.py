@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import nats.errors
 import nats.js.errors
 import pytest
@@ -266,7 +267,36 @@ async def test_a_replica_that_lags_is_not_believed(link: Link, monkeypatch: pyte
     assert await values(bucket) == {"a": b"1"}
     monkeypatch.setattr(link, "api", ahead)
     assert await values(bucket) == {"a": b"1"}
-    assert asked == ["STREAM.INFO.KV_b", "STREAM.INFO.KV_b", "STREAM.MSG.GET.KV_b"]
+    # what has changed, and all of it, cannot be had of a replica: each key is asked for, of the leader
+    assert asked == [*["STREAM.INFO.KV_b"] * 3, "STREAM.MSG.GET.KV_b"]
+
+
+async def test_only_what_has_changed_is_read_again(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket, other = await open_bucket(link, "b"), await open_bucket(link, "b")
+    for number in range(1500):  # more than the server answers for at once
+        await other.put(f"k{number}", b"1")
+    assert len(await bucket.all()) == 1500
+    whole = bucket._whole
+
+    async def refused(pattern: str) -> Any:
+        raise AssertionError("all was read")
+
+    monkeypatch.setattr(bucket, "_whole", refused)
+    assert len(await bucket.all()) == 1500
+    await other.put("k7", b"2")
+    await other.delete("k8")
+    await other.put("new", b"3")
+    held = await bucket.all()
+    assert (held["k7"].value, held["new"].value, "k8" in held, len(held)) == (b"2", b"3", False, 1500)
+    monkeypatch.setattr(bucket, "_whole", whole)
+    await link.api("STREAM.PURGE.KV_b")  # behind its back
+    assert await bucket.all() == {}
+    await other.put("k7", b"4")
+    assert {key: held.value for key, held in (await bucket.all()).items()} == {"k7": b"4"}
+    await link.api("STREAM.DELETE.KV_b")
+    other = await open_bucket(link, "b")
+    await other.put("again", b"5")
+    assert list(await bucket.all()) == ["again"]
 
 
 # --- what else uses the bucket -----------------------------------------------------------------------------------
@@ -592,3 +622,36 @@ def test_headers_are_read_as_the_server_writes_them() -> None:
 )
 def test_time_stamps_are_read_to_the_nanosecond(stamp: str, ns: int) -> None:
     assert jetstream.unix_ns(stamp) == ns
+
+
+async def test_who_reads_all_at_once_shares_a_read_and_none_reads_what_was_before_he_asked(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = await open_bucket(link, "b")
+    await bucket.put("k", b"0")
+    num_read = 0
+    followed = bucket._followed
+
+    async def counted() -> dict[str, Held]:
+        nonlocal num_read
+        num_read += 1
+        found = await followed()
+        await anyio.lowlevel.checkpoint()  # and somebody may ask meanwhile
+        return found
+
+    monkeypatch.setattr(bucket, "_followed", counted)
+
+    async def asks(number: int) -> None:
+        await bucket.put("k", str(number).encode())
+        assert int((await bucket.all())["k"].value) >= number
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(50):
+            tasks.start_soon(bucket.all)
+    assert num_read <= 3
+    for number in range(1, 30):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(bucket.all)
+            tasks.start_soon(asks, number)
+    assert await bucket.all() is await bucket.all()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -422,3 +423,14 @@ async def test_a_store_of_a_later_version_is_refused_and_left_as_it_is(store) ->
     async with embedded(store):
         assert store.stat().st_mode & 0o777 == 0o700
         assert (store / "format").read_text() == "1\n"
+
+
+def test_stores_that_are_made_at_once_have_a_format(tmp_path) -> None:
+    """Whoever looks while another notes it finds it whole, or not at all."""
+    store = tmp_path / "store"
+    store.mkdir()
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(200):
+            (store / server.FORMAT_FILE).unlink(missing_ok=True)
+            list(pool.map(server._check_format, [store] * 8))
+    assert [path.name for path in store.iterdir()] == [server.FORMAT_FILE]
