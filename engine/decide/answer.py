@@ -14,7 +14,7 @@ import msgspec
 from engine.spec.entries import MAX_TIME_NS
 from engine.spec.jobs import JobSpec
 from engine.spec.plan import Plan
-from streams.records import NOT_IN_THE_VIDEO, Evidence, Gap, Record, Reply, Result, Segment, encode
+from streams.records import NOT_IN_THE_VIDEO, Evidence, Gap, Record, Reply, Result, Segment, Support, encode
 
 SECOND_NS = 1_000_000_000
 NOTHING = ""  # what an output says that found nothing
@@ -64,6 +64,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     first: int = 0  # the segments it looked at
     last: int = 0
     partial: bool = False  # a draft: over the beginning of the range only
+    perhaps: tuple[EvidenceItem, ...] = ()  # what came nearest where nothing answers
 
 
 def upstream_of(plan: Plan, stage_id: str) -> list[str]:
@@ -110,14 +111,9 @@ def make_answer(
     gaps = [item for item in everything if isinstance(item, Gap)]
     costs = [item.measured.compute_s for item in everything if isinstance(item, Result) and item.measured]
     reply = output if isinstance(output, Reply) else None
-    question = str(plan.stage(record.stage).params.get("question", ""))
-    return Answer(
-        job=spec.id,
-        stream=record.stream,
-        question=reply.question if reply else question,
-        answer=reply.answer if reply else "",
-        confidence=reply.confidence if reply else 0.0,
-        evidence=tuple(
+
+    def shown(items: Iterable[Support]) -> tuple[EvidenceItem, ...]:
+        return tuple(
             EvidenceItem(
                 kind=item.kind,
                 start_s=round(item.start_ns / SECOND_NS, 3),
@@ -125,8 +121,17 @@ def make_answer(
                 text=item.text,
                 captured_at=captured_at(item.start_ns) if captured_at else None,
             )
-            for item in (reply.evidence if reply else ())
-        ),
+            for item in items
+        )
+
+    question = str(plan.stage(record.stage).params.get("question", ""))
+    return Answer(
+        job=spec.id,
+        stream=record.stream,
+        question=reply.question if reply else question,
+        answer=reply.answer if reply else "",
+        confidence=reply.confidence if reply else 0.0,
+        evidence=shown(reply.evidence if reply else ()),
         stages=tuple(
             StageNote(stage=stage.name, capability=stage.capability, implementation=stage.rung.rung) for stage in stages
         ),
@@ -151,6 +156,7 @@ def make_answer(
         output=msgspec.to_builtins(output) if output is not None and reply is None else None,
         first=record.first if first is None else first,
         last=record.last,
+        perhaps=shown(reply.perhaps if reply else ()),
     )
 
 

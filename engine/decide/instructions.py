@@ -1,12 +1,13 @@
 """What the rule of a group is told and what it tells: events and findings in, instructions out. Values only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from engine.decide import joins
 from engine.decide.running_graph import RunningStage
-from engine.spec.operator import Map
+from engine.spec.operator import Fold, Map
 from engine.spec.workflow import MEDIA
 from streams.records import Gap, GapCause
 from streams.subjects import Key
@@ -81,6 +82,23 @@ class StageRule:
         self.is_plain = self.scope == Map() and len(self.sources) == 1  # one record in, one out: nothing to join
         # One arrival acts in each JetStream stream; where both can, the second looks whether the first was there.
         self.asks_own = MEDIA in awaited and len(awaited) > 1
+
+    def says(self, other: "StageRule") -> bool:
+        """Whether it is the same rule, whatever batches take."""
+        return (self.running, self.awaited, self.read_inside) == (other.running, other.awaited, other.read_inside)
+
+
+def rules_of(stages: Sequence[RunningStage], ancestors: dict[str, frozenset[str]]) -> list[StageRule]:
+    """The stages of one group, by what their sources were made from (`engine.spec.plan.ancestors`)."""
+    inside = {source for stage in stages for source in stage.planned.sources}
+    return [
+        StageRule(
+            stage,
+            frozenset(joins.awaited(stage.planned.sources, ancestors)),
+            stage.id in inside or isinstance(stage.planned.scope, Fold),
+        )
+        for stage in stages
+    ]
 
 
 # --- what goes out -----------------------------------------------------------------------------------------------

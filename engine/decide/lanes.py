@@ -13,9 +13,12 @@ at once as there are cores. A *lane* is a batch that runs. An *instance* is a lo
 An idle pool has one lane, so none waits for another to be idle; on a busy worker it is the cores that are waited for.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
+
+HELD_S = 10.0  # past its time, after which a thread has its worker ended
 
 RunsIn = Literal["loop", "thread", "process", "async"]
 
@@ -54,3 +57,10 @@ def limits(shape: PoolShape, num_lanes_here: int, num_lanes_everywhere: int, num
     num_free = max(0, num_cores - num_lanes_everywhere)
     num = max(1, min(num_cores, num_lanes_here + num_free))
     return Limits(num, num, f"{num_free} of {num_cores} cores are free")
+
+
+def is_worker_to_end(overdue_s: Iterable[float]) -> bool:
+    """Whether a thread has gone on so long past its operator's time that the worker is to end, with it: a thread cannot
+    be ended by itself, and holds a core, an instance and what it was given. The worker's other work is handed back, and
+    the batch is tried elsewhere as often as the retry rule says."""
+    return max(overdue_s, default=0.0) > HELD_S

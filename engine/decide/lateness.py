@@ -37,9 +37,11 @@ def leads_ns(stages: Sequence[RunningStage], service_s: Mapping[str, float | Non
     """The leads of stages that run fused, each of which stands after those it reads, by what a batch of each lately
     took (None: not known)."""
     found: dict[str, int] = {}
+    behind: dict[str, int] = {}  # by what is read, the longest lead of those that read it
     for stage in reversed(stages):
-        behind = [found[reader.id] for reader in stages if stage.id in reader.planned.sources and reader.id in found]
-        found[stage.id] = round((service_s.get(stage.id) or 0.0) * 1e9) + max(behind, default=0)
+        lead_ns = found[stage.id] = round((service_s.get(stage.id) or 0.0) * 1e9) + behind.get(stage.id, 0)
+        for source in stage.planned.sources:
+            behind[source] = max(lead_ns, behind.get(source, 0))
     return found
 
 

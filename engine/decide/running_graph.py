@@ -10,7 +10,8 @@ before.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from functools import cached_property
 from graphlib import TopologicalSorter
 
 import msgspec
@@ -55,7 +56,7 @@ class RunningStage(msgspec.Struct, frozen=True, kw_only=True):
         return True
 
 
-class RunningGroup(msgspec.Struct, frozen=True, kw_only=True):
+class RunningGroup(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Stages that run fused over one stream."""
 
     stream: str
@@ -63,6 +64,11 @@ class RunningGroup(msgspec.Struct, frozen=True, kw_only=True):
     round: int = 0
 
     @property
+    def has_ranges_only(self) -> bool:
+        """Whether all it makes is one output of each range, of results."""
+        return all(stage.planned.is_of_ranges for stage in self.stages)
+
+    @cached_property
     def name(self) -> str:
         """Of its consumers."""
         content = [[stage.id, stage.spans] for stage in sorted(self.stages, key=lambda stage: stage.id)]
@@ -90,21 +96,28 @@ def _groups_of(stream: str, jobs: list[JobSpec]) -> list[RunningGroup]:
     return [RunningGroup(stream=stream, stages=tuple(members), round=rounds[name]) for name, members in groups.items()]
 
 
-def running_stages(jobs: list[JobSpec]) -> list[RunningStage]:
-    """The stages that jobs of one stream ask for, each after those it reads."""
-    found: dict[str, RunningStage] = {}
+def running_stages(jobs: list[JobSpec], only: Container[str] | None = None) -> list[RunningStage]:
+    """The stages that jobs of one stream ask for, each after those it reads; `only` those with these ids, if given."""
+    asking: dict[str, list[JobSpec]] = {}
+    planned: dict[str, PlannedStage] = {}
     for job in jobs:
-        for planned in job.plan.stages:
-            before = found.get(planned.id) or RunningStage(planned=planned, spans=())
-            together = distinct if isinstance(planned.scope, Reduce) else merged
-            found[planned.id] = msgspec.structs.replace(
-                before,
-                spans=tuple(together([*before.spans, *job.spans[planned.id]])),
-                patient=tuple(merged([*before.patient, *job.patient(planned.id)])),
-                max_lag_s=max(before.max_lag_s, job.max_lag_s),
-                jobs=(*before.jobs, job.id),
-            )
-    return list(found.values())
+        for stage in job.plan.stages:
+            if only is not None and stage.id not in only:
+                continue
+            planned.setdefault(stage.id, stage)
+            asking.setdefault(stage.id, []).append(job)
+    return [_running(planned[id], some) for id, some in asking.items()]
+
+
+def _running(planned: PlannedStage, jobs: list[JobSpec]) -> RunningStage:
+    together = distinct if isinstance(planned.scope, Reduce) else merged
+    return RunningStage(
+        planned=planned,
+        spans=tuple(together(span for job in jobs for span in job.spans[planned.id])),
+        patient=tuple(merged(span for job in jobs for span in job.patient(planned.id))),
+        max_lag_s=max(job.max_lag_s for job in jobs),
+        jobs=tuple(job.id for job in jobs),
+    )
 
 
 def in_order(stages: Iterable[PlannedStage]) -> list[PlannedStage]:

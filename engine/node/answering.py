@@ -7,7 +7,6 @@ at once one is refused. What is heard by core NATS is a hint only: the ledger is
 """
 
 import time
-from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -16,25 +15,25 @@ import msgspec
 import structlog
 
 from engine.decide import joins
-from engine.decide.answer import NOTHING, Answer, digest, make_answer, upstream_of, wall_clock
+from engine.decide.answer import NOTHING, Answer, digest, make_answer, upstream_of
 from engine.node.answer_spans import AnswerSpan, Used
+from engine.node.consumers import Floors
 from engine.node.ends import stored_end
+from engine.node.moments import Moments
 from engine.node.recovery import Recovery
 from engine.run.gaps import note_gaps
 from engine.run.registry import Registry
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
-from engine.spec.jobs import JobSpec
+from engine.spec.jobs import JobSpec, Progress, Reached
 from engine.spec.operator import Reduce, Window
 from streams import subjects
 from streams.decoding import decoded, shown
-from streams.errors import LinkError, Malformed
+from streams.errors import LinkError, Malformed, PenstockError
 from streams.records import (
     EndOfStream,
     Gap,
     Result,
-    Segment,
-    decode_media,
     decode_output,
     decode_result,
 )
@@ -46,49 +45,11 @@ log = structlog.get_logger(__name__)
 STORING_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # pauses while a record we heard of is being stored
 RECOUNT_S = 2.0  # how often the ledger is asked for what no hint told
 PROGRESS = "Penstock-Progress"
+PROGRESS_S = 10.0  # how often it is said how far a job is
 UNREADABLE = "the stored record cannot be read"
-MAX_MOMENTS = 512
-
-Clock = Callable[[int], str]
 
 
-class Reached(msgspec.Struct, frozen=True, array_like=True):
-    """How far a last stage has been answered: the next segment to look at, and what was said last."""
-
-    next: int
-    said: str = NOTHING
-
-
-class Moments:
-    """When segments were stored and captured, remembered for all jobs of a node: a segment is large, and every answer
-    about it needs to know."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._known: OrderedDict[tuple[str, int], tuple[int, Clock | None]] = OrderedDict()
-        self._reading: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
-
-    async def of(self, stream: str, index: int) -> tuple[int, Clock | None]:
-        """When a segment was stored (Unix time; now where it is gone), and what turns media time into the time of day
-        it was captured at, where that is known."""
-        async with self._reading[stream]:
-            if (stream, index) not in self._known:
-                noted = await self._ledger.look(subjects.media(stream, index))
-                if noted is None:
-                    return time.time_ns(), None
-                try:
-                    record = decode_media(noted.record.data)
-                    clock = wall_clock(record) if isinstance(record, Segment) else None
-                except Malformed as error:  # it was captured when nobody can tell
-                    log.warning("cannot_read_segment", stream=stream, segment=index, error=str(error))
-                    clock = None
-                self._known[stream, index] = noted.stored_ns, clock
-                if len(self._known) > MAX_MOMENTS:
-                    self._known.popitem(last=False)
-            return self._known[stream, index]
-
-
-_progress = msgspec.json.Decoder(dict[str, Reached])
+_progress = msgspec.json.Decoder(Progress)
 
 
 class Answering:
@@ -101,6 +62,7 @@ class Answering:
         spec: JobSpec,
         catalogue: Catalogue,
         moments: Moments,
+        floors: Floors,
         traces: Telemetry,
         on_answer: Callable[[Answer], None] = lambda answer: None,
     ) -> None:
@@ -111,7 +73,8 @@ class Answering:
         self._catalogue = catalogue
         self._moments = moments
         self._traces = traces
-        self._recovery = Recovery(registry, ledger, spec)
+        self._recovery = Recovery(registry, ledger, spec, floors)
+        self._registry = registry
         self._on_answer = on_answer
         self._upstream = {id: upstream_of(spec.plan, id) for id in spec.plan.answers}
         self._subject = subjects.answers(spec.id, spec.stream)
@@ -131,9 +94,12 @@ class Answering:
         watches.append(await self._ledger.link.subscribe(subjects.media_end(self._stream), self._on_hint))
         try:
             await self._go_on()
-            async with anyio.create_task_group() as tasks:
-                for id in self._plan.answers:
-                    tasks.start_soon(self._follow, id)
+            async with anyio.create_task_group() as telling:
+                telling.start_soon(self._tell_progress)
+                async with anyio.create_task_group() as tasks:
+                    for id in self._plan.answers:
+                        tasks.start_soon(self._follow, id)
+                telling.cancel_scope.cancel()
         finally:
             forget()
             await self._ledger.link.unsubscribe(*watches)
@@ -158,6 +124,7 @@ class Answering:
     async def _stored(self, stage_id: str, key: Key) -> Stored | None:
         """The record at a key, waited for as long as it takes; None where the stream ended before."""
         subject = subjects.result(stage_id, self._stream, key)
+        look_s = anyio.current_time() + RECOUNT_S  # others go on, and are heard of, while this one does not come
         while True:
             changed = self._changed
             try:
@@ -169,10 +136,11 @@ class Answering:
                     return stored
                 if (end := await self._known_end()) and key.last >= end.num_segments:
                     return None
-                with anyio.move_on_after(RECOUNT_S) as silence:
+                with anyio.move_on_after(max(0.0, look_s - anyio.current_time())):
                     await changed.wait()
-                if silence.cancelled_caught:
+                if anyio.current_time() >= look_s:
                     await self._recovery.look(stage_id, key, await self._known_end())
+                    look_s = anyio.current_time() + RECOUNT_S
             except LinkError as error:
                 log.warning("cannot_look", job=self.spec.id, error=str(error))
                 await anyio.sleep(RECOUNT_S)
@@ -210,8 +178,23 @@ class Answering:
             while seq < self._last_seq and (noted := await self._ledger.next(self._subject, seq + 1)) is not None:
                 seq = noted.record.seq
                 reached = self._progress_of(noted.headers) or reached
-        for id, far in (reached or {}).items():
-            self._reached[id] = max(self._reached.get(id, far), far, key=lambda each: each.next)
+        for known in (reached or {}, await self._registry.progress_of(self.spec)):
+            for id, far in known.items():
+                self._reached[id] = max(self._reached.get(id, far), far, key=lambda each: each.next)
+
+    async def _tell_progress(self) -> None:
+        """Say now and then how far the job is: of a standing one that has nothing new to say, no answer does. Whoever
+        goes on begins there, and nobody computes again what was answered."""
+        told: Progress = {}
+        while True:
+            await anyio.sleep(PROGRESS_S)
+            if (reached := dict(self._reached)) == told:
+                continue
+            try:
+                await self._registry.say_progress(self.spec, reached)
+                told = reached
+            except PenstockError as error:
+                log.warning("cannot_tell_progress", job=self.spec.id, error=str(error))
 
     def _progress_of(self, headers: Mapping[str, str]) -> dict[str, Reached] | None:
         """None where that is no progress of this job's."""

@@ -148,6 +148,8 @@ class Services:
         """As `submit`: say how a stream is to be treated, and where nodes read it, if it is they who do."""
         if confined and spec.url:
             await anyio.to_thread.run_sync(self._gate.check, spec.url)
+        if confined and spec.webhook:
+            self._gate.check_webhook(spec.webhook)
         await self._registry.declare(msgspec.structs.replace(spec, confined=confined))
 
     async def cancel(self, job: str) -> JobView:

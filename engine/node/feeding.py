@@ -46,6 +46,7 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
     next_index: int = 0
     start_ns: int = 0
     stored_ns: int = 0
+    is_gap_open: bool = False  # the gap for the time since then is stored already
 
 
 def lease_of(stream: str) -> str:
@@ -133,10 +134,11 @@ async def where_it_stands(ledger: Ledger, stream: str) -> Resume:
                 start_ns=record.start_ns + record.duration_ns,
                 stored_ns=noted.stored_ns,
             )
-    before = await ledger.get(subjects.media(stream, record.first - 1)) if record.first else None
-    segment = decode_media(before.data) if before is not None else None
+    before = await ledger.look(subjects.media(stream, record.first - 1)) if record.first else None
+    segment = decode_media(before.record.data) if before is not None else None
     start_ns = segment.start_ns + segment.duration_ns if isinstance(segment, Segment) else 0
-    return Resume(next_index=record.last + 1, start_ns=start_ns, stored_ns=noted.stored_ns)
+    since_ns = noted.stored_ns if before is None else before.stored_ns
+    return Resume(next_index=record.last + 1, start_ns=start_ns, stored_ns=since_ns, is_gap_open=True)
 
 
 async def complete_end(ledger: Ledger, stream: str) -> EndOfStream | None:
@@ -233,9 +235,11 @@ async def _first_kept(ledger: Ledger, stream: str) -> int:
 def _after_the_time_away(
     stream: str, source: Source, resume: Resume, stop: threading.Event, tell: Tell
 ) -> Iterator[MediaMessage]:
-    """A source that went on meanwhile: first the gap, then what it gives now."""
-    if resume.next_index:
-        away_ns = max(0, time.time_ns() - resume.stored_ns)
+    """A source that went on meanwhile: first the gap, unless it is there already, then what it gives now."""
+    away_ns = max(0, time.time_ns() - resume.stored_ns)
+    if resume.is_gap_open:
+        resume = Resume(next_index=resume.next_index, start_ns=resume.start_ns + away_ns)
+    elif resume.next_index:
         detail = f"nobody read the source for {away_ns / 1e9:.1f} s"
         at = resume.next_index
         yield Gap(stage=MEDIA, stream=stream, first=at, last=at, cause="source_lost", detail=detail)

@@ -8,8 +8,9 @@ is passed over. The end is answered when all is stored, with the number of segme
 Delivery guarantee: what the node that feeds the stream has taken is stored as long as that node lives; when it dies,
 what it held in memory is lost, and a gap follows. Pieces that are only published are taken while there is room for
 MAX_WAITING_BYTES; a sender that outruns that is cut off: what it sends is dropped up to its end, and a gap follows. One
-that says nothing for SILENCE_S has gone: the stream stays open and goes on behind a gap. One node takes a stream's
-pieces, the one that holds its lease; the others pass them over.
+that says nothing for SILENCE_S, or for as long as its live stream may lag, has gone: the stream stays open and goes on
+behind a gap, which a live stream has at once. One node takes a stream's pieces, the one that holds its lease; the
+others pass them over.
 """
 
 import threading
@@ -33,7 +34,7 @@ from streams.decoding import converted, seconds, shown, whole_number
 from streams.errors import LinkError, Malformed, PenstockError, UserError, first_error
 from streams.media.pipe import Pipe, PipeClosed
 from streams.media.sources import read_bytes
-from streams.records import EndOfStream, MediaMessage
+from streams.records import EndOfStream, Gap, MediaMessage, Segment
 from streams.wire.lease import holder_of
 from streams.wire.ledger import Ledger, traceparent_of
 from streams.wire.service import ERROR
@@ -71,6 +72,12 @@ class _Sender:
     is_outrun: bool = False
     num_pieces: int = 0  # taken
     parent: str = ""  # the sender's own span, if it says so
+    is_gone: bool = False
+
+    @property
+    def silence_s(self) -> float:
+        """After which it has gone."""
+        return max(SILENCE_S, self.spec.max_lag_s) if self.spec.policy == "live" else SILENCE_S
 
     def let_go(self) -> None:
         """Of what has come and is another node's to take."""
@@ -183,7 +190,8 @@ class Intake:
             sender.is_ours.set()
 
         def read_on(resume: Resume, stop: threading.Event, tell: Tell) -> Iterator[MediaMessage]:
-            return read_bytes(
+            index = resume.next_index
+            for record in read_bytes(
                 sender.pipe,
                 spec.name,
                 target_s=spec.segment_s,
@@ -192,7 +200,12 @@ class Intake:
                 live=spec.policy == "live",
                 transcode_gop_s=spec.gop_s,
                 stop=stop,
-            )
+            ):
+                index += isinstance(record, Segment)
+                yield record
+            if sender.is_gone and spec.policy == "live" and index:
+                detail = f"the sender said nothing for {sender.silence_s:g} s"
+                yield Gap("media", stream=spec.name, first=index, last=index, cause="source_lost", detail=detail)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._pass_on, sender, tasks.cancel_scope)
@@ -216,10 +229,11 @@ class Intake:
         while sender.end is None:
             if not sender.waiting:
                 sender.news = anyio.Event()
-                with anyio.move_on_after(SILENCE_S) as silence:
+                with anyio.move_on_after(sender.silence_s) as silence:
                     await sender.news.wait()
                 if silence.cancelled_caught:
-                    log.warning("sender_gone", stream=sender.spec.name, silent_s=SILENCE_S)
+                    log.warning("sender_gone", stream=sender.spec.name, silent_s=sender.silence_s)
+                    sender.is_gone = True
                     sender.stop.set()  # what was gathered is stored; the stream stays open
                     return
             message = sender.waiting.popleft()

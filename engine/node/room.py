@@ -104,7 +104,7 @@ class Waiting:
 
     async def _nothing_comes(self, num_segments: int) -> bool:
         jobs = await self._jobs()
-        groups = running_groups(jobs)
+        groups = [group for group in running_groups(jobs) if not group.has_ranges_only]  # which is never behind
         idle = {stage.id for group in groups if await is_idle(self._ledger.link, group) for stage in group.stages}
         await self.recount()  # what was stored before it was acknowledged
         return nothing_comes(self._behind(jobs, num_segments), idle)

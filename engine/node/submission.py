@@ -7,7 +7,7 @@ word on what is computed already or being computed for others, and what is new.
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -19,13 +19,13 @@ from engine.decide.lacking import MAX_VIEW
 from engine.decide.running_graph import running_stages
 from engine.decide.sharing import is_covered, lacks
 from engine.node.ends import readable_end
-from engine.node.recovery import lost
+from engine.node.recovery import lost, stored_of
 from engine.run.gaps import put_gaps
 from engine.run.registry import Registry, new_id
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, Span, spans_of
 from engine.spec.operator import Machine, Reduce
-from engine.spec.plan import Plan, make_plan
+from engine.spec.plan import Pace, Plan, make_plan
 from engine.spec.stream import StreamSpec
 from engine.spec.webhook_url import check_webhook
 from engine.spec.workflow import Workflow
@@ -103,6 +103,8 @@ async def submit(
 ) -> Submitted:
     """Make the job and put it into the registry; its answers are sent only where nodes connect for others, if it is
     `confined`. Raises UserError with what would be right."""
+    if request.id and (standing := await registry.job_of_key(request.id, request.key)) is not None:
+        return _told(standing, standing.spans)  # it is asked for once more, and the stream may have gone on meanwhile
     if len(request.asks) > MAX_ASKS:
         raise UserError(f"{len(request.asks)} questions in one job: ask at most {MAX_ASKS}, in several jobs")
     for ask in request.asks:
@@ -115,8 +117,9 @@ async def submit(
     window = _window(request, stream) if request.standing else None
     info = await _info(ledger, stream.name, media)
     workflow = (request.workflow or question_workflow).for_asks(request.asks)
+    pace = Pace(stream.segment_s, stream.max_lag_s if stream.policy == "live" else 0.0)
     elsewhere = {rung for node in await registry.nodes() for rung in node.rungs}
-    plan = await anyio.to_thread.run_sync(make_plan, workflow, catalogue, machine, info, window, elsewhere)
+    plan = await anyio.to_thread.run_sync(make_plan, workflow, catalogue, machine, info, window, elsewhere, pace)
     asked = await _asked(ledger, request, stream, media)
     spans = spans_of(plan, asked, drafts=request.drafts and not request.standing)
     shared, rounds = await _shared(registry, ledger, plan, stream.name, spans, media)
@@ -139,16 +142,19 @@ async def submit(
         key=request.key,
     )
     await _tell_lost(ledger, spec, media.first)
-    await registry.add_job(spec)
+    return _told(await registry.add_job(spec), shared)
+
+
+def _told(job: JobSpec, shared: Collection[str]) -> Submitted:
     return Submitted(
-        job=spec.id,
-        stream=stream.name,
-        standing=spec.standing,
-        shared=tuple(s.name for s in plan.stages if s.id in shared),
-        new=tuple(s.name for s in plan.stages if s.id not in shared),
-        first=asked.first,
-        last=asked.last,
-        notices=plan.notices,
+        job=job.id,
+        stream=job.stream,
+        standing=job.standing,
+        shared=tuple(stage.name for stage in job.plan.stages if stage.id in shared),
+        new=tuple(stage.name for stage in job.plan.stages if stage.id not in shared),
+        first=job.asked.first,
+        last=job.asked.last,
+        notices=job.plan.notices,
     )
 
 
@@ -178,11 +184,9 @@ async def _shared(
     """The ids of the stages that others ask for as well or that lack nothing, and a new round for each that is none of
     these: an earlier job may have had its inputs delivered and acknowledged, and its outputs have gone since. The
     number only has to be one that no earlier job was given."""
-    running = {s.id: s for s in running_stages([j for j in await registry.jobs() if _runs_on(j, stream)])}
-    stored: dict[str, set[Key]] = {stage.id: set() for stage in plan.stages}
-    for name in await ledger.subjects(subjects.results_of("*", stream)):
-        if (stage_id := name.split(".")[2]) in stored:
-            stored[stage_id] |= subjects.keys_of([name])
+    ids = {stage.id for stage in plan.stages}
+    running = {s.id: s for s in running_stages([j for j in await registry.jobs() if _runs_on(j, stream)], ids)}
+    stored = await stored_of(ledger, stream, ids)
     num_segments = None if media.end is None else media.end.num_segments
     shared = {
         s.id

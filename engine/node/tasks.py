@@ -15,11 +15,13 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from engine.decide.responsible import responsible
-from engine.node.answering import Answering, Moments
+from engine.decide.responsible import responsible, unlike_signers
+from engine.node.answering import Answering
+from engine.node.consumers import Floors
 from engine.node.ends import stored_end
 from engine.node.feeding import feed, source_of
 from engine.node.gate import Gate
+from engine.node.moments import Moments
 from engine.run.registry import NODE_TTL_S, NodeStatus, Registry
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
@@ -34,13 +36,16 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
+OLD_JOBS = "old jobs"  # whoever is responsible for that forgets them
+FORGET_S = 1.0
 IsOver = Callable[[], Awaitable[bool]]
 Sink = Callable[[JobSpec, IsOver], Coroutine[Any, Any, None]]
+EventSink = Callable[[StreamSpec], Coroutine[Any, Any, None]]
 
 
 class Duties:
     """Made for one node. `sinks` pass on the answers of every job of this node's that has a webhook, while it runs and
-    after it has ended, until they return."""
+    after it has ended, until they return; `event_sink` passes on what the source of every such stream is doing."""
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class Duties:
         status: NodeStatus,
         sinks: Sequence[Sink] = (),
         gate: Gate | None = None,
+        event_sink: EventSink | None = None,
     ) -> None:
         self._gate = gate or Gate()
         self._registry = registry
@@ -59,16 +65,22 @@ class Duties:
         self._traces = traces
         self.status = status
         self._sinks = sinks
+        self._event_sink = event_sink
+        self._said_signers = ""
         self._moments = Moments(ledger)
+        self._floors = Floors(registry)
         self._jobs: dict[Any, anyio.CancelScope] = {}
         self._sent: dict[Any, anyio.CancelScope] = {}
         self._feeds: dict[Any, anyio.CancelScope] = {}
+        self._told_of: dict[Any, anyio.CancelScope] = {}
+        self._jobs_changed = anyio.Event()
 
     async def run(self) -> None:
         """Until canceled."""
         try:
             async with anyio.create_task_group() as tasks, self._registry.changes() as wait:
                 tasks.start_soon(self._say_alive)
+                tasks.start_soon(self._forget_old_jobs)
                 while True:
                     try:
                         await self._reconcile(tasks)
@@ -89,16 +101,40 @@ class Duties:
                 log.warning("cannot_say_alive", error=str(error))
             await anyio.sleep(NODE_TTL_S / 4)
 
+    async def _forget_old_jobs(self) -> None:
+        """Beside all else: of a thousand that end at once, a thousand are to be forgotten."""
+        while True:
+            await self._jobs_changed.wait()
+            self._jobs_changed = anyio.Event()
+            try:
+                await self._registry.forget_old_jobs()
+            except Exception as error:
+                log.warning("cannot_forget_jobs", error=str(first_error(error)))
+            await anyio.sleep(FORGET_S)
+
     async def _reconcile(self, tasks: anyio.abc.TaskGroup) -> None:
-        nodes = sorted({node.id for node in await self._registry.nodes()} | {self.status.id})
+        every = await self._registry.nodes()
+        nodes = sorted({node.id for node in every} | {self.status.id})
         jobs = await self._registry.jobs()
         mine = [job for job in jobs if responsible(job.id, nodes) == self.status.id]
         _follow(self._jobs, {job.id: job for job in mine if job.state == "running"}, tasks, self.answer)
         if self._sinks:
             _follow(self._sent, {job.id: job for job in mine if job.webhook}, tasks, self._send)
         streams = await self._registry.streams()
-        _follow(self._feeds, {spec: spec for spec in streams.values() if spec.url}, tasks, self._feed)
-        await self._registry.forget_old_jobs(jobs)
+        _follow(self._feeds, {spec.as_read: spec for spec in streams.values() if spec.url}, tasks, self._feed)
+        if self._event_sink is not None:
+            told_of = [spec for spec in streams.values() if spec.webhook]
+            mine_to_tell = {spec: spec for spec in told_of if responsible(spec.name, nodes) == self.status.id}
+            _follow(self._told_of, mine_to_tell, tasks, self._event_sink)
+        self._say_signers({node.id: node.signs for node in every} | {self.status.id: self.status.signs})
+        if responsible(OLD_JOBS, nodes) == self.status.id:
+            self._jobs_changed.set()
+
+    def _say_signers(self, signs: Mapping[str, str]) -> None:
+        said = unlike_signers(signs)
+        if said not in ("", self._said_signers):
+            log.error("webhooks_signed_differently", detail=said, advice="give all nodes the same key")
+        self._said_signers = said
 
     async def answer(self, spec: JobSpec) -> None:
         """Answer a job to its end, whatever comes in between."""
@@ -141,7 +177,8 @@ class Duties:
         while True:
             began_s = anyio.current_time()
             try:
-                await Answering(self._ledger, self._registry, spec, self._catalogue, self._moments, self._traces).run()
+                known = self._catalogue, self._moments, self._floors
+                await Answering(self._ledger, self._registry, spec, *known, self._traces).run()
                 return "done", ""
             except Exception as error:
                 cause = first_error(error)

@@ -2,11 +2,14 @@
 
 Workers are started at once, so that they are up by the time there is something to do, and told what when it is known.
 
-A worker that dies is started again with backoff; one that keeps dying at once is reported, with the end of its log.
+A worker that dies is started again with backoff; one that keeps dying at once is reported, with the end of its log. One
+whose event loop has stopped for `SILENT_S`, because it is frozen or an operator does not let go of the interpreter, is
+ended by force.
 Leaving the node ends its workers, within `GRACE_S` by request and then by force, with all they started.
 """
 
 import os
+import select
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +22,7 @@ import msgspec
 import structlog
 
 from engine.run import spawn
-from engine.run.worker import Assignment
+from engine.run.assignment import Assignment
 from streams.errors import PenstockError, UserError
 
 log = structlog.get_logger(__name__)
@@ -27,6 +30,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 GRACE_S = 0.5
+SILENT_S = 60.0
 QUICK_DEATH_S, MAX_QUICK_DEATHS = 2.0, 6
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
 
@@ -88,7 +92,11 @@ class Node:
                 self._assignment, name=f"{self._assignment.name}-{number}", log_file=str(self._log_file.absolute())
             )
             await _in_a_thread(_assign, process, msgspec.json.encode(named) + b"\n")
-            return await _in_a_thread(process.wait)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_end_when_silent, process, number)
+                code = await _in_a_thread(process.wait)
+                tasks.cancel_scope.cancel()
+            return code
         finally:
             del self.pids[number]
             with anyio.CancelScope(shield=True):
@@ -115,6 +123,23 @@ def _assign(process: spawn.Process, line: bytes) -> None:
         process.stdin.flush()
 
 
+async def _end_when_silent(process: spawn.Process, number: int) -> None:
+    assert process.stdout is not None
+    beats = process.stdout.fileno()
+    allowed_s: float | None = None  # before the first: it may be loading for long
+    while True:
+        with anyio.move_on_after(allowed_s):
+            await anyio.wait_readable(beats)
+        if not select.select([beats], [], [], 0)[0]:  # this node may have been stopped as well, with beats to be read
+            log.error("worker_hung", number=number, pid=process.pid, silent_s=allowed_s)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            return
+        if not os.read(beats, 4096):
+            return
+        allowed_s = SILENT_S
+
+
 async def _end(process: spawn.Process) -> None:
     """End a worker and all it started. One that is still loading has nothing to hand back, and is gone at once."""
     with anyio.move_on_after(GRACE_S):
@@ -123,9 +148,7 @@ async def _end(process: spawn.Process) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     await _in_a_thread(process.wait)
-    assert process.stdin is not None
-    with suppress(OSError):
-        process.stdin.close()
+    spawn.let_go(process)
 
 
 @asynccontextmanager

@@ -27,6 +27,7 @@ from engine.decide.instructions import (
     Read,
     Redeliver,
     Release,
+    StageRule,
 )
 from engine.decide.readiness import Readiness
 from engine.decide.retry import cause_of
@@ -94,6 +95,10 @@ class Group:
         demands = [demand for stage in stages for demand in stage.demands]
         if demands:
             self.host.frames.serve(self.stream, self.name, demands)
+
+    def goes_by(self, rules: Sequence[StageRule]) -> bool:
+        """Whether these say what its own say."""
+        return all(self.stages[rule.id].rule.says(rule) for rule in rules)
 
     @property
     def stream(self) -> str:

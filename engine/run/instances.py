@@ -33,7 +33,7 @@ class Instances:
         self._warmed = False
         self._idle: list[Operator] = []
         self._loading = anyio.Lock()
-        self._stuck: set[int] = set()  # instances whose batches were left in their threads, for their time was over
+        self._stuck: dict[int, float] = {}  # batches left in their threads, past their time: when it was over
 
     async def warm_up(self) -> bool:
         """Load the first one ahead of the work, once; whether it was done now. What fails here will be reported by the
@@ -45,6 +45,7 @@ class Instances:
         try:
             with anyio.move_on_after(self._operator.timeout_s):
                 if self._operator.runs_in == "process":
+                    await _started(anyio.CapacityLimiter(1))
                     await anyio.to_process.run_sync(_warm_child, *load_one, cancellable=True)
                     self.num_loaded = max(1, self.num_loaded)
                 elif self._operator.runs_in == "async":
@@ -69,6 +70,7 @@ class Instances:
             with anyio.fail_after(operator.timeout_s):
                 own = anyio.CapacityLimiter(1)
                 if operator.runs_in == "process":
+                    await _started(own)
                     call = (operator, self._knobs, self._device, batch)
                     return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=own)
                 return await self._call_in_thread(batch, own)
@@ -78,6 +80,11 @@ class Instances:
         operator = await self._one()
         with anyio.fail_after(self._operator.timeout_s):
             return await operator.process_one(inputs, emit)
+
+    @property
+    def overdue_s(self) -> float:
+        """How long a thread has gone on past the operator's time; 0 where none has."""
+        return time.monotonic() - min(self._stuck.values()) if self._stuck else 0.0
 
     def note_children(self, num: int) -> None:
         """So many processes may have it loaded."""
@@ -117,17 +124,24 @@ class Instances:
                 raise
             finally:
                 is_over = True
-                self._stuck.discard(id(operator))
+                self._stuck.pop(id(operator), None)
             self._idle.append(operator)
             return answer
 
         try:
             return await anyio.to_thread.run_sync(process, abandon_on_cancel=True, limiter=limiter)
         except anyio.get_cancelled_exc_class():
-            self._stuck.add(id(operator))  # it goes on in its thread, with its instance
+            self._stuck[id(operator)] = time.monotonic()  # it goes on in its thread, with its instance
             if is_over:
-                self._stuck.discard(id(operator))
+                self._stuck.pop(id(operator), None)
             raise
+
+
+async def _started(limiter: anyio.CapacityLimiter) -> None:
+    """Returns when there is a child process to call; not canceled before, for anyio leaves one behind that is canceled
+    as it starts."""
+    with anyio.CancelScope(shield=True):
+        await anyio.to_process.run_sync(_begin, limiter=limiter)
 
 
 def encoded(operator: type[Operator], outputs: Sequence[msgspec.Struct], num_expected: int) -> list[bytes]:
@@ -158,6 +172,10 @@ def _timed(operator: Operator, batch: Sequence[Inputs]) -> Answer:
 
 
 _children: dict[Any, Operator] = {}
+
+
+def _begin() -> None:
+    """Runs in a child process, which is there then."""
 
 
 def _in_child(operator: type[Operator], knobs: Settings, device: Device, batch: Sequence[Inputs]) -> Answer:

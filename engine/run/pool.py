@@ -4,7 +4,9 @@
 Callers hand in items and are called back with what became of each. A batch runs in a thread, in a process or in the
 loop itself, as the operator declares, or, for an engine that batches by itself, item by item side by side. A batch that
 fails is run again item by item, so that one bad item does not fail its neighbours; one that takes too long is not, for
-each would take as long again: its items are brought again and run alone then.
+each would take as long again: its items are brought again and run alone then. A batch that nobody wants any more is
+ended: by word where it runs by itself, and with its process where it runs in one, unless it is over by itself first.
+A thread cannot be ended; what it returns is passed over.
 """
 
 import time
@@ -29,6 +31,7 @@ from engine.spec.operator import Device, Inputs, Operator, Settings
 log = structlog.get_logger(__name__)
 
 NUM_RECENT = 64  # items and batches that the means are over
+UNWANTED_S = 1.0  # what a process may finish that nobody wants any more: to start another takes about as long
 
 
 class Late(Exception):
@@ -71,11 +74,23 @@ class Ticket(msgspec.Struct, eq=False, gc=False):
     emit: Callable[[str], None]
     since_ns: int  # Unix time
     span: str
-    scope: anyio.CancelScope | None = None  # of one that runs by itself
+    lane: "Lane | None" = None  # once it runs
+    is_wanted: bool = True
+    is_settled: bool = False
 
     def cancel(self) -> None:
-        """It is wanted no more: one that waits will not run, one that runs by itself is told."""
+        """It is wanted no more: one that waits will not run, a batch of which nobody wants anything is ended."""
         self.pool.cancel(self)
+
+
+class Lane:
+    """A batch that runs."""
+
+    def __init__(self, tickets: Sequence[Ticket], number: int, why: str) -> None:
+        self.tickets = tickets
+        self.number = number  # in its pool
+        self.why = why
+        self.scope = anyio.CancelScope()
 
 
 class Capacity:
@@ -165,11 +180,15 @@ class Pool:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """An item is wanted no more: one that waits will not run, one that runs by itself is told."""
+        """An item is wanted no more: one that waits will not run, a batch of which nobody wants anything is ended."""
+        ticket.is_wanted = False
         if self._tickets.pop(ticket.id, None) is not None:
             self._batcher.cancel(ticket.id)
-        elif ticket.scope is not None:
-            ticket.scope.cancel()
+        elif (lane := ticket.lane) is not None and not any(each.is_wanted for each in lane.tickets):
+            if self.is_async:
+                lane.scope.cancel()
+            elif self.operator.runs_in == "process":
+                lane.scope.deadline = min(lane.scope.deadline, anyio.current_time() + UNWANTED_S)
 
     async def process(self, items: Sequence[Inputs], dues_ns: Sequence[int] = ()) -> list[Done]:
         """What became of each item, in order. Never raises for a failing item."""
@@ -191,6 +210,11 @@ class Pool:
     def service_s(self) -> float | None:
         """Mean of the last batches; None before the first."""
         return sum(self._services_s) / len(self._services_s) if self._services_s else None
+
+    @property
+    def overdue_s(self) -> float:
+        """How long a thread has gone on past its operator's time; 0 where none has."""
+        return self._instances.overdue_s
 
     def signals(self, *, with_history: bool = True) -> PoolSignals:
         """As things stand. Without history, service times by batch size are left out: credit is asked for often."""
@@ -264,24 +288,33 @@ class Pool:
             self._capacity.num_lanes += 1
         self._num_batches += 1
         self._instances.note_children(self._num_lanes)
-        self._tasks.start_soon(self._lane, tickets, self._num_batches, why)
+        lane = Lane(tickets, self._num_batches, why)
+        for ticket in tickets:
+            ticket.lane = lane
+        self._tasks.start_soon(self._run_lane, lane)
 
-    async def _lane(self, tickets: list[Ticket], number: int, why: str) -> None:
+    async def _run_lane(self, lane: Lane) -> None:
         """One batch, from beginning to end."""
+        began_ns = time.time_ns()
         try:
-            if self.is_async:
-                await self._run_async(tickets[0], number, why)
-            else:
-                await self._run(tickets, number, why)
+            with lane.scope:
+                await (self._run_async(lane) if self.is_async else self._run(lane, lane.tickets, lane.why))
+            if lane.scope.cancelled_caught:
+                ended_ns = time.time_ns()
+                for ticket in lane.tickets:
+                    if not ticket.is_settled:
+                        self._settle(ticket, Done(None, b"", Canceled(), began_ns, ended_ns, len(lane.tickets)))
         finally:
-            self._num_running -= len(tickets)
+            for ticket in lane.tickets:
+                ticket.lane = None  # the two would keep each other, and the media, for good
+            self._num_running -= len(lane.tickets)
             self._num_lanes -= 1
             if lanes.uses_cores(self._shape):
                 self._capacity.num_lanes -= 1
             self._news.set()
             self._on_change()
 
-    async def _run(self, tickets: list[Ticket], number: int, why: str) -> None:
+    async def _run(self, lane: Lane, tickets: Sequence[Ticket], why: str) -> None:
         batch = [ticket.inputs for ticket in tickets]
         spans = tuple(ticket.span for ticket in tickets if ticket.span)
         started_ns = time.time_ns()
@@ -291,34 +324,33 @@ class Pool:
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, TimeoutError):
                 for ticket in tickets:
-                    await self._run([ticket], number, f"{why}; run again alone, for the batch failed")
+                    await self._run(lane, [ticket], f"{why}; run again alone, for the batch failed")
                 return
             failed = translated(error, self.operator)
             ended_ns = time.time_ns()
             for ticket in tickets:
-                self._settle(ticket, Done(None, b"", failed, started_ns, ended_ns, len(batch), number, why, spans))
+                self._settle(ticket, Done(None, b"", failed, started_ns, ended_ns, len(batch), lane.number, why, spans))
             return
         self._note_service(len(batch), (ended_ns - started_ns) / 1e9)
         for ticket, output, data in zip(tickets, outputs, written, strict=True):
-            self._settle(ticket, Done(output, data, None, started_ns, ended_ns, len(batch), number, why, spans))
+            self._settle(ticket, Done(output, data, None, started_ns, ended_ns, len(batch), lane.number, why, spans))
 
-    async def _run_async(self, ticket: Ticket, number: int, why: str) -> None:
+    async def _run_async(self, lane: Lane) -> None:
+        (ticket,) = lane.tickets
         started_ns = time.time_ns()
         output, data, failed = None, b"", None
-        with anyio.CancelScope() as ticket.scope:
-            try:
-                output = await self._instances.call_one(ticket.inputs, ticket.emit)
-                (data,) = encoded(self.operator, [output], 1)
-            except Exception as error:
-                output, failed = None, translated(error, self.operator)
-        if ticket.scope.cancelled_caught:
-            failed = Canceled()
+        try:
+            output = await self._instances.call_one(ticket.inputs, ticket.emit)
+            (data,) = encoded(self.operator, [output], 1)
+        except Exception as error:
+            output, failed = None, translated(error, self.operator)
         ended_ns = time.time_ns()
         if failed is None:
             self._note_service(1, (ended_ns - started_ns) / 1e9)
-        self._settle(ticket, Done(output, data, failed, started_ns, ended_ns, 1, number, why))
+        self._settle(ticket, Done(output, data, failed, started_ns, ended_ns, 1, lane.number, lane.why))
 
     def _settle(self, ticket: Ticket, done: Done) -> None:
+        ticket.is_settled = True
         if done.error is None:
             self._num_done += 1
         else:

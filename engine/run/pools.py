@@ -2,16 +2,20 @@
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+import anyio
 import anyio.abc
 
+from engine.decide.lanes import is_worker_to_end
 from engine.run.pool import Capacity, Pool
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Device
 from engine.spec.plan import PlannedStage, settings_of
+from streams.errors import PenstockError
 from streams.records import encode
 
+LOOK_FOR_HELD_S = 1.0
 KEEP_S = 600.0  # one that no job needs: the next job that does finds its models loaded
 
 
@@ -41,10 +45,22 @@ class Pools:
         self._pools[rung] = pool, time.monotonic()
         return pool
 
+    def need(self, pools: Collection[Pool]) -> None:
+        """They are needed still."""
+        for rung, (pool, _) in self._pools.items():
+            if pool in pools:
+                self._pools[rung] = pool, time.monotonic()
+
     def tend(self) -> None:
         """Let go of those that nobody has needed for long."""
         since_s = time.monotonic() - KEEP_S
         self._pools = {rung: kept for rung, kept in self._pools.items() if kept[1] >= since_s}
+
+    async def end_when_held(self) -> None:
+        """Until a thread holds a core so long past its time that the worker is to end: then raises PenstockError."""
+        while not is_worker_to_end(pool.overdue_s for pool in self.all()):  # noqa: ASYNC110 - threads tell nobody
+            await anyio.sleep(LOOK_FOR_HELD_S)
+        raise PenstockError("an operator's thread goes on past its time: this worker ends, and with it the thread")
 
     def all(self) -> Sequence[Pool]:
         return [pool for pool, _ in self._pools.values()]

@@ -16,8 +16,9 @@ import msgspec
 import structlog
 
 from engine.run import heap, telemetry
+from engine.run.assignment import Assignment
 from engine.run.signalling import Meters
-from engine.run.worker import Assignment, Worker
+from engine.run.worker import Worker
 from engine.spec.catalogue import installed
 from streams.errors import PenstockError
 from streams.wire.ledger import open_ledger
@@ -27,8 +28,12 @@ from streams.wire.store import full_disk
 log = structlog.get_logger(__name__)
 
 
-async def serve(assignment: Assignment) -> None:
-    """Serve an assignment until standard input closes or a signal to end comes."""
+BEAT_S = 1.0
+
+
+async def serve(assignment: Assignment, beats: int) -> None:
+    """Serve an assignment until standard input closes or a signal to end comes; `beats` is where to say that the event
+    loop runs."""
     telemetry.configure_logging(assignment.log_level)
     trace_file = Path(assignment.trace_file) if assignment.trace_file else None
     traces = telemetry.Telemetry("penstock-worker", trace_file, assignment.name)
@@ -42,10 +47,19 @@ async def serve(assignment: Assignment) -> None:
             worker = Worker(await open_ledger(link), assignment, installed(), traces, meters, on_loaded=heap.settle)
             heap.settle()
             tasks.start_soon(_cancel_when_told, tasks.cancel_scope)
+            tasks.start_soon(_beat, beats)
             tasks.start_soon(worker.run)
     finally:
         traces.close()
         meters.close()
+
+
+async def _beat(beats: int) -> None:
+    os.set_blocking(beats, False)
+    while True:
+        with suppress(OSError):  # nobody has read them for long, or will
+            os.write(beats, b".")
+        await anyio.sleep(BEAT_S)
 
 
 async def _cancel_when_told(scope: anyio.CancelScope) -> None:
@@ -71,12 +85,14 @@ def die_with_parent() -> None:
 def _log_to(path: str) -> None:
     """Have all that is written to standard output and error, by whatever library, go to a file."""
     with Path(path).open("ab") as errors:
-        for standard in (sys.stdout, sys.stderr):
-            os.dup2(errors.fileno(), standard.fileno())
+        os.dup2(errors.fileno(), sys.stderr.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
 
 def main() -> None:
     die_with_parent()
+    beats = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with suppress(PenstockError):  # it will be raised again where it can be said
         installed()  # imports what takes long, while the assignment is being made out
     line = sys.stdin.buffer.readline()
@@ -87,7 +103,7 @@ def main() -> None:
         assignment = msgspec.json.decode(line, type=Assignment)
         if assignment.log_file:
             _log_to(assignment.log_file)
-        anyio.run(partial(serve, assignment))
+        anyio.run(partial(serve, assignment, beats))
     except BaseException as error:
         log.error("worker_failed", exc_info=error)
         code = 4

@@ -6,6 +6,7 @@
 | `penstock_streams` | stream | a `StreamSpec`: its policy, and where nodes get it from |
 | `penstock_nodes` | node id | a `NodeStatus`; forgotten when the node has not said anything for NODE_TTL_S |
 | `penstock_sources` | stream | a `SourceState`: what its source is doing, since when, and its last error |
+| `penstock_progress` | job id | how far the job is answered, said now and then by the node that answers it |
 | `penstock_leases` | what is held | the node that feeds a stream; forgotten when not renewed for LEASE_TTL_S |
 
 Values are JSON. The registry is read whole and often, for it is small; watching it gives hints only.
@@ -13,8 +14,8 @@ Values are JSON. The registry is read whole and often, for it is small; watching
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -22,8 +23,8 @@ import msgspec
 import structlog
 
 from engine.decide.watching import SourceState
-from engine.spec.entries import Faulty, named, sound_job
-from engine.spec.jobs import BUCKET, JobSpec
+from engine.spec.entries import Faulty, named, sound_job, sound_progress
+from engine.spec.jobs import BUCKET, JobProgress, JobSpec, Progress
 from engine.spec.stream import StreamSpec, checked, within_bounds
 from streams.decoding import from_json, printable
 from streams.errors import LinkError, Malformed, PenstockError, UserError
@@ -38,11 +39,15 @@ from streams.wire.retention import replicas_of
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-STREAMS, NODES, LEASES, SOURCES = (f"penstock_{name}" for name in ("streams", "nodes", "leases", "sources"))
-BUCKETS = (BUCKET, STREAMS, NODES, LEASES, SOURCES)
+STREAMS, NODES, LEASES, SOURCES, PROGRESS = (
+    f"penstock_{name}" for name in ("streams", "nodes", "leases", "sources", "progress")
+)
+BUCKETS = (BUCKET, STREAMS, NODES, LEASES, SOURCES, PROGRESS)
 NODE_TTL_S = 6.0
 LEASE_TTL_S = 10.0
 LOOK_S = 5.0  # how often the registry is read though nothing hints that it has changed
+LOOK_AGAIN_S = 0.1  # after a hint, which may come before what it hints at can be read
+MAX_FORGETTING = 8  # at a time
 KEEP_JOBS = 500  # of those that have ended, the newest
 MAX_TRIES = 20  # of changing an entry that others change, too
 
@@ -73,6 +78,7 @@ class NodeStatus(Record, frozen=True, omit_defaults=False):
     started_at: str = ""  # RFC 3339
     serves: tuple[str, ...] = ()  # what its workers can run: capability/implementation/version/device
     rungs: tuple[str, ...] = ()  # those of them that lack nothing there: capability/rung/device
+    signs: str = ""  # what tells the key that it signs webhooks with from others; empty: it signs none
 
 
 def _sound_node(key: str, value: bytes) -> NodeStatus:
@@ -95,31 +101,35 @@ class _Entries(Generic[T]):
         self.faulty: dict[str, Faulty] = {}
         self._kind = kind
         self._sound = sound
-        self._said: dict[str, int] = {}  # revisions
-        self._read: dict[str, tuple[int, T]] = {}  # what was read last, by revision: most entries never change
+        self._kept: Mapping[str, Held] = {}  # as it was read last: most entries never change
+        self._found: dict[str, T] = {}  # what of it can be relied on
 
-    async def all(self) -> dict[str, T]:
-        """By key."""
-        found: dict[str, T] = {}
-        faulty: dict[str, Faulty] = {}
-        kept = (await self.bucket.all()).values()
-        for held in kept:
-            revision, value = self._read.get(held.key, (0, None))
-            if value is not None and revision == held.revision:
-                found[held.key] = value
+    async def all(self) -> Mapping[str, T]:
+        """By key; the same object as before while nothing has changed."""
+        kept = await self.bucket.all()
+        before = self._kept
+        if kept is before:
+            return self._found
+        gone = before.keys() - kept.keys()
+        found = {key: value for key, value in self._found.items() if key not in gone}
+        faulty = {key: value for key, value in self.faulty.items() if key not in gone}
+        for held in kept.values():
+            known = before.get(held.key)
+            if known is held or known == held:
                 continue
+            found.pop(held.key, None)
+            faulty.pop(held.key, None)
             try:
                 found[held.key] = self._sound(held.key, held.value)
             except Malformed as error:
                 faulty[held.key] = Faulty(kind=self._kind, key=printable(held.key), cause=str(error))
-                if self._said.get(held.key) != held.revision:
-                    self._said[held.key] = held.revision
-                    log.warning("set_aside", kind=self._kind, key=held.key, cause=str(error))
-        revisions = {held.key: held.revision for held in kept}
-        self._read = {key: (revisions[key], value) for key, value in found.items()}
-        self.faulty = faulty
-        self._said = {key: revision for key, revision in self._said.items() if key in faulty}
+                log.warning("set_aside", kind=self._kind, key=held.key, cause=str(error))
+        self._kept, self._found, self.faulty = kept, found, faulty
         return found
+
+    def revision(self, key: str) -> int:
+        """Of an entry that was there when all were read last."""
+        return self._kept[key].revision
 
     def read(self, held: Held) -> T:
         """Raises Malformed."""
@@ -140,25 +150,37 @@ class Registry:
     """Made by `open_registry`."""
 
     def __init__(
-        self, link: Link, jobs: Bucket, streams: Bucket, nodes: Bucket, leases: Bucket, sources: Bucket
+        self,
+        link: Link,
+        jobs: Bucket,
+        streams: Bucket,
+        nodes: Bucket,
+        leases: Bucket,
+        sources: Bucket,
+        progress: Bucket,
     ) -> None:
         self.link = link
         self.leases = leases
         self._jobs = _Entries(jobs, "job", sound_job)
+        self._in_order: tuple[Mapping[str, JobSpec], list[JobSpec]] = {}, []
         self._streams = _Entries(streams, "stream", _sound_stream)
         self._nodes = _Entries(nodes, "node", _sound_node)
         self._sources = _Entries(sources, "source", _sound_source)
+        self._progress = _Entries(progress, "progress", lambda key, value: sound_progress(value))
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
-        entries: tuple[_Entries[Any], ...] = (self._jobs, self._streams, self._nodes, self._sources)
+        entries: tuple[_Entries[Any], ...] = (self._jobs, self._streams, self._nodes, self._sources, self._progress)
         return (*(each.bucket for each in entries), self.leases)
 
     # --- jobs --------------------------------------------------------------------------------------------------
 
     async def jobs(self) -> list[JobSpec]:
         """Every job that can be relied on, the oldest first; of the others `faulty` tells."""
-        return sorted((await self._jobs.all()).values(), key=lambda job: (job.submitted_ns, job.id))
+        found = await self._jobs.all()
+        if found is not self._in_order[0]:
+            self._in_order = found, sorted(found.values(), key=lambda job: (job.submitted_ns, job.id))
+        return list(self._in_order[1])
 
     async def faulty(self) -> list[Faulty]:
         """The entries that are passed over, of jobs and of streams, and what is wrong with each."""
@@ -176,12 +198,23 @@ class Registry:
             raise UserError(f"no job {id!r}: `penstock jobs list` shows those there are")
         return self._jobs.read(held), held.revision
 
-    async def add_job(self, spec: JobSpec) -> None:
-        """Raises UserError where there is another job of that id; one with the same key is this one."""
-        if await self._jobs.bucket.create(spec.id, msgspec.json.encode(spec)) is None:
-            held = await self._jobs.bucket.get(spec.id) if spec.key else None
-            if held is None or self._jobs.cause(held) is not None or self._jobs.read(held).key != spec.key:
-                raise UserError(f"there is a job {spec.id!r} already: give another id")
+    async def add_job(self, spec: JobSpec) -> JobSpec:
+        """The job as it stands: where it was asked for twice, with one key, as it was made first. Raises UserError
+        where there is another job of that id."""
+        if await self._jobs.bucket.create(spec.id, msgspec.json.encode(spec)) is not None:
+            return spec
+        standing = await self.job_of_key(spec.id, spec.key)
+        if standing is None:
+            raise UserError(f"there is a job {spec.id!r} already: give another id")
+        return standing
+
+    async def job_of_key(self, id: str, key: str) -> JobSpec | None:
+        """The job of that id, if it was asked for with this key."""
+        held = await self._jobs.bucket.get(token(id)) if key else None
+        if held is None or self._jobs.cause(held) is not None:
+            return None
+        job = self._jobs.read(held)
+        return job if job.key == key else None
 
     async def change_job(self, id: str, change: Callable[[JobSpec], JobSpec]) -> JobSpec:
         """Apply a change, again if another was made meanwhile; what the job is now."""
@@ -194,15 +227,21 @@ class Registry:
                 return after
         raise PenstockError(f"job {id} is being changed by others all the time: try again")
 
-    async def forget_old_jobs(self, jobs: Sequence[JobSpec]) -> None:
-        """Of these, the oldest first, forget those that ended before the last KEEP_JOBS and have nothing more to
-        send."""
-        ended = [job for job in jobs if job.state != "running" and not job.webhook]
-        for job in ended[:-KEEP_JOBS]:
-            with suppress(UserError, Malformed):  # another may have forgotten it, and its id be in use again
-                now, revision = await self._held_job(job.id)
-                if now == job:
-                    await self._jobs.bucket.delete(job.id, revision)
+    async def forget_old_jobs(self) -> None:
+        """Forget those that ended before the last KEEP_JOBS and have nothing more to send."""
+        ended = [job.id for job in await self.jobs() if job.state != "running" and not job.webhook]
+        revisions = {id: self._jobs.revision(id) for id in ended[:-KEEP_JOBS]}
+        told_of = await self.progress() if revisions else {}
+        side_by_side = anyio.Semaphore(MAX_FORGETTING)
+
+        async def forget(id: str, revision: int) -> None:
+            async with side_by_side:
+                if await self._jobs.bucket.delete(id, revision) and id in told_of:
+                    await self._progress.bucket.delete(id)
+
+        async with anyio.create_task_group() as tasks:
+            for id, revision in revisions.items():
+                tasks.start_soon(forget, id, revision)
 
     async def forget_faulty_job(self, id: str) -> None:
         """Take an entry away that cannot be relied on; one that can stays."""
@@ -212,7 +251,7 @@ class Registry:
 
     # --- streams, nodes ----------------------------------------------------------------------------------------
 
-    async def streams(self) -> dict[str, StreamSpec]:
+    async def streams(self) -> Mapping[str, StreamSpec]:
         """Those that can be relied on; of the others `faulty` tells."""
         return await self._streams.all()
 
@@ -225,20 +264,42 @@ class Registry:
         """Say how a stream is to be treated from now on; what is said again changes nothing, and nobody who feeds it
         begins anew. Raises UserError where it cannot be treated so."""
         standing = await self.stream(checked(spec).name)
-        if standing is None or msgspec.structs.replace(standing, declared_ns=spec.declared_ns) != spec:
-            stamped = msgspec.structs.replace(spec, declared_ns=time.time_ns())
+        spec = msgspec.structs.replace(spec, declared_ns=time.time_ns() if standing is None else standing.declared_ns)
+        if standing != spec:
+            is_read_as_before = standing is not None and standing.as_read == spec.as_read
+            stamped = spec if is_read_as_before else msgspec.structs.replace(spec, declared_ns=time.time_ns())
             await self._streams.bucket.put(spec.name, msgspec.json.encode(stamped))
 
     async def forget_stream(self, name: str) -> None:
         await self._streams.bucket.delete(token(name))
         await self._sources.bucket.delete(token(name))
 
-    async def source_states(self) -> dict[str, SourceState]:
+    async def source_states(self) -> Mapping[str, SourceState]:
         """By stream; of those whose source has ever been read."""
         return await self._sources.all()
 
+    async def source_state(self, stream: str) -> SourceState | None:
+        """None where the stream's source was never read, or what stands there is no state."""
+        return (await self.source_states()).get(stream)
+
     async def say_source(self, state: SourceState) -> None:
         await self._sources.bucket.put(token(state.stream), msgspec.json.encode(state))
+
+    async def progress(self) -> Mapping[str, JobProgress]:
+        """How far jobs are answered, at least, by job."""
+        return await self._progress.all()
+
+    async def progress_of(self, job: JobSpec) -> Progress:
+        """How far a job is answered, at least."""
+        held = await self._progress.bucket.get(job.id)
+        if held is None or self._progress.cause(held) is not None:
+            return {}
+        said = self._progress.read(held)
+        return said.reached if said.submitted_ns == job.submitted_ns else {}
+
+    async def say_progress(self, job: JobSpec, reached: Progress) -> None:
+        said = JobProgress(submitted_ns=job.submitted_ns, reached=reached)
+        await self._progress.bucket.put(job.id, msgspec.json.encode(said))
 
     async def nodes(self) -> list[NodeStatus]:
         return sorted((await self._nodes.all()).values(), key=lambda node: node.id)
@@ -251,20 +312,34 @@ class Registry:
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[Callable[[], Any]]:
-        """Yields what waits until the registry may have changed, at most LOOK_S."""
+        """Yields what waits until the jobs, streams or nodes may have changed, at most LOOK_S."""
+        async with self._changes(self._jobs.bucket, self._streams.bucket, self._nodes.bucket) as wait:
+            yield wait
+
+    @asynccontextmanager
+    async def source_changes(self) -> AsyncIterator[Callable[[], Any]]:
+        """Yields what waits until the state of a source may have changed, at most LOOK_S."""
+        async with self._changes(self._sources.bucket) as wait:
+            yield wait
+
+    @asynccontextmanager
+    async def _changes(self, *buckets: Bucket) -> AsyncIterator[Callable[[], Any]]:
         changed = anyio.Event()
 
         def note(key: str) -> None:
             changed.set()
 
+        was_hinted = False
+
         async def wait() -> None:
-            nonlocal changed
-            with anyio.move_on_after(LOOK_S):
+            nonlocal changed, was_hinted
+            with anyio.move_on_after(LOOK_AGAIN_S if was_hinted else LOOK_S):
                 await changed.wait()
+            was_hinted = changed.is_set()
             changed = anyio.Event()
 
-        ends = [await entries.bucket.watch(note) for entries in (self._jobs, self._streams)]
-        ends.append(await self._nodes.bucket.watch(note, repeats=False))  # each says that it is alive all the time
+        said_again = (self._nodes.bucket,)  # each says that it is alive all the time
+        ends = [await bucket.watch(note, repeats=bucket not in said_again) for bucket in buckets]
         try:
             yield wait
         finally:
@@ -284,13 +359,13 @@ async def open_registry(link: Link) -> Registry:
         await open_bucket(link, NODES, max_age_s=NODE_TTL_S, num_replicas=replicas),
         await open_bucket(link, LEASES, max_age_s=LEASE_TTL_S, num_replicas=replicas),
         await open_bucket(link, SOURCES, num_replicas=replicas),
+        await open_bucket(link, PROGRESS, num_replicas=replicas),
     )
 
 
 @asynccontextmanager
-async def following(link: Link) -> AsyncIterator[AsyncIterator[tuple[list[JobSpec], list[NodeStatus]]]]:
+async def following(registry: Registry) -> AsyncIterator[AsyncIterator[tuple[list[JobSpec], list[NodeStatus]]]]:
     """The jobs and the nodes, as they are now and after each change."""
-    registry = await open_registry(link)
     async with registry.changes() as wait:
 
         async def desired() -> AsyncIterator[tuple[list[JobSpec], list[NodeStatus]]]:

@@ -4,7 +4,8 @@ Delivery guarantee: none. Signals go by core NATS, and the next ones say all tha
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,10 @@ import anyio
 import msgspec
 import structlog
 
-from engine.decide.signals import SERVICE_BOUNDS_S, WorkerSignals
+from engine.decide.signals import SERVICE_BOUNDS_S, StreamSignals, WorkerSignals
 from engine.run import conventions as names
 from engine.run import measures
+from engine.run.group import Group
 from engine.run.telemetry import product_version, resource
 from streams import subjects
 from streams.errors import LinkError
@@ -92,6 +94,27 @@ class Meters:
             for sample in measures.samples(signals)
             if sample.metric is metric
         ]
+
+
+def stream_signals(
+    stream: str, groups: Sequence[tuple[Group, int | None]], *, frame_bytes: int, cache_bytes: int
+) -> StreamSignals:
+    """What is known of a stream, by its groups and what the server holds for each, where that is known."""
+    pending = [num for _, num in groups if num is not None]
+    lags = [group.lag_s for group, _ in groups if group.lag_s is not None]
+    gaps: Counter[str] = Counter()
+    for group, _ in groups:
+        gaps.update(group.storing.gaps)
+    return StreamSignals(
+        stream=stream,
+        num_waiting=max(pending) if pending else None,
+        num_in_service=sum(group.num_taken for group, _ in groups),
+        num_stored=sum(group.storing.num_stored for group, _ in groups),
+        gaps=dict(gaps),
+        lag_s=max(lags) if lags else None,
+        frame_bytes=frame_bytes,
+        cache_bytes=cache_bytes,
+    )
 
 
 async def say_signals(link: Link, sample: Callable[[], WorkerSignals], meters: Meters) -> None:

@@ -17,7 +17,7 @@ from engine.decide.instructions import Compute, GiveGap, Known
 from engine.run import conventions as names
 from engine.run.frames import Decoding
 from engine.run.pool import Done
-from engine.run.telemetry import Attributes, Span, Telemetry, new_traceparent
+from engine.run.telemetry import Attributes, Span, Telemetry, unrecorded
 from engine.spec.operator import Reduce
 
 
@@ -127,7 +127,7 @@ class WorkSpans:
         """In the trace of the output's own segment, linked to its other inputs."""
         parent = _parent(work)
         if not self._traces.enabled:
-            return WorkSpan(parent or new_traceparent())
+            return WorkSpan(parent or unrecorded())
         planned = work.stage.running.planned
         told = {
             **names.messaging("process", names.RESULTS),

@@ -7,6 +7,7 @@ before anything else is imported, so that both do it at once; this module import
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from typing import IO
 
 # A frame is megabytes, and what a model computes from it is tens of them. By default glibc gives each back to the
@@ -26,11 +27,12 @@ _ahead: list[Process] = []
 
 
 def worker(errors: IO[bytes] | int) -> Process:
-    """A worker that waits for its assignment, on standard input. What it says goes to `errors` until then."""
+    """A worker that waits for its assignment, on standard input. What it says goes to `errors` until then; from then
+    on something comes on its standard output every second, as long as its event loop runs."""
     return subprocess.Popen(
         [sys.executable, "-m", "engine.run.process"],
         stdin=subprocess.PIPE,
-        stdout=errors,
+        stdout=subprocess.PIPE,
         stderr=errors,
         env={**MEMORY, **os.environ},
         start_new_session=True,  # Ctrl-C at the terminal is for the one who started it all
@@ -45,4 +47,15 @@ def ahead() -> None:
 def started_ahead() -> Process | None:
     """The worker that was started ahead; None where there is none, or it has died: the next one will say why."""
     process = _ahead.pop() if _ahead else None
-    return process if process is not None and process.poll() is None else None
+    if process is not None and process.poll() is not None:
+        let_go(process)
+        return None
+    return process
+
+
+def let_go(process: Process) -> None:
+    """Close what leads to a process: one that waits for its assignment ends."""
+    for end in (process.stdin, process.stdout):
+        with suppress(OSError):
+            if end is not None:
+                end.close()

@@ -2,15 +2,18 @@
 
 Spans go to an OTLP collector when the standard OTEL_* variables name one, and to a file of OTLP JSON, one export
 request a line, when asked (collectors read it with the `otlpjsonfile` receiver). Without either, contexts still travel,
-so an answer always has a trace id, but no span is made.
+so an answer always has a trace id, but no span is made. Such a context says so by its span's id, which is the first
+half of the trace's: whoever makes a span under it elsewhere begins the trace, for nobody would find one above it.
 """
 
 import os
 import random
+import re
 import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +28,9 @@ from streams.errors import UserError
 OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 FLUSH_TIMEOUT_MS = 800
 Attributes = Mapping[str, str | int | float | bool]
-_ids = random.Random()  # seeded by the system; ids have to be unlike each other, not secret
+_random = random.Random()  # seeded by the system; ids have to be unlike each other, not secret
+_UNRECORDED = re.compile(r"[0-9a-f]{2}-(([0-9a-f]{16})[0-9a-f]{16})-\2-[0-9a-f]{2}")
+_begun: ContextVar[int] = ContextVar("begun", default=0)  # the trace that the next span begins; 0: a new one
 
 
 class Span:
@@ -81,21 +86,26 @@ class Telemetry:
         """Begin a span under `parent` (a traceparent; a new trace where empty), with MAX_LINKS of its links. Times are
         Unix nanoseconds."""
         if self._provider is None:
-            return Span(parent or new_traceparent())
+            return Span(parent or unrecorded())
         from opentelemetry import trace
 
         told = dict(attributes or {})
         others = [link for link in dict.fromkeys(links) if link]
         if len(others) > MAX_LINKS:
             told[UNLINKED] = len(others) - MAX_LINKS
-        span = self._tracer.start_span(
-            name,
-            _context(parent),
-            kind=trace.SpanKind[kind.upper()],
-            start_time=started_ns or time.time_ns(),
-            links=[_link(other) for other in others[:MAX_LINKS]],
-            attributes=told,
-        )
+        begins = _unrecorded_id(parent)
+        before = _begun.set(begins)
+        try:
+            span = self._tracer.start_span(
+                name,
+                _context("" if begins else parent),
+                kind=trace.SpanKind[kind.upper()],
+                start_time=started_ns or time.time_ns(),
+                links=[_link(other) for other in others[:MAX_LINKS]],
+                attributes=told,
+            )
+        finally:
+            _begun.reset(before)
         own = span.get_span_context()
         return Span(f"00-{own.trace_id:032x}-{own.span_id:016x}-{int(own.trace_flags):02x}", span)
 
@@ -127,8 +137,16 @@ class Telemetry:
             self._provider.shutdown()
 
 
-def new_traceparent() -> str:
-    return f"00-{_ids.getrandbits(128) or 1:032x}-{_ids.getrandbits(64) or 1:016x}-01"
+def unrecorded() -> str:
+    """The context of something new that nobody makes a span of."""
+    first, second = _random.getrandbits(64) or 1, _random.getrandbits(64)
+    return f"00-{first:016x}{second:016x}-{first:016x}-01"
+
+
+def _unrecorded_id(traceparent: str) -> int:
+    """The trace's id where nobody has made a span of its first context; else 0."""
+    match = _UNRECORDED.fullmatch(traceparent)
+    return int(match[1], 16) if match is not None else 0
 
 
 def trace_id(traceparent: str) -> str:
@@ -178,8 +196,13 @@ def _provider(service: str, instance: str, trace_file: Path | None, exports_otlp
     """A tracer provider, and its OTLP exporter where it has one."""
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
-    provider = TracerProvider(resource=resource(service, instance), shutdown_on_exit=False)
+    class Ids(RandomIdGenerator):
+        def generate_trace_id(self) -> int:
+            return _begun.get() or super().generate_trace_id()
+
+    provider = TracerProvider(resource=resource(service, instance), id_generator=Ids(), shutdown_on_exit=False)
     otlp = None
     if exports_otlp:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -5,7 +5,6 @@ is stored, and holds nothing that its death would lose.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,14 +16,14 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from engine.decide import joins
 from engine.decide.admission import is_held_back
-from engine.decide.instructions import StageRule
+from engine.decide.instructions import StageRule, rules_of
 from engine.decide.reconcile import GroupName, Reconciled, devices_of, offers, reconcile
-from engine.decide.retry import RetryPolicy
 from engine.decide.running_graph import RunningGroup, RunningStage, in_order
 from engine.decide.signals import StreamSignals, WorkerSignals
+from engine.decide.starting_points import left_of
 from engine.run import telemetry
+from engine.run.assignment import Assignment
 from engine.run.credit import CreditDesk
 from engine.run.frames import FrameStore
 from engine.run.group import Group
@@ -32,13 +31,13 @@ from engine.run.host import GroupStage, Host
 from engine.run.journal import Journal, tell_stories
 from engine.run.pool import Pool
 from engine.run.pools import Pools
-from engine.run.registry import following
+from engine.run.registry import Registry, following, open_registry
 from engine.run.segment_cache import SegmentCache
-from engine.run.signalling import Meters, say_signals
+from engine.run.signalling import Meters, say_signals, stream_signals
 from engine.run.spans import WorkSpans
 from engine.run.starting import where_to_start
 from engine.spec.catalogue import Catalogue
-from engine.spec.jobs import JobSpec
+from engine.spec.jobs import JobSpec, Span
 from engine.spec.operator import Fold, Machine
 from engine.spec.plan import PlannedStage, ancestors, settings_of
 from engine.spec.workflow import MEDIA
@@ -51,24 +50,9 @@ from streams.wire.pull import PROGRESS, Arrival, Pull, again
 log = structlog.get_logger(__name__)
 
 LOOK_AGAIN_S = 30.0  # though jobs and nodes are as they were: pools are let go that no job needs
+SEEN_S = 10.0  # after which every worker has seen a change of the jobs
 DRAIN_S = 30.0  # what a group that is replaced gets to finish what it has taken
 MAX_CACHE_BYTES = 1 << 30  # of segments at hand, shared by all streams
-
-
-class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a worker works; at what, the jobs of the bucket say, whatever they are at the time."""
-
-    url: str
-    store: str = ""  # of the embedded server, where it is one
-    name: str = "worker"
-    node: str = ""  # its id
-    num_cores: int = 1
-    has_gpu: bool = False
-    ack_wait_s: float = 10.0  # silence after which the server gives a message to another worker
-    retry: RetryPolicy = RetryPolicy()
-    trace_file: str = ""
-    log_level: str = "warning"
-    log_file: str = ""  # where what it says goes from now on
 
 
 @dataclass(slots=True)
@@ -125,6 +109,8 @@ class Worker:
         self._frames = FrameStore(self._pools.capacity.limiter, on_decoded=self._on_decoded)
         machine = Machine(num_cores=assignment.num_cores, has_gpu=assignment.has_gpu)
         self._offers = offers(catalogue, devices_of(machine))
+        self._registry: Registry | None = None
+        self._jobs: dict[str, JobSpec] = {}
         self._said: dict[str, str] = {}  # of stages, why they were not served when last looked at
 
     async def run(self) -> None:
@@ -136,6 +122,7 @@ class Worker:
                 tasks.start_soon(self._ledger.clock.run)
                 tasks.start_soon(tell_stories, self._journal, self._ledger.link, self._outbox)
                 tasks.start_soon(self._show_progress)
+                tasks.start_soon(self._pools.end_when_held)
                 tasks.start_soon(say_signals, self._ledger.link, self.signals, self._meters)
                 await self._follow(tasks)
         finally:
@@ -149,13 +136,15 @@ class Worker:
     async def _follow(self, tasks: anyio.abc.TaskGroup) -> None:
         """Do what the bucket's jobs ask for, and go with their changes."""
         seen: tuple[list[JobSpec], dict[str, frozenset[str]]] | None = None
-        async with following(self._ledger.link) as desired:
+        self._registry = await open_registry(self._ledger.link)
+        async with following(self._registry) as desired:
             async for every, nodes in desired:
                 jobs = [job for job in every if job.state == "running"]
                 serving = {node.id: frozenset(node.serves) for node in nodes if node.serves}
                 if seen == (jobs, serving) and time.monotonic() < self._again_s:
                     continue
-                seen, self._again_s = (jobs, serving), time.monotonic() + LOOK_AGAIN_S
+                began_s = time.monotonic()
+                seen, self._again_s = (jobs, serving), began_s + LOOK_AGAIN_S
                 try:
                     await self._reconcile(jobs, tasks, serving)
                 except PenstockError as error:
@@ -164,11 +153,13 @@ class Worker:
                 except Exception as error:
                     self._again_s = 0.0
                     log.error("cannot_follow", exc_info=error)
+                await anyio.sleep(time.monotonic() - began_s)  # half of the time is for the work, however many jobs
 
     async def _reconcile(
         self, jobs: Sequence[JobSpec], tasks: anyio.abc.TaskGroup, nodes: Mapping[str, frozenset[str]] | None = None
     ) -> None:
         """Serve the groups that these jobs need and no other. `nodes` are the offers of those that are there."""
+        self._jobs = {job.id: job for job in jobs}
         told = reconcile(jobs, self._served.keys(), self._catalogue, self._offers, nodes)
         self._say(told)
         names = {stage.id: stage.name for job in jobs for stage in job.plan.stages}
@@ -179,15 +170,20 @@ class Worker:
             self._credit.forget(served.place)
             asked = any((served.group.stream, id) in still_asked for id in served.stage_ids)
             served.leave(cancel=not asked)
+            tasks.start_soon(self._end, served)
         self._draining = [old for old in [*self._draining, *leaving] if not old.group.drained.is_set()]
         self._tend_caches(groups)
         above = _ancestors(groups)
-        for running in told.keep:  # asked for by other jobs now, perhaps with another patience
+        for running in told.keep:
             served = self._served[running.stream, running.name]
-            served.running = running
-            served.group.serve([self._stage(stage, running, above[running.stream], tasks) for stage in running.stages])
+            rules = rules_of(running.stages, above[running.stream])
+            if served.group.goes_by(rules):
+                self._pools.need(served.pools)
+                continue  # as with nearly all, however many there are
+            served.running = running  # asked for by other jobs now, perhaps with another patience
+            served.group.serve([self._stage(rule, tasks) for rule in rules])
         for running in told.start:
-            stages = [self._stage(stage, running, above[running.stream], tasks) for stage in running.stages]
+            stages = [self._stage(rule, tasks) for rule in rules_of(running.stages, above[running.stream])]
             place = f"{running.stream}/{running.name}"
             group = Group.of(running.name, self._host(place, tasks), self._caches[running.stream], stages, names)
             pools = list({id(stage.pool): stage.pool for stage in stages}.values())
@@ -239,22 +235,10 @@ class Worker:
             }
             self._caches[stream].serve(outputs)
 
-    def _stage(
-        self,
-        running: RunningStage,
-        group: RunningGroup,
-        above: dict[str, frozenset[str]],
-        tasks: anyio.abc.TaskGroup,
-    ) -> GroupStage:
-        planned = running.planned
+    def _stage(self, rule: StageRule, tasks: anyio.abc.TaskGroup) -> GroupStage:
+        planned = rule.running.planned
         capability = self._catalogue.capability(planned.capability)
         operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
-        inside = {source for stage in group.stages for source in stage.planned.sources}
-        rule = StageRule(
-            running,
-            frozenset(joins.awaited(planned.sources, above)),
-            planned.id in inside or isinstance(planned.scope, Fold),
-        )
         reads_media = MEDIA in planned.sources
         return GroupStage(
             rule=rule,
@@ -272,21 +256,23 @@ class Worker:
             for old in before:
                 await old.group.drained.wait()
         try:
-            starts = None if group.is_leaving else await where_to_start(self._ledger, group)
+            starts = None if group.is_leaving else await where_to_start(self._ledger, group, await self._left(running))
             if starts is None:
                 return
             for pool in served.pools:
                 tasks.start_soon(self._warm_up, pool)
-            for stream, filters in group.external.items():
+            for stream, start in starts.items():
                 durable = f"{running.name}-{running.stream}"
-                pull = Pull(self._ledger.link, stream, durable, filters, self._assignment.ack_wait_s, starts[stream])
+                pull = Pull(self._ledger.link, stream, durable, start.filters, self._assignment.ack_wait_s, start.seq)
                 served.pulls.append(pull)
                 await pull.open()
                 if not group.is_leaving:
                     self._credit.note_waiting(served.place, served.pools, None)
                 tasks.start_soon(self._serve, served, pull)
-        except PenstockError as error:
-            log.warning("cannot_start", group=running.name, stream=running.stream, error=str(error))
+        except Exception as error:  # it ends nobody else's work
+            is_known = isinstance(error, PenstockError)
+            said = {"error": str(error)} if is_known else {"exc_info": error}
+            log.warning("cannot_start", group=running.name, stream=running.stream, **said)
             for pull in served.pulls:
                 await pull.close()
             served.leave(cancel=True)
@@ -294,6 +280,26 @@ class Worker:
             if self._served.get((running.stream, running.name)) is served:
                 del self._served[running.stream, running.name]
                 self._credit.forget(served.place)
+
+    async def _end(self, served: _Served) -> None:
+        """Take away the consumers of a group that nobody asks for any more, once every worker must have seen that: the
+        server would keep them for an hour of silence."""
+        with anyio.move_on_after(DRAIN_S):
+            await served.group.drained.wait()
+        await anyio.sleep(SEEN_S)
+        if (served.running.stream, served.running.name) in self._served:
+            return
+        for pull in served.pulls:
+            try:
+                await pull.delete()
+            except PenstockError as error:
+                log.info("consumer_not_deleted", group=served.running.name, error=str(error))
+
+    async def _left(self, running: RunningGroup) -> Mapping[str, Sequence[Span]]:
+        """What the group's jobs have not answered."""
+        asking = {id for stage in running.stages for id in stage.jobs}
+        progress = {} if self._registry is None else await self._registry.progress()
+        return left_of([job for id, job in self._jobs.items() if id in asking], progress)
 
     async def _warm_up(self, pool: Pool) -> None:
         if await pool.warm_up():
@@ -369,20 +375,12 @@ class Worker:
         )
 
     def _stream_signals(self, stream: str, groups: Sequence[_Served]) -> StreamSignals:
-        pending = [served.num_pending for served in groups if served.num_pending is not None]
-        lags = [served.group.lag_s for served in groups if served.group.lag_s is not None]
-        gaps: Counter[str] = Counter()
-        for served in groups:
-            gaps.update(served.group.storing.gaps)
-        return StreamSignals(
-            stream=stream,
-            num_waiting=max(pending) if pending else None,
-            num_in_service=sum(served.group.num_taken for served in groups),
-            num_stored=sum(served.group.storing.num_stored for served in groups),
-            gaps=dict(gaps),
-            lag_s=max(lags) if lags else None,
+        cache = self._caches.get(stream)
+        return stream_signals(
+            stream,
+            [(served.group, served.num_pending) for served in groups],
             frame_bytes=self._frames.bytes_of(stream),
-            cache_bytes=self._caches[stream].num_bytes if stream in self._caches else 0,
+            cache_bytes=cache.num_bytes if cache is not None else 0,
         )
 
 

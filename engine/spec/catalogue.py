@@ -1,7 +1,9 @@
 """The catalogue: which implementations of which capabilities are installed.
 
 Operators are found by the entry-point group `penstock.operators`; the environment variable PENSTOCK_OPERATORS
-("module:Class, module:Class") adds some without packaging them, for those who write one.
+("module:Class, module:Class") adds some without packaging them, for those who write one. A package whose operator
+cannot be loaded, or contradicts what is known, is set aside, and the others serve; one that the variable names has to
+be right.
 """
 
 import importlib
@@ -23,6 +25,7 @@ class Catalogue:
     def __init__(self, operators: Iterable[type[Operator]]) -> None:
         self.capabilities: dict[str, Capability] = {}
         self._implementations: dict[str, dict[str, type[Operator]]] = {}
+        self.set_aside: list[str] = []  # why, a line for each operator that is installed and cannot be had
         for operator in operators:
             self._add(operator)
 
@@ -36,12 +39,20 @@ class Catalogue:
             both = f"{_place(operator)} and {_place(named[operator.name])}"
             raise UserError(f"{both} both implement {capability.name!r} as {operator.name!r}")
 
+    def add_or_set_aside(self, place: str) -> None:
+        """The operator at "module:Class", if it can be had."""
+        try:
+            self._add(load_operator(place))
+        except UserError as error:
+            self.set_aside.append(str(error))
+
     def capability(self, name: str) -> Capability:
         try:
             return self.capabilities[name]
         except KeyError:
             there = ", ".join(sorted(self.capabilities)) or "none"
-            raise UserError(f"no capability {name!r} is installed; there are: {there}") from None
+            aside = "".join(f"; set aside: {why}" for why in self.set_aside)
+            raise UserError(f"no capability {name!r} is installed; there are: {there}{aside}") from None
 
     def implementations(self, capability: str) -> Mapping[str, type[Operator]]:
         return self._implementations.get(capability, {})
@@ -56,9 +67,12 @@ class Catalogue:
 @cache
 def installed() -> Catalogue:
     """The catalogue of this Python environment."""
-    named = [entry.value for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)]
-    extra = [place.strip() for place in os.environ.get(EXTRA, "").split(",") if place.strip()]
-    return Catalogue(load_operator(place) for place in dict.fromkeys(named + extra))
+    extra = dict.fromkeys(place.strip() for place in os.environ.get(EXTRA, "").split(",") if place.strip())
+    catalogue = Catalogue(load_operator(place) for place in extra)
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        if entry.value not in extra:
+            catalogue.add_or_set_aside(entry.value)
+    return catalogue
 
 
 def load_operator(place: str) -> type[Operator]:
@@ -66,8 +80,9 @@ def load_operator(place: str) -> type[Operator]:
     module_name, _, name = place.partition(":")
     try:
         operator = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot load operator {place!r}: {error}; it should be module:Class") from error
+    except Exception as error:  # whatever its module does when it is imported
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"cannot load operator {place!r}: {cause}; it should be module:Class") from error
     if not (isinstance(operator, type) and issubclass(operator, Operator)):
         raise UserError(f"{place!r} is not an operator: it should be a class derived from penstock.operators.Operator")
     return operator

@@ -7,7 +7,7 @@ is wrong with it. Pure.
 
 from collections.abc import Iterable
 
-from engine.spec.jobs import JobSpec, Span
+from engine.spec.jobs import JobProgress, JobSpec, Span
 from engine.spec.operator import Map, Scope, Window
 from engine.spec.workflow import MEDIA
 from streams import subjects
@@ -27,6 +27,15 @@ class Faulty(Record, frozen=True, omit_defaults=False):
     kind: str  # "job", "stream" or "node"
     key: str
     cause: str
+
+
+def sound_progress(value: bytes) -> JobProgress:
+    """Raises Malformed."""
+    progress = from_json(value, JobProgress)
+    reached = progress.reached.values()
+    if len(reached) > MAX_STAGES or not all(0 <= each.next <= MAX_INDEX + 1 for each in reached):
+        raise Malformed("it says of no stage a segment that there can be")
+    return progress
 
 
 def sound_job(key: str, value: bytes) -> JobSpec:

@@ -30,6 +30,23 @@ class Span(Record, frozen=True):
         return self.first <= index and (self.last is None or index <= self.last)
 
 
+class Reached(msgspec.Struct, frozen=True, array_like=True):
+    """How far a last stage has been answered: the next segment to look at, and a digest of what was said last."""
+
+    next: int
+    said: str = ""
+
+
+Progress = dict[str, Reached]  # by last stage
+
+
+class JobProgress(Record, frozen=True):
+    """How far a job was answered when it was last said."""
+
+    submitted_ns: int  # the job's: an id may be in use again
+    reached: Progress
+
+
 class JobSpec(Record, frozen=True):
     """A job as it was submitted, and its state."""
 
@@ -54,6 +71,16 @@ class JobSpec(Record, frozen=True):
     def ended(self, state: State, detail: str) -> "JobSpec":
         """The job in its last state; one that ended before stays as it is."""
         return self if self.state != "running" else msgspec.structs.replace(self, state=state, detail=detail)
+
+    def spans_left(self, progress: Progress) -> dict[str, tuple[Span, ...]]:
+        """What it still asks of every stage, once it is answered so far; what is made of a range rests on all of it."""
+        if any(isinstance(stage.scope, Reduce) for stage in self.plan.stages):
+            return self.spans
+        nexts = [progress[id].next if id in progress else 0 for id in self.plan.answers]
+        left = Span(first=max(self.asked.first, min(nexts)), last=self.asked.last)
+        if left.last is not None and left.first > left.last:
+            return dict.fromkeys(self.spans, ())
+        return spans_of(self.plan, left)
 
     def patient(self, stage_id: str) -> list[Span]:
         """What the job wants of a stage however late it is."""

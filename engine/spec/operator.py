@@ -204,13 +204,14 @@ class Operator(ABC):
         """The settings this implementation offers, best first."""
 
     @classmethod
-    def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
-        """Why this rung cannot run here on this input, in one line; None where it can. Answers within 3 s."""
-        return None
+    def scope_of(cls, knobs: Any, segment_s: float) -> Scope:
+        """How this rung reads a stream whose segments are about `segment_s` long: `scope`, but for one that looks some
+        time around a segment, however many segments that are. Pure."""
+        return cls.scope
 
     @classmethod
-    def notice(cls, knobs: Any) -> str | None:
-        """What a person should know before this rung is used, such as a large download; None for nothing."""
+    def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
+        """Why this rung cannot run here on this input, in one line; None where it can. Answers within 3 s."""
         return None
 
     def demands(self) -> tuple[Demand, ...]:

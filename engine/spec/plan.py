@@ -9,13 +9,15 @@ computations meet on equal subjects, whoever asks for them.
 
 import base64
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 import msgspec
 
 from engine.spec.catalogue import Catalogue
-from engine.spec.operator import Capability, Machine, Media, Operator, Reduce, Rung, Scope, Settings, Window
+from engine.spec.operator import Capability, Machine, Map, Media, Operator, Reduce, Rung, Scope, Settings, Window
 from engine.spec.workflow import MEDIA, Stage, Workflow
 from streams.errors import UserError
 from streams.records import MediaInfo, encode
@@ -46,6 +48,11 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sources(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(source for port in self.inputs.values() for source in port))
+
+    @property
+    def is_of_ranges(self) -> bool:
+        """Whether it makes one output of each range, of results."""
+        return isinstance(self.scope, Reduce) and MEDIA not in self.sources
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +88,30 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, stages=stages)
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a stream comes: in segments of about `segment_s`, and, of a live one, each worth nothing once it is
+    `max_lag_s` old; 0: it never is."""
+
+    segment_s: float = 5.0
+    max_lag_s: float = 0.0
+
+    @property
+    def max_wait_s(self) -> float:
+        """For how much more of the stream a stage may wait: the rest of the lag is for computing."""
+        return self.max_lag_s / 2 if self.max_lag_s else inf
+
+    def waits_s(self, operator: type[Operator], rung: Rung) -> float:
+        scope = operator.scope_of(rung.knobs, self.segment_s)
+        return scope.after * self.segment_s if isinstance(scope, Map) else 0.0
+
+    def told(self, rung: Rung, waits_s: float) -> str:
+        return f"{rung.name} waits for {waits_s:g} s more of the stream, which may lag {self.max_lag_s:g} s"
+
+
+USUAL = Pace()
+
+
 def ancestors(stages: Sequence[PlannedStage]) -> dict[str, frozenset[str]]:
     """For each stage, the sources it was made from, near and far; not those behind a reduce. `stages` in order."""
     found: dict[str, frozenset[str]] = {}
@@ -99,17 +130,18 @@ def make_plan(
     media: MediaInfo | None = None,
     window: int | None = None,
     elsewhere: Collection[str] = (),
+    pace: Pace = USUAL,
 ) -> Plan:
     """Choose and check. `elsewhere` are the rungs that other nodes can run (`rung_on`). With `window`, a stage that
     would reduce a whole range looks at the last `window` segments instead, for a stream that does not end. Raises
     UserError for an unknown capability, a wrong port, a type that does not fit, a bad parameter, or a capability that
     nothing can compute."""
     planned: dict[str, PlannedStage] = {}
-    notices: list[str] = []
+    notices = [f"set aside: {why}" for why in catalogue.set_aside]
     for name in workflow.order():
         stage = workflow.stages[name]
         capability = _checked(name, stage, workflow, catalogue)
-        operator, rung, passed_over = choose(catalogue, capability, machine, media, elsewhere)
+        operator, rung, passed_over = choose(catalogue, capability, machine, media, elsewhere, pace)
         notices += [notice for notice in passed_over if notice not in notices]
         inputs = {port: _ids(stage, port, capability, planned) for port in sorted(stage.inputs)}
         knobs = msgspec.to_builtins(rung.knobs)
@@ -118,7 +150,9 @@ def make_plan(
         chosen = PlannedRung(
             implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs, device=device
         )
-        scope = Window(window) if window is not None and isinstance(operator.scope, Reduce) else operator.scope
+        scope = operator.scope_of(rung.knobs, pace.segment_s)
+        if window is not None and isinstance(scope, Reduce):
+            scope = Window(window)
         planned[name] = PlannedStage(
             id=stage_id(capability.name, [chosen], scope, params, inputs),
             name=name,
@@ -129,7 +163,7 @@ def make_plan(
             params=params,
             inputs=inputs,
         )
-    stages = tuple({stage.id: stage for stage in planned.values()}.values())
+    stages = _with_ranges_apart({stage.id: stage for stage in planned.values()}.values())
     answers = tuple(dict.fromkeys(planned[name].id for name in workflow.answers))
     return Plan(workflow=workflow.name, stages=stages, answers=answers, notices=tuple(notices))
 
@@ -187,24 +221,31 @@ def choose(
     machine: Machine,
     media: MediaInfo | None,
     elsewhere: Collection[str] = (),
+    pace: Pace = USUAL,
 ) -> tuple[type[Operator], Rung, list[str]]:
-    """The best rung that can run here or on another node, and a line for each better one that cannot. Raises UserError
-    if none can."""
+    """The best rung that can run here or on another node and waits for no more of the stream than it should, or, where
+    each waits longer, the one that waits least; and a line that says why no better one. Raises UserError if none can
+    run."""
     offered = [(op, rung) for op in catalogue.implementations(capability.name).values() for rung in op.rungs()]
     offered.sort(key=lambda pair: (-pair[1].quality, pair[0].name, pair[1].name))
     reasons: list[str] = []
+    slow: list[tuple[float, type[Operator], Rung]] = []
     for operator, rung in offered:
         reason = operator.missing(rung.knobs, machine, media)
         if reason is not None and any(rung_on(capability.name, rung.name, d) in elsewhere for d in operator.devices):
             here = operator.missing(rung.knobs, machine, None)
             reason = None if here is not None else reason  # what is lacking is this machine's, not the media's
-        if reason is None:
+        if reason is None and (waits_s := pace.waits_s(operator, rung)) > pace.max_wait_s:
+            slow.append((waits_s, operator, rung))
+            reason = pace.told(rung, waits_s)
+        elif reason is None:
             why = "; ".join(dict.fromkeys(reasons))
             said = [f"{capability.name} runs on {rung.name}: {why}"] if why else []
-            if notice := operator.notice(rung.knobs):
-                said.append(f"{rung.name} {notice}")
             return operator, rung, said
         reasons.append(reason)
+    if slow:
+        waits_s, operator, rung = min(slow, key=lambda each: each[0])
+        return operator, rung, [pace.told(rung, waits_s)]
     raise UserError(f"nothing here can compute {capability.name!r}: {'; '.join(dict.fromkeys(reasons))}")
 
 
@@ -214,6 +255,17 @@ def fused(inputs: Mapping[str, Sequence[str]], operator: Operator) -> str:
     sources = {source for port in inputs.values() for source in port}
     kinds = sorted({type(demand).__qualname__ for demand in operator.demands()})
     return _group_name([MEDIA, *kinds] if MEDIA in sources and kinds else sorted(sources))
+
+
+def _with_ranges_apart(stages: Iterable[PlannedStage]) -> tuple[PlannedStage, ...]:
+    """The stages with those that reduce the same results in a group of this plan's own. A group starts anew when a
+    stage joins it or leaves, and one that grew with each question to a stream would do nothing else."""
+    apart: dict[str, list[str]] = {}
+    for stage in stages:
+        if stage.is_of_ranges:
+            apart.setdefault(stage.group, []).append(stage.id)
+    names = {id: _group_name([group, *sorted(ids)]) for group, ids in apart.items() for id in ids}
+    return tuple(msgspec.structs.replace(stage, group=names.get(stage.id, stage.group)) for stage in stages)
 
 
 def _group_name(what: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from streams.errors import UserError
 
+SECRET = "PENSTOCK_WEBHOOK_SECRET"  # variable: the key that nodes sign with
 MAX_LENGTH = 2048
 EXAMPLE = "https://example.org/answers"
 

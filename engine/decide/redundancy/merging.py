@@ -252,7 +252,9 @@ def _joined(keep: _Stage, others: Sequence[_Stage]) -> _Stage:
     every = (keep, *others)
     together = distinct if isinstance(keep.planned.scope, Reduce) else merged
     spans = tuple(together(span for stage in every for span in stage.spans))
-    return replace(keep, spans=spans, covers=tuple(id for stage in every for id in stage.covers))
+    jobs = tuple(dict.fromkeys(job for stage in every for job in stage.use.jobs))
+    use = msgspec.structs.replace(keep.use, jobs=jobs)
+    return replace(keep, spans=spans, use=use, covers=tuple(id for stage in every for id in stage.covers))
 
 
 def _overlapping(stages: Sequence[_Stage]) -> list[list[_Stage]]:

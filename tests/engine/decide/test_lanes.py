@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decide.lanes import Limits, PoolShape, limits, uses_cores
+from engine.decide.lanes import HELD_S, Limits, PoolShape, is_worker_to_end, limits, uses_cores
 
 
 @pytest.mark.parametrize("num_cores", [1, 2, 16, 128])
@@ -34,3 +34,12 @@ def test_a_pool_always_has_a_lane_and_takes_more_only_while_cores_are_free(num_c
         if told.max_in_flight > max(1, own):
             assert sum(lanes) + (told.max_in_flight - own) <= num_cores
         assert told.why
+
+
+@pytest.mark.parametrize(
+    ("overdue_s", "is_to_end"), [([], False), ([0.0, 0.0], False), ([0.0, HELD_S], False), ([HELD_S + 0.1, 0.0], True)]
+)
+def test_a_worker_ends_with_a_thread_that_holds_a_core_long_past_its_time(
+    overdue_s: list[float], is_to_end: bool
+) -> None:
+    assert is_worker_to_end(overdue_s) is is_to_end

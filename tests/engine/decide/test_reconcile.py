@@ -53,6 +53,19 @@ def test_groups_are_started_kept_and_left() -> None:
     assert set(reconcile([], running, CATALOGUE, HERE).leave) == set(running)
 
 
+def test_one_more_question_starts_its_own_group_and_leaves_the_others_as_they_are() -> None:
+    running: list[tuple[str, str]] = []
+    jobs: list[JobSpec] = []
+    for number in range(5):
+        ask = Stage(capability="toy_total", inputs={"numbers": ("add",)}, params={"add": number})
+        jobs.append(job(f"j{number}", CHAIN | {"ask": ask}))
+        told = reconcile(jobs, running, CATALOGUE, HERE)
+        assert (len(told.keep), told.leave) == (len(running), ())
+        assert [[stage.planned.params for stage in group.stages] for group in told.start[-1:]] == [[{"add": number}]]
+        running += [(group.stream, group.name) for group in told.start]
+    assert len(running) == 2 + len(jobs)
+
+
 def test_a_job_whose_operator_is_not_here_is_left_to_others_and_stops_nobody() -> None:
     strange = with_rung(job("strange", stream="t"), "read", implementation="elsewhere")
     told = reconcile([strange, job()], [], CATALOGUE, HERE)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 import toys
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.decide.redundancy.findings import Cost, Redundancy
@@ -563,6 +563,38 @@ def jobs_of(recipes: Sequence[dict[str, Any]]) -> list[JobSpec]:
 
 
 STANDING = st.lists(recipes(), max_size=5).map(jobs_of)
+
+# What a merge above makes of a stage is one that a merge here gives up; and what it makes of two.
+MERGED_TWICE = jobs_of(
+    [
+        {"stages": {"speech": hear(add=1), "answer": reply("Who?", "speech")}, "ears": ears, "window": window}
+        for ears, window in ((1, 2), (1, 4), (2, 2))
+    ]
+)
+MERGED_BY_TWO = jobs_of(
+    [
+        {
+            "stages": {"one": hear(add=1), "other": hear(), "answer": reply("Who?", "one", "other")},
+            "ears": ears,
+            "replies": 1,
+            "window": window,
+        }
+        for ears, window in ((2, 2), (1, 4), (1, 2))
+    ]
+)
+MERGED_AS_ONE = jobs_of(
+    [
+        {
+            "stages": {
+                "en": hear(),
+                "EN": hear(language="EN"),
+                "sum": add(summed),
+                "answer": reply(question, read, "sum"),
+            }
+        }
+        for question, summed, read in (("Who?", "EN", "EN"), ("who", "en", "en"), ("who", "en", "EN"))
+    ]
+)
 ANY = st.lists(recipes(spans=True), max_size=5).map(jobs_of)
 STREAMS = st.sampled_from([{}, {"a": declared("a"), "b": declared("b")}])
 
@@ -586,24 +618,36 @@ def made(jobs: Sequence[JobSpec], found: Sequence[Redundancy]) -> list[JobSpec]:
 
 
 def _after(spec: JobSpec, replaced: Mapping[str, str], jobs: Sequence[JobSpec]) -> JobSpec:
-    every = {planned.id: planned for job in jobs if job.stream == spec.stream for planned in job.plan.stages}
+    """From the media down: what the merges above make of a stage may be one that a merge here gives up."""
+    every = in_order(planned for job in jobs if job.stream == spec.stream for planned in job.plan.stages)
+    depths: dict[str, int] = {}
+    for planned in every:
+        depths[planned.id] = 1 + max((depths.get(source, 0) for source in planned.sources), default=0)
+    becomes: dict[str, str] = {}
     built: dict[str, PlannedStage] = {}
-
-    def id_after(id: str) -> str:
-        while id in replaced:
-            id = replaced[id]
-        if id not in every:
-            return id
-        before = every[id]
-        inputs = {port: tuple(sorted({id_after(source) for source in ids})) for port, ids in before.inputs.items()}
-        after = stage_id(before.capability, [before.rung], before.scope, before.params, inputs)
-        built[after] = msgspec.structs.replace(before, id=after, inputs=inputs)
-        return after
-
-    answers = tuple(dict.fromkeys(id_after(id) for id in spec.plan.answers))
-    plan = Plan(workflow="w", stages=tuple(in_order(built.values())), answers=answers)
+    for depth in range(1, max(depths.values(), default=0) + 1):
+        level = {planned.id: _on(planned, becomes) for planned in every if depths[planned.id] == depth}
+        pairs = [(level[id].id, level[replaced[id]].id) for id in level if id in replaced]
+        kept = {given_up: keep for given_up, keep in pairs if given_up != keep}  # else they are one by what they read
+        for id, merged_above in level.items():
+            becomes[id] = merged_above.id
+            while becomes[id] in kept:
+                becomes[id] = kept[becomes[id]]
+            built[merged_above.id] = merged_above
+    answers = tuple(dict.fromkeys(becomes[id] for id in spec.plan.answers))
+    needed = list(answers)
+    for id in needed:
+        needed += [source for source in built[id].sources if source in built and source not in needed]
+    plan = Plan(workflow="w", stages=tuple(in_order(built[id] for id in needed)), answers=answers)
     (asked,) = spec.spans[spec.plan.answers[0]]
     return msgspec.structs.replace(spec, plan=plan, spans=spans_of(plan, asked))
+
+
+def _on(planned: PlannedStage, becomes: Mapping[str, str]) -> PlannedStage:
+    """The stage on what its inputs become."""
+    inputs = {port: tuple(sorted({becomes.get(s, s) for s in ids})) for port, ids in planned.inputs.items()}
+    id = stage_id(planned.capability, [planned.rung], planned.scope, planned.params, inputs)
+    return msgspec.structs.replace(planned, id=id, inputs=inputs)
 
 
 @given(recipes(spans=True), st.integers(1, 4))
@@ -650,11 +694,21 @@ def test_no_stage_is_given_up_twice_and_none_for_itself(jobs: list[JobSpec], str
 
 
 @given(STANDING)
+@example(MERGED_TWICE)
+@example(MERGED_AS_ONE)
+@example(MERGED_BY_TWO)
 def test_all_merges_together_save_what_is_promised_and_leave_nothing_redundant(jobs: list[JobSpec]) -> None:
     found = report(*jobs)
     after = made(jobs, found)
     assert report(*after) == []
     assert total(jobs) - total(after) == pytest.approx(saving(found))
+
+
+def test_who_comes_to_ask_for_a_stage_by_a_merge_above_is_told_what_to_change_as_well() -> None:
+    worded = [each for each in report(*MERGED_AS_ONE) if each.kind == "same-but-for-wording"]
+    (asked,) = [each for each in worded if each.stages[0].capability == "reply"]
+    assert [use.jobs for use in asked.stages] == [("j0",), ("j1", "j2")]
+    assert asked.why.endswith("let j1 and j2 ask as j0")
 
 
 @given(STANDING)

@@ -15,9 +15,11 @@ from raw_nats import BAD_HEADERS, publish_line, send_raw
 
 from engine.decide.answer import Answer
 from engine.node import answering, tasks
-from engine.node.answering import PROGRESS, Answering, Moments
+from engine.node.answering import PROGRESS, Answering
+from engine.node.consumers import Floors
 from engine.node.endpoints import Services
 from engine.node.intake import MAX_LAG, OFFSET, SEGMENT, Intake
+from engine.node.moments import Moments
 from engine.node.submission import JobRequest
 from engine.node.tasks import Duties, _follow
 from engine.node.views import stream_views
@@ -58,7 +60,15 @@ class Here:
             group.cancel_scope.cancel()
 
     def answering(self, job: JobSpec) -> Answering:
-        return Answering(self.ledger, self.registry, job, CATALOGUE, Moments(self.ledger), Telemetry("test"))
+        return Answering(
+            self.ledger,
+            self.registry,
+            job,
+            CATALOGUE,
+            Moments(self.ledger),
+            Floors(self.registry),
+            Telemetry("test"),
+        )
 
     async def write(self, bucket: str, entries: dict[str, bytes]) -> None:
         written = await open_bucket(self.ledger.link, bucket)

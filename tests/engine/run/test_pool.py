@@ -1,5 +1,7 @@
 """Pools: batches across callers, and what each way of failing comes to, in the loop, in threads and in processes."""
 
+import math
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, ClassVar, Literal
@@ -12,7 +14,8 @@ import toys
 from conftest import Eventually
 from doubling import Doubled, InLoop, InProcess, InThread, StuckProcess
 
-from engine.run.instances import MAX_STUCK
+from engine.run import pool as pools
+from engine.run.instances import MAX_STUCK, Instances
 from engine.run.pool import Canceled, Capacity, Done, Late, Pool
 from engine.spec.operator import Device, Entry, Inputs, Operator, Settings
 from streams.errors import Permanent, Transient
@@ -188,7 +191,9 @@ async def test_a_batch_that_hangs_costs_one_timeout(pool_of: MakePool) -> None:
         Stuck.let_go.set()
 
 
-async def test_a_model_is_not_loaded_for_ever_beside_batches_that_do_not_come_back(pool_of: MakePool) -> None:
+async def test_a_model_is_not_loaded_for_ever_beside_batches_that_do_not_come_back(
+    pool_of: MakePool, eventually: Eventually
+) -> None:
     Stuck.let_go, StuckThread.num_loaded = threading.Event(), 0
     pool = pool_of(StuckThread, num_cores=1)
     try:
@@ -200,8 +205,10 @@ async def test_a_model_is_not_loaded_for_ever_beside_batches_that_do_not_come_ba
         ((kind, said),) = await outcomes(pool, [1])
         assert (kind, "4 batches have not come back" in said) == (Transient, True)
         assert StuckThread.num_loaded == MAX_STUCK
+        assert pool.overdue_s > 0
     finally:
         Stuck.let_go.set()
+    await eventually(lambda: pool.overdue_s == 0)
 
 
 class SlowToLoad(InThread):
@@ -368,6 +375,25 @@ async def test_a_process_that_takes_too_long_is_killed(pool_of: MakePool, monkey
     assert await outcomes(pool, [2]) == [4]
 
 
+async def test_a_process_is_ended_once_nobody_wants_anything_of_its_batch(
+    pool_of: MakePool, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StuckProcess, "timeout_s", 600.0)
+    monkeypatch.setattr(pools, "UNWANTED_S", 0.0)
+    pool = pool_of(StuckProcess, num_cores=1)
+    found: dict[int, Done] = {}
+    tickets = [pool.submit(item(n), lambda done, n=n: found.__setitem__(n, done)) for n in (7, 1)]  # type: ignore[misc]
+    await eventually(lambda: pool.signals().num_in_service == 2)
+    tickets[0].cancel()
+    assert tickets[0].lane is not None
+    assert math.isinf(tickets[0].lane.scope.deadline)  # the other is wanted
+    tickets[1].cancel()
+    await eventually(lambda: len(found) == 2)
+    assert all(isinstance(done.error, Canceled) for done in found.values())
+    assert pool.signals().num_in_service == 0
+    assert await outcomes(pool, [2]) == [4]
+
+
 async def test_a_child_process_that_dies_may_be_tried_again(pool_of: MakePool) -> None:
     pool = pool_of(InProcess)
     first, dead, last = await outcomes(pool, [1, 31, 2])
@@ -375,6 +401,29 @@ async def test_a_child_process_that_dies_may_be_tried_again(pool_of: MakePool) -
     assert dead[0] is Transient
     assert "BrokenWorkerProcess" in dead[1]
     assert await outcomes(pool, [3]) == [6]
+
+
+async def test_a_child_that_is_canceled_as_it_starts_is_the_next_one_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was left behind would be killed unseen, and another started."""
+    instances = Instances(InProcess, Settings(), Device())
+    scope = anyio.CancelScope()
+    num_started = 0
+
+    class Counted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **how: Any) -> None:
+            nonlocal num_started
+            num_started += 1
+            scope.cancel()
+            super().__init__(*arguments, **how)
+
+    monkeypatch.setattr(subprocess, "Popen", Counted)
+    with scope:
+        await instances.warm_up()
+    assert scope.cancelled_caught
+    assert num_started == 1
+    outputs, _, _ = await instances.call([item(3)], None)
+    assert outputs == [toys.Number(value=6)]
+    assert num_started == 1
 
 
 class Parallel(Doubled):

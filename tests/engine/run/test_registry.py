@@ -73,9 +73,24 @@ async def test_bad_jobs_are_passed_over_said_once_and_listed(registry: Registry)
             await registry.change_job(key, lambda job: job)
         await registry.forget_faulty_job(key)
     await registry.forget_faulty_job("good")
-    await registry.forget_old_jobs([sound("deep", state="done")])
     assert await registry.faulty() == []
     assert [job.id for job in await registry.jobs()] == ["good"]
+
+
+@pytest.mark.anyio
+async def test_of_jobs_that_have_ended_the_newest_are_kept(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.run.registry.KEEP_JOBS", 3)
+    for number in range(30):
+        await registry.add_job(sound(f"j{number:02}", state="done", submitted_ns=number))
+    await registry.say_progress(sound("j00"), {})
+    await registry.say_progress(sound("j29"), {})
+    await registry.add_job(sound("runs"))
+    await registry.add_job(sound("sends", state="done", webhook="http://example.org/"))
+    await registry.change_job("j05", lambda job: msgspec.structs.replace(job, state="running"))
+    await registry.forget_old_jobs()
+    left = {job.id for job in await registry.jobs()}
+    assert left == {"runs", "sends", "j05", "j27", "j28", "j29"}
+    assert list(await registry.progress()) == ["j29"]
 
 
 @pytest.mark.anyio

@@ -14,9 +14,10 @@ import toys
 from engine.node.answer_spans import LEAST_WAIT_NS, holes
 from engine.node.submission import submit_whole
 from engine.run import conventions as names
+from engine.run.assignment import Assignment
 from engine.run.registry import open_registry
 from engine.run.telemetry import Telemetry
-from engine.run.worker import Assignment, Worker
+from engine.run.worker import Worker
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Machine
 from engine.spec.plan import make_plan

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toys
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 
 from engine.run import conventions
-from engine.run.telemetry import OTLP_ENDPOINTS, Telemetry, new_traceparent, trace_id
+from engine.run.telemetry import OTLP_ENDPOINTS, Telemetry, trace_id
 from streams.errors import UserError
 from streams.wire.ledger import NewRecord, open_ledger
 from streams.wire.link import connect
@@ -45,7 +46,7 @@ def test_spans_are_written_as_otlp_json(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     telemetry = Telemetry("penstock", path, instance="w1")
     assert telemetry.enabled
-    other = new_traceparent()
+    other = toys.new_traceparent()
     root = telemetry.span("ingest", started_ns=10**18, kind="producer")
     child = telemetry.span(
         "stage",
@@ -92,7 +93,7 @@ def test_spans_are_written_as_otlp_json(tmp_path: Path) -> None:
 
 def test_of_too_many_links_it_says_how_many_there_were(tmp_path: Path) -> None:
     telemetry = Telemetry("penstock", tmp_path / "trace.jsonl")
-    others = [new_traceparent() for _ in range(conventions.MAX_LINKS + 3)]
+    others = [toys.new_traceparent() for _ in range(conventions.MAX_LINKS + 3)]
     telemetry.span("many", links=[*others, *others]).end()
     telemetry.close()
     span = spans_in(tmp_path / "trace.jsonl")["many"]
@@ -119,6 +120,33 @@ def test_two_processes_can_write_one_file(tmp_path: Path) -> None:
     spans = spans_in(path)
     assert spans["second"]["parentSpanId"] == spans["first"]["spanId"]
     assert spans["second"]["traceId"] == spans["first"]["traceId"]
+
+
+def test_what_is_made_under_a_context_that_nobody_recorded_begins_its_trace(tmp_path: Path) -> None:
+    path, nobody = tmp_path / "trace.jsonl", Telemetry("penstock-client")
+    above = nobody.span("push").traceparent
+    telemetry = Telemetry("penstock", path)
+    root = telemetry.span("process", above)
+    telemetry.span("fetch", root.traceparent).end()
+    root.end()
+    telemetry.span("alone").end()
+    telemetry.close()
+    spans = spans_in(path)
+    assert spans["process"]["parentSpanId"] == ""
+    assert spans["process"]["traceId"] == spans["fetch"]["traceId"] == trace_id(above)
+    assert spans["fetch"]["parentSpanId"] == spans["process"]["spanId"]
+    assert spans["alone"]["traceId"] != trace_id(above)
+
+
+@pytest.mark.parametrize("half", ["z" * 16, "0" * 16, "A" * 16, "\u0663" * 16])
+def test_a_parent_that_only_looks_like_one_nobody_recorded_is_malformed(tmp_path: Path, half: str) -> None:
+    path = tmp_path / "trace.jsonl"
+    telemetry = Telemetry("penstock", path)
+    telemetry.span("stage", f"00-{half}{half}-{half}-01").end()
+    telemetry.close()
+    span = spans_in(path)["stage"]
+    assert span["parentSpanId"] == ""
+    assert int(span["traceId"], 16) > 0
 
 
 def test_a_malformed_parent_begins_a_new_trace(tmp_path: Path) -> None:
@@ -158,7 +186,7 @@ def test_nothing_is_made_when_nobody_asked(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("engine.run.telemetry._provider", refuse)
     telemetry = Telemetry("a")
     assert not telemetry.enabled
-    parent = new_traceparent()
+    parent = toys.new_traceparent()
     assert telemetry.span("child", parent, links=[parent], attributes={"a": 1}).traceparent == parent
     assert telemetry.record("step", parent, 1, 2) == parent
     root, another = telemetry.span("root"), telemetry.span("root")

@@ -1,5 +1,8 @@
 """The catalogue: what is installed is found, and what contradicts it is refused."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 import pytest
 import toys
 
@@ -62,6 +65,39 @@ def test_what_is_no_operator_is_refused(place: str) -> None:
         load_operator(place)
     assert "should be" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+class Entry(NamedTuple):
+    name: str
+    value: str
+
+
+def test_what_others_installed_wrongly_is_set_aside_and_the_rest_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = ["no_such_module:Read", "toys:Read", "toys:Nothing", f"{__name__}:OtherPorts", "toys:Add"]
+    monkeypatch.delenv(EXTRA, raising=False)
+    monkeypatch.setattr(
+        "engine.spec.catalogue.entry_points",
+        lambda group: [Entry(f"{at}", place) for at, place in enumerate(places)],
+    )
+    installed.cache_clear()
+    try:
+        catalogue = installed()
+    finally:
+        installed.cache_clear()
+    assert set(catalogue.capabilities) == {"toy_read", "toy_add"}
+    assert catalogue.implementations("toy_read") == {"toy": toys.Read}
+    assert [why.count("\n") for why in catalogue.set_aside] == [0, 0, 0]
+    for why, name in zip(catalogue.set_aside, ("no_such_module", "Nothing", "OtherPorts"), strict=True):
+        assert name in why
+    with pytest.raises(UserError, match=r"no capability 'toy_write' is installed; .*set aside: .*no_such_module"):
+        catalogue.capability("toy_write")
+
+
+def test_an_import_that_fails_anyhow_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bursting_operator.py").write_text("raise RuntimeError('no\\nlibrary')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="cannot load operator 'bursting_operator:Read': no library"):
+        load_operator("bursting_operator:Read")
 
 
 def test_the_environment_adds_operators(monkeypatch: pytest.MonkeyPatch) -> None:

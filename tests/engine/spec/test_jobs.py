@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.decide.joins import needs
 from engine.spec.catalogue import Catalogue
-from engine.spec.jobs import JobSpec, Span, beginnings, distinct, merged, spans_of, widened
+from engine.spec.jobs import JobSpec, Reached, Span, beginnings, distinct, merged, spans_of, widened
 from engine.spec.operator import Fold, Machine, Map, Reduce, Scope, Window
 from engine.spec.plan import Plan, make_plan
 from engine.spec.workflow import Stage, Workflow
@@ -266,3 +266,41 @@ def test_a_job_survives_the_registry() -> None:
     assert msgspec.json.decode(data, type=JobSpec) == spec
     later = msgspec.json.encode({**msgspec.json.decode(data), "of_a_later_version": 1})
     assert msgspec.json.decode(later, type=JobSpec) == spec
+
+
+# --- what is left of a job -------------------------------------------------------------------------------------
+
+
+def job_over(plan: Plan, asked: Span) -> JobSpec:
+    return JobSpec(id="j", stream="s", plan=plan, spans=spans_of(plan, asked), asked=asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "next", "recent", "read"),
+    [
+        (Span(first=2), 9, [(9, None)], [(7, None)]),
+        (Span(first=2, last=12), 9, [(9, 12)], [(7, 12)]),
+        (Span(first=2, last=12), 1, [(2, 12)], [(0, 12)]),
+        (Span(first=2, last=12), 13, [], []),
+    ],
+)
+def test_what_only_answers_that_were_given_rest_on_is_not_asked_for_any_more(
+    asked: Span, next: int, recent: list[tuple[int, int | None]], read: list[tuple[int, int | None]]
+) -> None:
+    plan = plan_of({"read": stage("toy_read", "media"), "recent": stage("toy_recent", "read")})
+    left = job_over(plan, asked).spans_left({plan.answers[0]: Reached(next)})
+    assert by_name(plan, left) == {"read": read, "recent": recent}
+
+
+def test_of_several_last_stages_the_one_that_is_furthest_behind_counts() -> None:
+    plan = plan_of({"near": stage("toy_near", "media"), "read": stage("toy_read", "media")})
+    one, other = plan.answers
+    job = job_over(plan, Span(first=0))
+    assert job.spans_left({one: Reached(5), other: Reached(3)})[one] == (Span(first=3),)
+    assert job.spans_left({one: Reached(5)}) == job.spans
+
+
+def test_what_a_range_rests_on_stays_asked_for() -> None:
+    plan = plan_of({"read": stage("toy_read", "media"), "total": stage("toy_total", "read")})
+    job = job_over(plan, Span(first=2, last=12))
+    assert job.spans_left({plan.answers[0]: Reached(9)}) == job.spans

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, ClassVar
 
 import msgspec
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Capability, Machine, Map, Media, Operator, Port, Rung, Scope, Settings, Window
-from engine.spec.plan import Plan, PlannedRung, ancestors, choose, make_plan, settings_of, stage_id
+from engine.spec.plan import Pace, Plan, PlannedRung, ancestors, choose, make_plan, settings_of, stage_id
 from engine.spec.workflow import Stage, Workflow
 from streams.errors import UserError
 from streams.records import MediaInfo
@@ -244,6 +245,47 @@ def test_a_plan_tells_each_notice_once() -> None:
     assert {stage.rung.knobs["size"] for stage in plan.stages} == {1}
 
 
+def test_a_plan_says_what_is_set_aside() -> None:
+    catalogue = Catalogue([Clever])
+    catalogue.add_or_set_aside("no_such_module:Better")
+    plan = plan_of({"a": Stage(capability="guess", inputs={"media": "media"})}, catalogue)
+    aside, choice = plan.notices
+    assert aside.startswith("set aside: cannot load operator 'no_such_module:Better'")
+    assert choice.startswith("guess runs on")
+
+
+class Patient(Guess):
+    """Sees better the longer it waits."""
+
+    name = "patient"
+    offers: ClassVar[dict[int, float]] = {15: 0.9, 5: 0.8, 1: 0.7}
+
+    @classmethod
+    def scope_of(cls, knobs: Any, segment_s: float) -> Scope:
+        return Map(before=1, after=ceil(knobs.size / segment_s))
+
+
+@pytest.mark.parametrize(
+    ("pace", "size", "after"),
+    [
+        (Pace(), 15, 3),
+        (Pace(segment_s=2.0), 15, 8),
+        (Pace(segment_s=5.0, max_lag_s=30.0), 15, 3),
+        (Pace(segment_s=5.0, max_lag_s=29.0), 5, 1),
+        (Pace(segment_s=2.0, max_lag_s=12.0), 5, 3),
+        (Pace(segment_s=2.0, max_lag_s=11.0), 1, 1),
+        (Pace(segment_s=5.0, max_lag_s=4.0), 5, 1),  # each waits too long: the best of those that wait least
+    ],
+)
+def test_a_live_stream_is_not_made_to_wait_for_more_than_half_its_lag(pace: Pace, size: int, after: int) -> None:
+    stages = {"a": Stage(capability="guess", inputs={"media": "media"})}
+    plan = make_plan(Workflow(name="w", stages=stages), Catalogue([Patient]), MACHINE, pace=pace)
+    (stage,) = plan.stages
+    assert (stage.rung.knobs["size"], stage.scope) == (size, Map(1, after))
+    assert bool(plan.notices) == (size != 15)
+    assert all(f"which may lag {pace.max_lag_s:g} s" in notice for notice in plan.notices)
+
+
 # --- fusing --------------------------------------------------------------------------------------------------
 
 
@@ -289,3 +331,20 @@ def test_stages_that_share_a_decode_run_together_and_the_others_alone() -> None:
     groups = {frozenset(plan.stage(id).name for id in group) for group in plan.groups}
     alone = {"toy_read", "hears", "looks_and_hears", "sum"}
     assert groups == {frozenset({"looks_a", "looks_b"}), *(frozenset({name}) for name in alone)}
+
+
+def test_what_answers_a_range_runs_with_what_was_asked_with_it_and_with_nothing_else() -> None:
+    """A group starts anew when a stage joins it: questions that come one by one would keep it from ever working."""
+
+    def ask(add: int, source: str = "read") -> Stage:
+        return Stage(capability="toy_total", inputs={"numbers": (source,)}, params={"add": add})
+
+    def groups(**stages: Stage) -> dict[str, str]:
+        return {stage.name: stage.group for stage in plan_of({"read": read(), **stages}).stages}
+
+    one, another, both = groups(a=ask(1)), groups(b=ask(2)), groups(a=ask(1), b=ask(2))
+    assert one["read"] == another["read"] == both["read"]
+    assert both["a"] == both["b"]
+    assert len({one["a"], another["b"], both["a"], one["read"]}) == 4
+    behind = groups(b=ask(1), c=ask(1, "b"))
+    assert behind["b"] != behind["c"]

@@ -1,0 +1,21 @@
+"""An assignment: where a worker works, as it is told when it starts."""
+
+import msgspec
+
+from engine.decide.retry import RetryPolicy
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a worker works; at what, the jobs of the bucket say, whatever they are at the time."""
+
+    url: str
+    store: str = ""  # of the embedded server, where it is one
+    name: str = "worker"
+    node: str = ""  # its id
+    num_cores: int = 1
+    has_gpu: bool = False
+    ack_wait_s: float = 10.0  # silence after which the server gives a message to another worker
+    retry: RetryPolicy = RetryPolicy()
+    trace_file: str = ""
+    log_level: str = "warning"
+    log_file: str = ""  # where what it says goes from now on
