@@ -17,7 +17,7 @@ longer than MAX_UTTERANCE_S, cut at their quietest moment. A region whose level 
 talker's syllables alone make 20 dB.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,8 +79,30 @@ def owned_clip(media: Media) -> Clip:
 
 def region_of(inputs: Inputs) -> Clip:
     """The audio that this output answers for, decoded from the segment and its neighbours."""
-    clips = {entry.index: owned_clip(entry.value) for entry in inputs.around("media") if isinstance(entry.value, Media)}
-    here = inputs.last
+    return _region_in(_clips(inputs), inputs.last)
+
+
+def around(inputs: Inputs) -> tuple[Clip, Clip]:
+    """The audio of this output's own segment, and all that is known around it, as far as it goes without a gap."""
+    clips, here = _clips(inputs), inputs.last
+    parts = [clips[here]]
+    for index in range(here - 1, min(clips) - 1, -1):
+        if index not in clips or clips[index].end != parts[0].first:
+            break
+        parts.insert(0, clips[index])
+    for index in range(here + 1, max(clips) + 1):
+        if index not in clips or clips[index].first != parts[-1].end:
+            break
+        parts.append(clips[index])
+    return clips[here], Clip(parts[0].first, np.concatenate([part.samples for part in parts]))
+
+
+def _clips(inputs: Inputs) -> dict[int, Clip]:
+    entries = inputs.around("media")
+    return {entry.index: owned_clip(entry.value) for entry in entries if isinstance(entry.value, Media)}
+
+
+def _region_in(clips: Mapping[int, Clip], here: int) -> Clip:
     return region(clips.get(here - 1), clips[here], clips.get(here + 1))
 
 
@@ -106,10 +128,17 @@ def moved_boundary(left: Clip, right: Clip) -> int:
     highest = nominal + min(search, len(right.samples) // 2)
     both = Clip(left.first, np.concatenate((left.samples, right.samples)))
     candidates = np.arange(nominal - (nominal - lowest) // HOP * HOP, highest + 1, HOP)
-    reach = round(SMOOTHING_S * RATE / 2)
-    total = np.concatenate(([0], np.cumsum(both.samples.astype(np.int64) ** 2)))
-    begins = np.clip(candidates - reach - both.first, 0, len(both.samples))
-    ends = np.clip(candidates + reach - both.first, 0, len(both.samples))
+    return quietest(both, candidates, nominal, SMOOTHING_S)
+
+
+def quietest(audio: Clip, candidates: npt.NDArray[np.int64], nominal: int, smoothing_s: float) -> int:
+    """Of some moments, samples in ascending order, the one around which `smoothing_s` of the audio are quietest; of
+    equals the one nearest to `nominal`."""
+    reach = round(smoothing_s * RATE / 2)
+    near = audio.between(max(audio.first, int(candidates[0]) - reach), min(audio.end, int(candidates[-1]) + reach))
+    total = np.concatenate(([0], np.cumsum(near.samples.astype(np.int64) ** 2)))
+    begins = np.clip(candidates - reach - near.first, 0, len(near.samples))
+    ends = np.clip(candidates + reach - near.first, 0, len(near.samples))
     power = (total[ends] - total[begins]) / np.maximum(ends - begins, 1)
     return int(min(zip(power, np.abs(candidates - nominal), candidates, strict=True))[2])
 

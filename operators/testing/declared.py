@@ -18,6 +18,7 @@ from streams.records import MediaInfo
 
 MAX_MISSING_S = 3.0
 RAISE_OURS = "compute what there is, or raise Permanent (it never will) or Transient (it may pass)"
+SEGMENTS_S = (0.2, 5.0, 60.0)  # the shortest there can be, the usual, the longest
 RUNS_IN = ("loop", "thread", "process", "async")
 
 T = TypeVar("T")
@@ -129,13 +130,17 @@ def check_rungs(operator: type[Operator]) -> None:
 
 
 def check_what_is_asked_before(operator: type[Operator], media: MediaInfo | None) -> None:
-    """`missing` and `notice`, which a plan asks on every run, for a source that is known or not."""
+    """`scope_of` and `missing`, which a plan asks on every run, for a source that is known or not."""
     machines = [Machine(num_cores=os.cpu_count() or 1), Machine(num_cores=1, has_gpu=True)]
     for rung in operator.rungs():
         where = f"{place(operator)}, rung {rung.name!r}"
+        for segment_s in SEGMENTS_S:
+            scope = foreseen(operator, "scope_of()", partial(operator.scope_of, rung.knobs, segment_s))
+            right = type(scope) is type(operator.scope) and _is_scope(scope)
+            kind = type(operator.scope).__name__
+            require(right, where, f"scope_of() returned {shown(scope)}", f"return a {kind}, as the class declares")
         for machine in machines:
             _check_line(f"{where}: missing()", partial(operator.missing, rung.knobs, machine, media))
-        _check_line(f"{where}: notice()", partial(operator.notice, rung.knobs))
 
 
 def _check_line(where: str, ask: Callable[[], Any]) -> None:

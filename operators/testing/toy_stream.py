@@ -12,6 +12,7 @@ import msgspec
 
 from engine.decide import joins
 from engine.spec.operator import Capability, Entry, Inputs, Media, Operator, Port, Reduce, Scope
+from engine.spec.plan import USUAL
 from operators.testing.film import STREAM, segments_of
 from streams.errors import Permanent, UserError
 from streams.records import Gap, GapCause, Segment
@@ -86,7 +87,15 @@ def toy_stream(operator: Operator, values: Mapping[str, Any]) -> ToyStream:
         name: tuple(_entries(capability, name, each, demands) for each in found) for name, found in sources.items()
     }
     found = (entry.value.segment.stream for each in ports.values() for one in each for entry in one if _is_media(entry))
-    return ToyStream(next(found, STREAM), operator.scope, next(iter(lengths.values())), ports)
+    scope = type(operator).scope_of(operator.knobs, _segment_s(ports))
+    return ToyStream(next(found, STREAM), scope, next(iter(lengths.values())), ports)
+
+
+def _segment_s(ports: Ports) -> float:
+    """How long the segments are: the middle one, or what is usual where there are none."""
+    entries = (entry for sources in ports.values() for source in sources for entry in source)
+    lengths = sorted(entry.value.segment.duration_ns for entry in entries if _is_media(entry))
+    return lengths[len(lengths) // 2] / 1e9 if lengths else USUAL.segment_s
 
 
 def decoded(segment: Segment, demands: Sequence[Any]) -> Media:

@@ -10,7 +10,7 @@ from media_zoo import make
 
 from engine.spec.catalogue import installed
 from engine.spec.operator import Operator
-from operators.speech.whisper import QUALITY, local_weights
+from operators.speech.whisper import QUALITY, is_here
 from penstock.testing import check_contract, gap, loaded, run, segments_of
 from streams.records import Segment
 
@@ -46,7 +46,7 @@ def speech(tmp_path: Path) -> dict[str, Any]:
 
 
 def speech_for_whisper(tmp_path: Path) -> dict[str, Any]:
-    size = next((size for size in reversed(QUALITY) if local_weights(size) is not None), None)
+    size = next((size for size in reversed(QUALITY) if is_here(size)), None)
     if size is None:
         pytest.skip("there are no weights of Whisper on this machine")
     return {**speech(tmp_path), "knobs": {"size": size}}
@@ -60,7 +60,7 @@ def evidence(tmp_path: Path) -> dict[str, Any]:
 
 
 GIVEN: Mapping[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
-    ("answer_question", "extractive"): evidence,
+    ("answer_question", "quoting"): evidence,
     ("detect_scenes", "content"): pictures,
     ("read_text", "rapidocr"): pictures_and_scenes,
     ("transcribe", "captions"): captioned,

@@ -33,6 +33,7 @@ from penstock.operators import (
     Scope,
     Settings,
     Transient,
+    Window,
     audio,
     frames,
 )
@@ -403,6 +404,19 @@ class Lossy(Good):
     @classmethod
     def rungs(cls) -> Sequence[Rung]:
         return [Rung("lossy", 0.5, LossyKnobs(size="1"))]  # type: ignore[arg-type]
+
+
+class OtherScope(Good):
+    @classmethod
+    def scope_of(cls, knobs: Any, segment_s: float) -> Scope:
+        return Window(3) if segment_s > 10 else cls.scope
+
+
+def test_a_scope_is_of_the_kind_that_is_declared() -> None:
+    with pytest.raises(
+        ContractError, match=r"scope_of\(\) returned Window\(size=3\); return a Map, as the class declares"
+    ):
+        check_contract(OtherScope, {"numbers": numbers(1, 2, 3)})
 
 
 def asked(answer: Callable[[], Any]) -> type[Operator]:

@@ -1,25 +1,19 @@
 """Transcription: regions that neither lose nor double speech, and the implementations that hear or read it."""
 
-import http.server
 import itertools
 import json
-import socket
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ctranslate2.specs import WhisperSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_zoo import make
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from engine.spec.operator import Device, Inputs, Machine, Settings
-from operators.capabilities import Transcript
-from operators.speech import captions, pocketsphinx_words, whisper
+from operators.speech import captions, pocketsphinx_words
 from operators.speech.captions import Captions
 from operators.speech.pocketsphinx_words import PocketSphinxWords
 from operators.speech.regions import (
@@ -33,8 +27,8 @@ from operators.speech.regions import (
     region_of,
     utterances,
 )
-from operators.speech.whisper import NEEDS_GPU, QUALITY, Whisper, WhisperKnobs
-from penstock.testing import check_contract, gap, inputs_of, run, segments_of
+from operators.speech.whisper import Whisper
+from penstock.testing import gap, inputs_of, run, segments_of
 from streams.errors import Permanent
 from streams.records import MediaInfo, Packet, Segment, Track
 
@@ -215,171 +209,6 @@ def test_pocketsphinx_does_not_remember_what_it_heard_before(pocketsphinx: Pocke
 def test_pocketsphinx_refuses_other_languages(pocketsphinx: PocketSphinxWords) -> None:
     with pytest.raises(Permanent, match="English only, not 'de'"):
         run(pocketsphinx, {"media": station(1)}, params={"language": "de"})
-
-
-# --- Whisper ---------------------------------------------------------------------------------------------
-
-
-def write_random_whisper(folder: Path, width: int = 16) -> None:
-    """A Whisper of one small layer with random weights that speaks in single bytes, made without torch."""
-    rng = np.random.default_rng(4)  # a seed whose noise has words in it
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    marks = ["endoftext", "startoftranscript", "en", "translate", "transcribe", "startoflm", "startofprev"]
-    specials = [f"<|{mark}|>" for mark in (*marks, "nospeech", "notimestamps")]
-    times = [f"<|{step * 0.02:.2f}|>" for step in range(1501)]
-    tokens = letters + specials + times
-    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])
-    tokenizer.add_tokens([AddedToken(token) for token in times])
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-    def weights(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return rng.normal(0, 0.3, shape).astype(np.float32)
-
-    def fill_linear(layer: Any, num_out: int, num_in: int) -> None:
-        layer.weight, layer.bias = weights(num_out, num_in), weights(num_out)
-
-    def fill_norm(layer: Any) -> None:
-        layer.gamma, layer.beta = np.ones(width, np.float32), np.zeros(width, np.float32)
-
-    def fill_attention(layer: Any, sizes: Sequence[int]) -> None:
-        fill_norm(layer.layer_norm)
-        for linear, size in zip(layer.linear, sizes, strict=True):
-            fill_linear(linear, size, width)
-
-    def fill_feed_forward(layer: Any) -> None:
-        fill_norm(layer.layer_norm)
-        fill_linear(layer.linear_0, 4 * width, width)
-        fill_linear(layer.linear_1, width, 4 * width)
-
-    spec = WhisperSpec(1, 2, 1, 2)
-    encoder, decoder = spec.encoder, spec.decoder
-    encoder.conv1.weight, encoder.conv1.bias = weights(width, 80, 3), weights(width)
-    encoder.conv2.weight, encoder.conv2.bias = weights(width, width, 3), weights(width)
-    encoder.position_encodings.encodings = weights(1500, width)
-    decoder.position_encodings.encodings = weights(448, width)
-    decoder.embeddings.weight = weights(len(tokens), width)
-    fill_linear(decoder.projection, len(tokens), width)
-    for half in (encoder, decoder):
-        fill_norm(half.layer_norm)
-        fill_attention(half.layer[0].self_attention, (3 * width, width))
-        fill_feed_forward(half.layer[0].ffn)
-    fill_attention(decoder.layer[0].attention, (width, 2 * width, width))
-    spec.config.suppress_ids = spec.config.suppress_ids_begin = []
-    spec.config.lang_ids = [tokens.index("<|en|>")]
-    spec.config.alignment_heads = [(0, 0)]
-    spec.register_vocabulary(tokens)
-    spec.validate()
-    spec.save(str(folder))
-
-
-@pytest.fixture(scope="module")
-def random_whisper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whisper]:
-    folder = tmp_path_factory.mktemp("whisper")
-    write_random_whisper(folder / "tiny")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PENSTOCK_WHISPER_DIR", str(folder))
-        operator = Whisper(WhisperKnobs(size="tiny", beam_size=1))
-        operator.load(Device())
-        yield operator
-
-
-def test_whisper_stays_in_its_region(random_whisper: Whisper) -> None:
-    media = station(3)
-    transcripts = run(random_whisper, {"media": media})
-    assert any(each.observations for each in transcripts)
-    for heard, transcript in zip(regions_of(media), transcripts, strict=True):
-        for speech in transcript.observations:
-            assert heard.first / RATE * 1e9 - 1 <= speech.start_ns <= speech.end_ns <= heard.end / RATE * 1e9 + 1
-            assert 0 <= speech.confidence <= 1
-
-
-@pytest.mark.usefixtures("random_whisper")
-def test_whisper_holds_to_the_contract() -> None:
-    check_contract(Whisper, {"media": station(2)}, knobs={"size": "tiny", "beam_size": 1})
-
-
-def test_whisper_is_never_shown_silence(random_whisper: Whisper) -> None:
-    assert run(random_whisper, {"media": mute()}) == [Transcript()]
-
-
-def test_whisper_refuses_a_language_it_does_not_know(random_whisper: Whisper) -> None:
-    with pytest.raises(Permanent, match="language 'xx'"):
-        run(random_whisper, {"media": station(1)}, params={"language": "xx"})
-
-
-def test_broken_weights_are_permanent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "model.bin").write_bytes(b"no model")
-    monkeypatch.setenv("PENSTOCK_WHISPER_DIR", str(tmp_path))
-    with pytest.raises(Permanent, match="whisper tiny cannot be loaded on cpu"):
-        Whisper(WhisperKnobs(size="tiny")).load(Device())
-
-
-@pytest.fixture
-def empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No weights here and no hub; the folder where weights may be put."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("PENSTOCK_WHISPER_DIR", str(tmp_path / "own"))
-    monkeypatch.setattr(whisper, "num_gpus", lambda: 1)
-    whisper.hub_answers.cache_clear()
-    return tmp_path / "own"
-
-
-@pytest.mark.usefixtures("empty_machine")
-def test_whisper_without_weights_or_network_says_so() -> None:
-    with_gpu = Machine(num_cores=2, has_gpu=True)
-    reasons = [Whisper.missing(rung.knobs, with_gpu, None) for rung in Whisper.rungs()]
-    assert len(reasons) == len(QUALITY)
-    assert all(reason and "not on this machine and the hub cannot be reached" in reason for reason in reasons)
-
-
-def test_whisper_takes_weights_from_a_folder(empty_machine: Path) -> None:
-    (empty_machine / "small").mkdir(parents=True)
-    (empty_machine / "small" / "model.bin").touch()
-    assert Whisper.missing(WhisperKnobs(size="small"), Machine(num_cores=2), None) is None
-    assert Whisper.missing(WhisperKnobs(size="base"), Machine(num_cores=2), None) is not None
-
-
-@pytest.mark.parametrize("size", NEEDS_GPU)
-def test_large_whispers_need_a_gpu(size: Any) -> None:
-    reason = Whisper.missing(WhisperKnobs(size=size), Machine(num_cores=64), None)
-    assert reason is not None
-    assert "needs a GPU" in reason
-
-
-class Quiet(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self) -> None:
-        self.send_response(200 if self.path == "/here" else 404)
-        self.end_headers()
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-def test_answers_tells_a_server_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with http.server.HTTPServer(("127.0.0.1", 0), Quiet) as server:
-        serving = threading.Thread(target=server.serve_forever)
-        serving.start()
-        port = server.server_address[1]
-        try:
-            assert whisper.answers(f"http://127.0.0.1:{port}/here", 2.0)
-            assert not whisper.answers(f"http://127.0.0.1:{port}/gone", 2.0)
-        finally:
-            server.shutdown()
-            serving.join()
-    assert not whisper.answers(f"http://127.0.0.1:{port}/here", 2.0)
-
-
-def test_answers_does_not_wait_for_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        assert not whisper.answers(f"http://127.0.0.1:{mute.getsockname()[1]}", 0.05)
 
 
 # --- captions --------------------------------------------------------------------------------------------
