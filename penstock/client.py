@@ -37,7 +37,7 @@ from engine.spec.catalogue import installed
 from engine.spec.jobs import BUCKET, State
 from engine.spec.stream import Policy
 from engine.spec.workflow import Workflow
-from penstock.running import NATS_URL, default_store
+from penstock.places import NATS_URL, default_store
 from streams import subjects
 from streams.decoding import from_json
 from streams.errors import LinkError, Malformed, UserError
@@ -169,13 +169,18 @@ class Client:
         """Answers as they come, of one job, one stream or all; from the first that is kept, or with `after=-1` from
         now. `until_done` ends with the job."""
         every = subjects.answers(subjects.token(job) if job else "*", subjects.token(stream) if stream else "*")
-        is_over = partial(self._is_over, job) if until_done else None
+        unknown: list[UserError] = []  # a job that ended long ago is forgotten, and its answers are not
+        is_over = partial(self._is_over, job, unknown) if until_done else None
+        num_given = 0
         async for stored in follow(self._ledger, every, after, is_over, f"$KV.{BUCKET}.{job}" if until_done else ""):
             try:
                 answer = from_json(stored.data, Answer)
             except Malformed:  # anyone can publish there
                 continue
+            num_given += 1
             yield answer
+        if unknown and not num_given:
+            raise unknown[0]
 
     async def drafts(self, job: str, stream: str) -> AsyncIterator[Answer]:
         """Partial answers of a job, over core NATS: some may be missed. Does not end by itself."""
@@ -215,7 +220,7 @@ class Client:
         await self._ask("streams.declare", declared, dict[str, str])
 
     async def forget(self, stream: str) -> None:
-        """Have nodes stop reading a stream, and have it listed no longer; what is stored of it stays."""
+        """Have nodes stop reading a stream, and have it listed no longer; what is stored of it is deleted."""
         await self._ask("streams.forget", OfStream(stream=stream), dict[str, str])
 
     async def push(
@@ -258,8 +263,12 @@ class Client:
     async def _is_complete(self, stream: str) -> bool:
         return await self._ledger.get(subjects.media_end(stream)) is not None
 
-    async def _is_over(self, job: str) -> bool:
-        return (await self._registry.job(job)).state != "running"
+    async def _is_over(self, job: str, unknown: list[UserError]) -> bool:
+        try:
+            return (await self._registry.job(job)).state != "running"
+        except UserError as error:
+            unknown[:] = [error]
+            return True
 
     async def _ask(self, subject: str, request: Any, kind: type[T], timeout_s: float = REQUEST_TIMEOUT_S) -> T:
         reply = await ask(self._link, f"{PREFIX}.{subject}", msgspec.json.encode(request), timeout_s=timeout_s)

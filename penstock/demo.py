@@ -1,11 +1,14 @@
-"""The demo: a clip that comes along, its questions, and the workflow that answers them."""
+"""The demo: a clip that comes along, its questions, and the workflow that answers them; and a reading in a natural
+voice, to be heard."""
 
+import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import msgspec
 
-from engine.spec.workflow import Workflow, load_workflow
+from engine.spec.workflow import Stage, Workflow, load_workflow
 from streams.errors import PenstockError
 
 HERE = Path(__file__).parent
@@ -23,6 +26,13 @@ class Question(msgspec.Struct, frozen=True):
     needs: tuple[str, ...] = ()
 
 
+class Reading(msgspec.Struct, frozen=True):
+    """What is read, and where the recording is from."""
+
+    source: str
+    text: str
+
+
 class _Truth(msgspec.Struct, frozen=True):
     questions: tuple[Question, ...]
 
@@ -38,6 +48,34 @@ def workflow() -> Workflow:
 @cache
 def questions() -> tuple[Question, ...]:
     return msgspec.json.decode(_example("station.json").read_bytes(), type=_Truth).questions
+
+
+def recording() -> Path:
+    return _example("reading.ogg")
+
+
+def hearing() -> Workflow:
+    return Workflow(name="hearing", stages={"speech": Stage(capability="transcribe", inputs={"media": "media"})})
+
+
+@cache
+def reading() -> Reading:
+    return msgspec.json.decode(_example("reading.json").read_bytes(), type=Reading)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def num_wrong_words(said: Sequence[str], heard: Sequence[str]) -> int:
+    """Inserted, left out and replaced: Levenshtein's distance in words."""
+    before = list(range(len(heard) + 1))
+    for row, word in enumerate(said, 1):
+        now = [row]
+        for column, other in enumerate(heard, 1):
+            now.append(min(before[column] + 1, now[-1] + 1, before[column - 1] + (word != other)))
+        before = now
+    return before[-1]
 
 
 def _example(name: str) -> Path:

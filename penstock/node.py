@@ -19,6 +19,7 @@ import structlog
 from engine.decide.answer import time_of_day
 from engine.decide.reconcile import devices_of, offers
 from engine.node.endpoints import Services
+from engine.node.expiry import Expiry
 from engine.node.gate import Gate
 from engine.node.intake import Intake
 from engine.node.submission import JobRequest
@@ -26,9 +27,9 @@ from engine.node.tasks import Duties
 from engine.node.upkeep import keep_up
 from engine.node.worker_processes import node
 from engine.run import heap
+from engine.run.assignment import Assignment
 from engine.run.registry import NodeStatus, Registry, new_id, open_registry
 from engine.run.telemetry import Telemetry, product_version
-from engine.run.worker import Assignment
 from engine.spec.access import Access, checked_access
 from engine.spec.catalogue import installed
 from engine.spec.operator import Machine
@@ -37,7 +38,9 @@ from engine.spec.stream import StreamSettings, within_bounds
 from engine.spec.workflow import load_workflow
 from penstock import demo
 from penstock.cli.tables import Running
-from penstock.running import default_store, this_machine
+from penstock.event_webhooks import EventWebhooks
+from penstock.places import default_store, this_machine
+from penstock.posting import fingerprint
 from penstock.tokens import Auth, known_token
 from penstock.webhooks import Webhooks
 from streams.decoding import from_toml
@@ -112,6 +115,8 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
             registry = await open_registry(link)
             own = {name: await _url_of(stream, options.config) for name, stream in config.streams.items()}
             gate = Gate(config.access, trusts_registry=options.url is None, own=own)
+            for why in installed().set_aside:
+                log.warning("operator_set_aside", why=why)
             services = Services(registry, ledger, installed(), machine, demo.workflow(), gate)
             workers.assign(
                 Assignment(
@@ -125,7 +130,8 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                     log_level=options.log_level,
                 )
             )
-            webhooks = Webhooks(ledger, traces=traces, gate=gate)
+            webhooks = Webhooks(ledger, traces=traces, gate=gate, registry=registry)
+            told_by = EventWebhooks(registry, gate=gate)
             async with gate.open(), anyio.create_task_group() as tasks:
                 http = None
                 if options.http is not None:
@@ -149,10 +155,12 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                     http=http or "",
                     started_at=time_of_day(time.time_ns()),
                     serves=tuple(sorted(offers(installed(), devices_of(machine)))),
+                    signs=fingerprint(),
                 )
-                duties = Duties(registry, ledger, installed(), traces, status, [webhooks.send], gate)
+                duties = Duties(registry, ledger, installed(), traces, status, [webhooks.send], gate, told_by.send)
                 tasks.start_soon(keep_up, link, config.retention)
                 tasks.start_soon(duties.run)
+                tasks.start_soon(Expiry(registry, ledger, id).run)
                 tasks.start_soon(_say_rungs, duties, status, machine)
                 tasks.start_soon(Intake(registry, ledger, traces, id).run)
                 async with serve_endpoints(link, "penstock", product_version(), services.endpoints()):

@@ -17,14 +17,14 @@ from engine.node.feeding import Resume, Source, Tell
 from engine.node.progress import Progress
 from engine.node.whole_file import answers_about
 from engine.node.worker_processes import node
+from engine.run.assignment import Assignment
 from engine.run.registry import Registry, open_registry
 from engine.run.telemetry import Telemetry, configure_logging_once
-from engine.run.worker import Assignment
 from engine.spec.catalogue import installed
-from engine.spec.operator import Machine
-from engine.spec.plan import Plan, make_plan
+from engine.spec.plan import Pace, Plan, make_plan
 from engine.spec.stream import BOUNDS, StreamSpec
 from engine.spec.workflow import Workflow
+from penstock.places import default_store, this_machine
 from streams.errors import UserError, first_error
 from streams.media.probe import probe
 from streams.media.segmenter import segments, stream_id
@@ -33,8 +33,6 @@ from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import Link, connect
 from streams.wire.server import embedded
 from streams.wire.store import full_disk
-
-NATS_URL = "PENSTOCK_NATS"  # the server of the nodes, where --nats is not given
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +47,6 @@ class Options:
     groups: str = "fused"  # or "apart": every stage in a group of its own
     ack_wait_s: float = 10.0
     log_level: str = "warning"
-
-
-def default_store() -> Path:
-    """Where results are kept between runs: $PENSTOCK_STORE, or the user's data folder."""
-    if given := os.environ.get("PENSTOCK_STORE"):
-        return Path(given)
-    data = os.environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "penstock"
-
-
-def this_machine() -> Machine:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(num_cores=cores, has_gpu=any(Path("/dev").glob("nvidia[0-9]*")))
 
 
 async def run(
@@ -175,7 +160,8 @@ def _assignment(url: str, options: Options) -> Assignment:
 
 async def _planned(workflow: Workflow, path: Path, options: Options) -> tuple[Plan, str]:
     info = await anyio.to_thread.run_sync(probe, str(path))
-    plan = await anyio.to_thread.run_sync(make_plan, workflow, installed(), this_machine(), info)
+    planned = partial(make_plan, workflow, installed(), this_machine(), info, pace=Pace(options.segment_s))
+    plan = await anyio.to_thread.run_sync(planned)
     if options.groups == "apart":
         plan = plan.regrouped([[stage.id] for stage in plan.stages])
     return plan, await anyio.to_thread.run_sync(stream_id, path, options.segment_s)

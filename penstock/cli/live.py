@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from engine.spec.workflow import load_workflow
 from penstock.cli import tables
 from penstock.cli.terminal import json_line
-from penstock.running import NATS_URL, default_store
+from penstock.places import NATS_URL, default_store
 from penstock.tokens import token_of
 from streams.errors import UserError
-from streams.media.addresses import files_of, streams_for
-from streams.records import Gap, Segment
 from streams.subjects import token
 
 if TYPE_CHECKING:
     from penstock.client import Client
+    from streams.records import Gap, Segment
 
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 
@@ -190,6 +188,8 @@ async def _worker(parsed: argparse.Namespace) -> None:
 
 async def _push(client: Client, parsed: argparse.Namespace) -> None:
     """A folder's files each as a stream of its own, named after it, so that evidence names the file."""
+    from streams.media.addresses import files_of, streams_for
+
     token(parsed.stream)
     files = [] if parsed.as_one else await anyio.to_thread.run_sync(files_of, parsed.url)
     if not files:
@@ -233,6 +233,8 @@ async def _ask(client: Client, parsed: argparse.Namespace) -> None:
 
 
 async def _submit(client: Client, parsed: argparse.Namespace) -> None:
+    from engine.spec.workflow import load_workflow
+
     workflow = load_workflow(parsed.workflow) if parsed.workflow else None
     job = await client.submit(
         parsed.stream,

@@ -4,6 +4,8 @@ The result is on stdout: answers and tables for people or, with --json, one JSON
 errors are on stderr. Exit codes: 0 done, 2 your input, 3 objective infeasible, 4 failed, 130 interrupted.
 """
 
+from __future__ import annotations  # each command loads what it needs
+
 import argparse
 import os
 import platform
@@ -13,18 +15,18 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 
-from engine.decide.answer import Answer
 from engine.run.telemetry import configure_logging, product_version
-from engine.spec.workflow import load_workflow
-from penstock.cli import doctor, live, new, show, story
+from penstock.cli import live, models, new, show, store, story
 from penstock.cli.terminal import harmless
-from penstock.demo import clip, questions, workflow
-from penstock.running import Options, run
 from streams.errors import PenstockError, UserError, first_error
+
+if TYPE_CHECKING:
+    from engine.decide.answer import Answer
+    from penstock.running import Options
 
 DONE, BAD_INPUT, INFEASIBLE, FAILED, INTERRUPTED = 0, 2, 3, 4, 130
 
@@ -109,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     checking.set_defaults(command=_doctor)
 
     new.add_command(commands)
+    models.add_command(commands)
     story.add_command(commands, _until_done)
+    store.add_command(commands, _until_done)
     live.add_commands(commands, _duration_s, _count, _until_done)
     return parser
 
@@ -143,6 +147,8 @@ def _count(text: str) -> int:
 
 
 def _options(parsed: argparse.Namespace, store: Path | None) -> Options:
+    from penstock.running import Options
+
     if parsed.trace is not None:
         _empty(parsed.trace)
     return Options(
@@ -166,17 +172,26 @@ def _empty(path: Path) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    from engine.spec.workflow import load_workflow
+    from penstock.running import run
+
     work = partial(run, load_workflow(parsed.workflow), parsed.input, parsed.ask, _options(parsed, parsed.store))
     _answers(work, parsed.json)
     return DONE
 
 
 def _demo(parsed: argparse.Namespace) -> int:
-    asked = questions()
-    with show.scratch_store(parsed.store) as store:
-        work = partial(run, workflow(), clip(), [item.question for item in asked], _options(parsed, store))
+    from penstock import demo
+    from penstock.running import run
+
+    asked = demo.questions()
+    with show.scratch_store(parsed.store) as place:
+        options = _options(parsed, place)
+        work = partial(run, demo.workflow(), demo.clip(), [item.question for item in asked], options)
         answers = _answers(work, parsed.json)
-    show.verdict(asked, answers)
+        show.verdict(asked, answers, parsed.json)
+        heard = _answers(partial(run, demo.hearing(), demo.recording(), [], options), parsed.json)
+    show.heard(demo.reading(), heard, parsed.json)
     return DONE
 
 
@@ -212,6 +227,8 @@ async def _interruptible(work: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def _operators(parsed: argparse.Namespace) -> int:
+    from penstock.cli import doctor
+
     rows = doctor.operators()
     if parsed.json:
         show.lines(rows)
@@ -221,6 +238,8 @@ def _operators(parsed: argparse.Namespace) -> int:
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
+    from penstock.cli import doctor
+
     findings = anyio.run(doctor.examine, parsed.nats, parsed.store)
     if parsed.json:
         show.lines(findings)

@@ -1,6 +1,8 @@
 """What people see: answers and tables on stdout, where JSON lines for machines go as well; progress bars and notes on
 stderr."""
 
+from __future__ import annotations  # what is only shown need not be loaded
+
 import re
 import sys
 import tempfile
@@ -8,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
@@ -16,14 +18,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from engine.decide.answer import Answer
-from engine.node.progress import Progress as StagesDone
 from engine.spec.operator import Reduce
-from engine.spec.plan import Plan
-from penstock.cli.checkup import Finding
-from penstock.cli.doctor import OperatorRow
 from penstock.cli.terminal import SafeConsole, json_line
-from penstock.demo import Question
+
+if TYPE_CHECKING:
+    from engine.decide.answer import Answer
+    from engine.node.progress import Progress as StagesDone
+    from engine.spec.plan import Plan
+    from penstock.cli.checkup import Finding
+    from penstock.cli.doctor import OperatorRow
+    from penstock.demo import Question, Reading
 
 _LEADING_ZEROS = re.compile(r"^0+(?=\d)")
 WIDE = 200  # columns of what nobody looks at in a terminal
@@ -59,7 +63,7 @@ class Display:
         self._reducing: set[str] = set()
         self._has_found: bool | None = None  # None: nothing was looked at
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Display:
         self._bars.start()
         return self
 
@@ -118,10 +122,11 @@ def _reply(to: Console, answer: Answer) -> None:
     to.print()
     to.print(f"[bold]{escape(answer.question)}[/]", soft_wrap=True)
     to.print(f"  {escape(answer.answer)}  [dim](confidence {answer.confidence:.2f})[/]", soft_wrap=True)
-    for item in answer.evidence:
+    for item in (*answer.evidence, *answer.perhaps):
         when = f"  {item.captured_at}" if item.captured_at else ""
         span = between(item.start_s, item.end_s)
-        to.print(f"  {span}{escape(when)}  {escape(f'{item.kind:<6}')} {escape(item.text)}", soft_wrap=True)
+        doubt = "" if answer.evidence else "[yellow]perhaps[/] "
+        to.print(f"  {doubt}{span}{escape(when)}  {escape(f'{item.kind:<6}')} {escape(item.text)}", soft_wrap=True)
     stages = ", ".join(f"{note.stage}: {note.implementation}" for note in answer.stages)
     cost = f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute; trace {answer.trace_id}"
     to.print(f"  [dim]{escape(stages)}; {escape(cost)}[/]", soft_wrap=True)
@@ -157,15 +162,28 @@ def lines(items: Iterable[Any]) -> None:
     sys.stdout.flush()
 
 
-def verdict(asked: Sequence[Question], answers: Sequence[Answer]) -> None:
-    """How the demo's answers compare with the clip's ground truth."""
+def verdict(asked: Sequence[Question], answers: Sequence[Answer], as_json: bool) -> None:
+    """How the demo's answers compare with the clip's ground truth. Beside JSON, a note."""
     given = {answer.question: answer.answer for answer in answers}
     right = [item for item in asked if is_right(item, given.get(item.question, ""))]
-    results = console()
+    results = console(stderr=as_json)
     results.print(f"\n{len(right)} of {len(asked)} answers are as the clip's ground truth has them.")
     for item in asked:
         if item not in right:
             results.print(f"  [yellow]not as expected:[/] {escape(item.question)}", soft_wrap=True)
+    results.print()
+
+
+def heard(reading: Reading, answers: Sequence[Answer], as_json: bool) -> None:
+    """How what was heard compares with what was read. Beside JSON, a note."""
+    from penstock.demo import num_wrong_words, words
+
+    said = words(reading.text)
+    text = " ".join(item["text"] for answer in answers for item in (answer.output or {}).get("observations", ()))
+    wrong = num_wrong_words(said, words(text))
+    console(stderr=as_json).print(
+        f"\n{wrong} of the {len(said)} words are not as they were read: {escape(reading.source)}.", soft_wrap=True
+    )
 
 
 def is_right(question: Question, answer: str) -> bool:

@@ -3,26 +3,22 @@
 from __future__ import annotations  # what reads the ledger is loaded when it is asked for
 
 import argparse
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio
-import anyio.to_thread
 from rich.markup import escape
 
+from penstock.cli.links import linked
 from penstock.cli.show import between, console, lines
-from penstock.running import default_store
+from penstock.places import default_store
 from streams.errors import UserError
 
 if TYPE_CHECKING:
     from engine.decide.answer import Answer
     from engine.decide.story import Line
     from streams.wire.ledger import Ledger
-    from streams.wire.link import Link
 
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 
@@ -57,7 +53,7 @@ async def _story(parsed: argparse.Namespace) -> None:
     from engine.run.registry import open_registry
     from streams.wire.ledger import open_ledger
 
-    async with _link(parsed.nats, parsed.store or default_store()) as link:
+    async with linked(parsed.nats, parsed.store or default_store(), "penstock-story") as link:
         ledger = await open_ledger(link)
         stream = await _stream(ledger, parsed.stream)
         teller = Storyteller(await open_registry(link), ledger, stream)
@@ -66,23 +62,6 @@ async def _story(parsed: argparse.Namespace) -> None:
             _show(told, parsed.json, answer)
         else:
             _show(await teller.segment(parsed.segment, parsed.stage), parsed.json)
-
-
-@asynccontextmanager
-async def _link(url: str | None, store: Path) -> AsyncIterator[Link]:
-    """The server asked for, else the one that runs for the store, else the store's own, started for this."""
-    from streams.wire.link import connect
-    from streams.wire.server import embedded
-
-    place = url or os.environ.get("PENSTOCK_NATS")
-    if place:
-        async with connect(place, name="penstock-story") as link:
-            yield link
-        return
-    if not await anyio.to_thread.run_sync(os.path.isdir, store):
-        raise UserError(f"{store}: there is no store: give --store DIR of a run, or --nats URL")
-    async with embedded(store) as own, connect(own, name="penstock-story") as link:
-        yield link
 
 
 async def _stream(ledger: Ledger, asked: str) -> str:

@@ -12,12 +12,11 @@ from rich.markup import escape
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from engine.decide.answer import Answer
 from penstock.cli.show import clock, console, lines, show_answer
 from streams.records import EndOfStream, Gap, Segment
-from streams.wire.link import without_credentials
 
 if TYPE_CHECKING:
+    from engine.decide.answer import Answer
     from engine.decide.redundancy.findings import Redundancy
     from engine.decide.watching import SourceState
     from engine.node.submission import Submitted
@@ -48,6 +47,8 @@ def _tell(text: str) -> None:
 def ready(running: Running) -> None:
     """Where a node that has come up is to be found."""
     say(f"node {running.id} is up")
+    from streams.wire.link import without_credentials
+
     where = without_credentials(running.nats)
     say(f"  NATS  {where}" + (f"  (with its token: {running.store}/server.json)" if running.store else ""))
     if running.http:

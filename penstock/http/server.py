@@ -27,7 +27,7 @@ from penstock.http.app import application
 from penstock.http.connections import Crowd, connections_of
 from penstock.http.face import Face, Limits, limits_of_environment
 from penstock.http.hosts import own_names
-from penstock.running import this_machine
+from penstock.places import this_machine
 from penstock.tokens import Auth, asked_for
 from streams.errors import UserError
 from streams.wire.ledger import Ledger
@@ -114,6 +114,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=limits.head_s,  # type: ignore[arg-type]  # seconds; only ever waited for
                 timeout_graceful_shutdown=GRACE_S,  # type: ignore[arg-type]  # seconds; only ever waited for
             )
         )

@@ -67,14 +67,16 @@ async def test_what_is_wrong_with_a_service_is_said_with_what_to_do(
         await registry.declare(StreamSpec(name="gate"))
         await registry.say_source(SourceState(stream="gate", state="gone", since_ns=1, error="404 Not Found"))
         await registry.say_alive(NodeStatus(id="n", host="h", pid=1, num_cores=1, http="http://192.0.2.7:8080"))
+        await registry.say_alive(NodeStatus(id="m", host="h", pid=2, num_cores=1, signs="aabbccdd"))
         store.chmod(0o755)
         (store / "server.json").chmod(0o644)
         monkeypatch.setattr(stores, "full_disk", lambda store: f"the disk of {store} is full")
         monkeypatch.setattr(checkup, "MAX_OFFSET_S", -1.0)
         said = await found(None, store)
     bad = {what for what, each in said.items() if not each.ok}
-    assert bad == {"disk", "permissions", "clock", "stream gate", "HTTP is reached"}
+    assert bad == {"disk", "permissions", "clock", "webhooks", "stream gate", "HTTP is reached"}
     assert said["permissions"].advice == f"chmod go= {store} {store}/server.json"
+    assert "by n not at all; by m with key aabbccdd" in said["webhooks"].found
     assert "404 Not Found" in said["stream gate"].found
     assert "http://192.0.2.7:8080 can be reached" in said["HTTP is reached"].found
     assert all(each.advice for each in said.values() if not each.ok)

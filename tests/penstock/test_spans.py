@@ -9,13 +9,14 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+import toys
 from clips import first_seconds
 from receiver import receiving
 from sites import CATALOGUE, EACH, remuxed, site
 
 from engine.node.intake import Intake
 from engine.run import conventions as names
-from engine.run.telemetry import Telemetry, new_traceparent, trace_id
+from engine.run.telemetry import Telemetry, trace_id
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Machine
 from engine.spec.plan import make_plan
@@ -44,7 +45,7 @@ def spans_in(path: Path) -> list[dict[str, Any]]:
 
 
 async def test_requests_have_a_span_named_by_their_route(nats_url: str, tmp_path: Path) -> None:
-    traces, parent = Telemetry("penstock-node", tmp_path / "spans.jsonl"), new_traceparent()
+    traces, parent = Telemetry("penstock-node", tmp_path / "spans.jsonl"), toys.new_traceparent()
     async with site(nats_url, works=False) as here, anyio.create_task_group() as tasks:
         serve = partial(serve_http, catalogue=CATALOGUE, traces=traces)
         url = await tasks.start(serve, "127.0.0.1:0", here.services, here.registry, here.ledger)
@@ -71,7 +72,7 @@ async def test_requests_have_a_span_named_by_their_route(nats_url: str, tmp_path
 
 
 async def test_each_attempt_of_a_webhook_has_a_span_in_the_answers_trace(nats_url: str, tmp_path: Path) -> None:
-    traces, parent = Telemetry("penstock-node", tmp_path / "spans.jsonl"), new_traceparent()
+    traces, parent = Telemetry("penstock-node", tmp_path / "spans.jsonl"), toys.new_traceparent()
     pace = Pace(first_pause_s=0.01, max_pause_s=0.02, look_s=0.05)
 
     async def over() -> bool:
@@ -96,7 +97,7 @@ async def test_each_attempt_of_a_webhook_has_a_span_in_the_answers_trace(nats_ur
 
 
 async def test_what_a_client_sends_has_one_span_that_its_segments_link_to(nats_url: str, tmp_path: Path) -> None:
-    traces, parent = Telemetry("penstock-node", tmp_path / "spans.jsonl"), new_traceparent()
+    traces, parent = Telemetry("penstock-node", tmp_path / "spans.jsonl"), toys.new_traceparent()
     first_seconds(tmp_path / "clip.mp4", 3.0)
     data = remuxed(tmp_path / "clip.ts", 3.0).read_bytes()
     headers = {"traceparent": parent, "Penstock-Segment": "1s"}

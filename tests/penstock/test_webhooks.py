@@ -17,17 +17,19 @@ import pytest
 import structlog
 from conftest import Eventually
 from receiver import Got, receiving
-from sites import CATALOGUE, EACH, site
+from sites import CATALOGUE, EACH, Site, site
 from structlog.testing import capture_logs
 
 from engine.node.gate import Gate
-from engine.node.tasks import Sink
+from engine.node.tasks import IsOver, Sink
+from engine.run.registry import open_registry
 from engine.spec.access import Access
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Machine
 from engine.spec.plan import make_plan
 from engine.spec.webhook_url import check_webhook, public_webhook
-from penstock.webhooks import Pace, Webhooks, signature
+from penstock.posting import signature
+from penstock.webhooks import FAILS, Pace, Webhooks
 from streams import subjects
 from streams.errors import UserError
 from streams.wire.ledger import Ledger, open_ledger
@@ -291,6 +293,35 @@ async def test_a_job_that_has_ended_is_still_delivered_by_whoever_is_there(
                 await here.ledger.link.api(f"CONSUMER.INFO.{ANSWERS}.webhook-{job}")
     values = [msgspec.json.decode(body)["output"]["value"] for body in receiver.taken]
     assert values == [1, 2, 3]
+
+
+async def test_a_job_says_that_its_receiver_takes_nothing_and_when_it_does_again(nats_url: str) -> None:
+    failing = True
+
+    def reply(number: int, body: bytes) -> tuple[int, dict[str, str]]:
+        return (500 if failing else 204), {}
+
+    def sink(ledger: Ledger, gate: Gate) -> Sink:
+        async def send(spec: JobSpec, is_over: IsOver) -> None:
+            registry = await open_registry(ledger.link)
+            await Webhooks(ledger, SECRET, QUICK, Random(1), gate=gate, registry=registry).send(spec, is_over)
+
+        return send
+
+    async def until_said(here: Site, job: str, detail: str) -> None:
+        with anyio.fail_after(20):
+            while (await here.registry.job(job)).detail != detail:  # noqa: ASYNC110 - another task says it
+                await anyio.sleep(0.01)
+
+    with receiving(reply) as receiver, capture_logs() as logs:
+        async with site(nats_url, sink=sink) as here:
+            await here.publish([1, 2, 3], end=True)
+            job = await here.submit(webhook=receiver.url)
+            await until_said(here, job, f"{FAILS} (500)")
+            failing = False
+            await until_said(here, job, "")
+    said = [line["event"] for line in logs if line["log_level"] == "warning"]
+    assert (said.count("webhook_fails"), said.count("webhook_taken_again")) == (1, 1)
 
 
 async def test_answers_for_others_are_sent_only_where_the_node_may_connect(
