@@ -23,10 +23,10 @@ from clips import EXAMPLES, first_seconds
 from engine.decide.answer import Answer
 from engine.node.progress import Progress
 from engine.node.worker_processes import Node, node
-from engine.run.worker import Assignment
+from engine.run.assignment import Assignment
 from engine.spec.catalogue import installed
-from engine.spec.operator import Machine, Reduce
-from engine.spec.plan import Plan, make_plan
+from engine.spec.operator import Machine, Map, Reduce
+from engine.spec.plan import Pace, Plan, make_plan
 from engine.spec.workflow import load_workflow
 from streams import subjects
 from streams.media.segmenter import segments, stream_id
@@ -40,13 +40,13 @@ pytestmark = pytest.mark.anyio
 NUM_WORKER_KILLS, NUM_SERVER_KILLS = 30, 5
 SEGMENT_S = 2.0
 CLIP_S = 36.0
-NUM_HELD_BACK, NUM_STAGES = 2, 3
+NUM_HELD_BACK = 2
 ASKS = ("When does Martin's train leave?", "Where can I park my car?", "Who found the umbrella on the train?")
 
 
 def plan_of() -> Plan:
     workflow = load_workflow(EXAMPLES / "video_qa.toml").for_asks(ASKS)
-    return make_plan(workflow, installed(), Machine(num_cores=2))
+    return make_plan(workflow, installed(), Machine(num_cores=2), pace=Pace(SEGMENT_S))
 
 
 async def contents(ledger: Ledger) -> dict[str, bytes]:
@@ -106,25 +106,26 @@ class Killer:
         self._store = store
         self._random = random.Random(seed)
         self._num_free = num_segments - NUM_HELD_BACK
-        num_outputs = NUM_STAGES * (self._num_free - 1)  # speech waits for one segment more
+        scopes = [stage.scope for stage in plan_of().stages]  # what waits for more of the stream comes later
+        num_outputs = sum(self._num_free - scope.after for scope in scopes if isinstance(scope, Map))
         self._moments = sorted(self._random.randrange(num_outputs) for _ in range(NUM_WORKER_KILLS))
         self._over = threading.Event()
         self._with_server = set(self._random.sample(range(NUM_WORKER_KILLS), NUM_SERVER_KILLS))
-        self.num_workers = self.num_servers = 0
+        self._dead_workers, self._dead_servers = set[int](), set[int]()
+
+    @property
+    def num_killed(self) -> tuple[int, int]:
+        return len(self._dead_workers), len(self._dead_servers)
 
     async def __call__(self, workers: Node, num_stored: Callable[[], int]) -> None:
+        server = self._store / "server.json"
         for number, moment in enumerate(self._moments):
-            while num_stored() < moment or not workers.pids:  # noqa: ASYNC110 - other processes bring it about
+            while num_stored() < moment:  # noqa: ASYNC110 - other processes bring it about
                 await anyio.sleep(0.01)
             await anyio.sleep(self._random.uniform(0, 0.4))
-            while not workers.pids:  # noqa: ASYNC110
-                await anyio.sleep(0.01)
-            pid = self._random.choice(sorted(workers.pids.values()))
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-                self.num_workers += 1
+            await kill(lambda: self._random.choice(sorted(workers.pids.values())), self._dead_workers, os.killpg)
             if number in self._with_server:
-                await self._kill_server()
+                await kill(lambda: int(json.loads(server.read_text())["pid"]), self._dead_servers)
         self._over.set()
 
     def hold_back(self, source: Iterator[Segment | EndOfStream]) -> Iterator[Segment | EndOfStream]:
@@ -134,10 +135,16 @@ class Killer:
                 pytest.fail("the kills were not over after 200 s")
             yield record
 
-    async def _kill_server(self) -> None:
-        with suppress(ProcessLookupError, FileNotFoundError):
-            os.kill(json.loads((self._store / "server.json").read_text())["pid"], signal.SIGKILL)
-            self.num_servers += 1
+
+async def kill(pid_of: Callable[[], int], dead: set[int], send: Callable[[int, int], None] = os.kill) -> None:
+    """Kill whom `pid_of` names. One that is dead already is waited for until it is back."""
+    with anyio.fail_after(60):
+        while True:
+            with suppress(ProcessLookupError, FileNotFoundError, IndexError):
+                if (pid := pid_of()) not in dead:
+                    send(pid, signal.SIGKILL)
+                    return dead.add(pid)
+            await anyio.sleep(0.01)
 
 
 def essence(answers: list[Answer]) -> list[dict[str, object]]:
@@ -151,7 +158,7 @@ async def test_killed_workers_and_servers_change_nothing(tmp_path: Path) -> None
     num_segments = sum(name.startswith("penstock.media.") for name in quiet) - 1
     killer = Killer(tmp_path / "wild", num_segments, seed=1)
     wild, wild_answers, num_restarts = await run_job(tmp_path / "wild", short_clip, killer)
-    assert (killer.num_workers, killer.num_servers) == (NUM_WORKER_KILLS, NUM_SERVER_KILLS)
+    assert killer.num_killed == (NUM_WORKER_KILLS, NUM_SERVER_KILLS)
     assert num_restarts >= NUM_WORKER_KILLS - 2  # the last may still be on their way back
     assert wild == quiet
     assert essence(wild_answers) == essence(quiet_answers)
