@@ -30,7 +30,7 @@ from engine.spec.stream import StreamSpec, checked
 from engine.spec.webhook_url import check_webhook, public_webhook
 from engine.spec.workflow import Workflow, load_workflow
 from operators.capabilities import Scenes, ScreenText, Shot, Speech, TextLine, Transcript, Word
-from operators.language.extractive import ExtractiveAnswer
+from operators.language.quoting import QuoteKnobs, Quoting
 from penstock.cli.main import _count, _duration_s
 from penstock.http.bodies import must_seek
 from penstock.http.hosts import is_ours
@@ -177,22 +177,22 @@ def _address(data: bytes) -> None:
 
 
 def _answered(data: bytes) -> None:
-    """A question, and what is answered from, by what answers without a model."""
+    """A question, and what is answered from, by words."""
     question, _, seen = _words(data).encode("utf-8", "replace").decode().partition("\n")
     words = tuple(Word(index * 10**8, (index + 1) * 10**8, word) for index, word in enumerate(seen.split()))
     speech = Transcript(observations=(Speech(start_ns=0, end_ns=5 * 10**9, text=seen[:4000], words=words[:400]),))
     line = TextLine(start_ns=0, end_ns=5 * 10**9, text=seen[:4000], box=(0.1, 0.1, 0.5, 0.1))
     shot = Shot(start_ns=0, end_ns=5 * 10**9, cut=True)
     found = (speech, ScreenText(observations=(line,)), Scenes(observations=(shot,)))
-    params = ExtractiveAnswer.capability.params(question=question[:2000])
+    params = Quoting.capability.params(question=question[:2000])
     ports = {"evidence": tuple((Entry(0, each, None),) for each in found)}
-    (reply,) = _extractive().process([Inputs("s", 0, 0, params, ports)])
+    (reply,) = _quoting().process([Inputs("s", 0, 0, params, ports)])
     msgspec.msgpack.encode(reply)
 
 
 @cache
-def _extractive() -> ExtractiveAnswer:
-    return ExtractiveAnswer(ExtractiveAnswer.rungs()[0].knobs)
+def _quoting() -> Quoting:
+    return Quoting(QuoteKnobs(by="words"))
 
 
 def _words(data: bytes) -> str:

@@ -41,15 +41,16 @@ from engine.decide.lacking import lacking
 from engine.decide.reconcile import reconcile, unserved
 from engine.decide.running_graph import RunningStage, running_groups, running_stages
 from engine.decide.sharing import lacks
-from engine.decide.starting_points import first_lacking
-from engine.node.answering import Reached, _progress
+from engine.decide.starting_points import first_lacking, left_of
+from engine.node.answering import _progress
 from engine.node.intake import _Sender, _spec_of
 from engine.node.views import job_view
 from engine.node.workers_heard import WorkersHeard
 from engine.run.journal import Journal, Recall
 from engine.run.registry import _sound_node, _sound_stream
 from engine.run.segment_cache import SegmentCache
-from engine.spec.entries import sound_job
+from engine.spec.entries import sound_job, sound_progress
+from engine.spec.jobs import JobProgress, Reached
 from engine.spec.operator import Reduce
 from penstock.cli.show import show_answer
 from penstock.http.metrics import exposition
@@ -156,6 +157,11 @@ def _job(data: bytes) -> None:
     msgspec.json.encode(job.ended("failed", "x"))
 
 
+def _progress_of_a_job(data: bytes) -> None:
+    job = good_open_job()
+    left_of([job], {job.id: msgspec.structs.replace(sound_progress(data), submitted_ns=job.submitted_ns)})
+
+
 def _ranges(data: bytes) -> None:
     """As nodes and workers take the end of a stream: what is to be looked at follows from how long it says it is."""
     record = decode_media(data)
@@ -165,7 +171,7 @@ def _ranges(data: bytes) -> None:
     for stage in job.plan.stages:
         lacks(job.spans[stage.id], set(), record.num_segments, reduces=isinstance(stage.scope, Reduce))
     for running in running_stages([job]):
-        first_lacking(StageRule(running, frozenset(), False), set(), record.num_segments)
+        first_lacking(StageRule(running, frozenset(), False), running.spans, set(), record.num_segments)
         num_behind([running], {}, record.num_segments)
         _read_ranges(running, record.num_segments)
     last = subjects.Key(0, max(0, record.num_segments - 1))
@@ -354,6 +360,9 @@ TARGETS: dict[str, Target] = {
     "answer": Target(6, _json(good_answer), _answer),
     "recall": Target(2, _json(lambda: Recall(stream=KEY, segment=3)), _recall),
     "progress": Target(3, _json(lambda: {"id": Reached(4, "said")}), _reached),
+    "job's progress": Target(
+        2, _json(lambda: JobProgress(submitted_ns=5, reached={"id": Reached(4, "said")})), _progress_of_a_job
+    ),
     "by_leader": Target(3, _json(lambda: {"message": STORED}), _by_leader),
     "ack": Target(2, _json(lambda: {"stream": "S", "seq": 4, "error": {"code": 400, "err_code": 1}}), _ack),
     "subject": Target(

@@ -5,7 +5,7 @@ node is killed, frozen or cut off, a worker is killed, a node's clock jumps, or 
 submitted all the time. The peer is the same stream in a run in which nothing happens: the ledger has to be equal, and
 no answer may be lost or come twice. The limit is a submit that is answered within 5 s while a server is killed.
 
-    faults.py [--count 200] [--seed 1] [--kinds "server killed" ...]
+    faults.py [--count 200] [--seed 1] [--kinds "server killed" ...] [--every SECONDS]
 
 Needs root: namespaces for hosts, small disks for servers; the clock jumps by libfaketime, if it is installed.
 """
@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=sorted(faults.KINDS), help="only these")
+    parser.add_argument("--every", type=float, default=0.0, help="seconds from one to the next, at least")
     asked = parser.parse_args()
     if why := hosts.why_none() or faults.why_not():
         say(f"cannot be run here: {why}")
@@ -39,12 +40,13 @@ def main() -> int:
         for kind in set(faults.KINDS) - set(asked.kinds):
             del faults.KINDS[kind]
     with tempfile.TemporaryDirectory() as folder:
-        outcome = anyio.run(faults.run_faults, Path(folder), asked.seed, asked.count, say)
+        outcome = anyio.run(faults.run_faults, Path(folder), asked.seed, asked.count, say, asked.every)
     name = "faults" if not asked.kinds else f"faults_{'_'.join(asked.kinds[0].split())}"
     keep(
         name,
         {
             "seed": asked.seed,
+            "every_s": asked.every,
             "num_faults": outcome.num_faults,
             "kinds": outcome.kinds,
             "num_segments": outcome.num_segments,

@@ -35,9 +35,10 @@ from nats.js.api import ConsumerConfig, StreamConfig
 
 from engine.node.submission import submit_whole
 from engine.run import heap
+from engine.run.assignment import Assignment
 from engine.run.registry import open_registry
 from engine.run.telemetry import Telemetry
-from engine.run.worker import Assignment, Worker
+from engine.run.worker import Worker
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings

@@ -43,7 +43,7 @@ from engine.spec.operator import Reduce
 from engine.spec.plan import Plan, make_plan
 from penstock.cli.show import is_right
 from penstock.demo import Question, clip, questions, workflow
-from penstock.running import this_machine
+from penstock.places import this_machine
 from streams import subjects
 from streams.media.probe import probe
 from streams.media.segmenter import stream_id

@@ -38,9 +38,9 @@ from engine.node.feeding import Resume, Source, feed, played, source_of
 from engine.node.submission import JobRequest, Submitted
 from engine.node.tasks import Duties
 from engine.node.worker_processes import node
+from engine.run.assignment import Assignment
 from engine.run.registry import NodeStatus, Registry, new_id, open_registry
 from engine.run.telemetry import Telemetry, configure_logging
-from engine.run.worker import Assignment
 from engine.spec.catalogue import EXTRA, installed
 from engine.spec.operator import Capability, Inputs, Machine, Operator, Port, Reduce, Rung, Scope, Settings
 from engine.spec.operator import Media as MediaInput

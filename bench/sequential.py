@@ -1,8 +1,8 @@
 """The peer of the demo's job: the same models in a straightforward script, one thing after another in one process.
 
-It calls the operators of the rungs that the plan chooses here (PP-OCR on four frames a scene, PocketSphinx, extractive
-answers), so that it does the model work with the same code; what it lacks is everything that joins them. Models are
-loaded once. Two ways to write it:
+It calls the operators of the rungs that the plan chooses here (what suits this machine and its weights), so that it
+does the model work with the same code; what it lacks is everything that joins them. Models are loaded once. Two ways to
+write it:
 
 - `segments`: the same cuts and the same threads as the engine, segment by segment. Same work, same outputs.
 - `whole`: as one would write it first. PyAV decodes the whole file, all pictures and sound are held in memory, and each
@@ -25,16 +25,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.spec.operator import Demand, Device, Entry, Inputs, Media, Operator
-from operators.capabilities import AnswerParams, TranscribeParams
-from operators.language.extractive import ExtractiveAnswer
+from engine.decide.joins import needs
+from engine.spec.catalogue import installed
+from engine.spec.operator import Capability, Demand, Device, Entry, Inputs, Media, Operator
+from engine.spec.plan import USUAL, choose
+from operators.capabilities import ANSWER_QUESTION, DETECT_SCENES, READ_TEXT, TRANSCRIBE, AnswerParams, TranscribeParams
 from operators.media.decode import Audio, Frames, FrameSpec
-from operators.speech.pocketsphinx_words import PocketSphinxWords
 from operators.speech.regions import SPEECH_AUDIO
-from operators.vision.detect_scenes import SMALL_FRAMES, DetectScenes
-from operators.vision.read_text import TEXT_FRAMES, ReadText
+from operators.vision.detect_scenes import SMALL_FRAMES
+from operators.vision.read_text import TEXT_FRAMES
+from penstock.places import this_machine
 from streams.media.segmenter import segments
 from streams.records import Segment
+from streams.subjects import Key
 
 STREAM = "file"
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -59,7 +62,7 @@ class Script:
         self.report = report
         self._device = device
         self._scenes, self._text, self._speech, self._answer = (
-            self._loaded(operator) for operator in (DetectScenes, ReadText, PocketSphinxWords, ExtractiveAnswer)
+            self._loaded(capability) for capability in (DETECT_SCENES, READ_TEXT, TRANSCRIBE, ANSWER_QUESTION)
         )
 
     def decoded(self, segment: Segment, *demands: Demand) -> Media:
@@ -75,7 +78,9 @@ class Script:
 
     def speech(self, index: int, medias: Sequence[Media]) -> Any:
         """What is said in a segment, its neighbours at hand."""
-        near = [Entry(at, medias[at]) for at in range(max(0, index - 1), min(len(medias), index + 2))]
+        operator = self._speech[1]
+        scope = operator.scope_of(operator.knobs, USUAL.segment_s)
+        near = [Entry(at, medias[at]) for at in needs(scope, Key.of(index), len(medias))]
         return self._call(self._speech, index, TranscribeParams(), {"media": near})
 
     def answer(self, question: str, evidence: Sequence[Sequence[Any]]) -> str:
@@ -83,8 +88,8 @@ class Script:
         inputs = Inputs(STREAM, 0, len(sources[0]) - 1, AnswerParams(question=question), {"evidence": sources})
         return str(self._timed(self._answer, inputs).answer)
 
-    def _loaded(self, operator: type[Operator]) -> tuple[str, Operator]:
-        rung = operator.rungs()[0]
+    def _loaded(self, capability: Capability) -> tuple[str, Operator]:
+        operator, rung, _ = choose(installed(), capability, this_machine(), None)
         instance = operator(rung.knobs)
         _, self.report.load_s[rung.name] = stopwatch(lambda: instance.load(self._device))
         return rung.name, instance

@@ -27,9 +27,10 @@ from measure import Target, at_least, at_most, keep, say
 
 from engine.node.submission import submit_whole
 from engine.node.worker_processes import node
+from engine.run.assignment import Assignment
 from engine.run.registry import open_registry
 from engine.run.telemetry import Telemetry
-from engine.run.worker import Assignment, Worker
+from engine.run.worker import Worker
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Machine
 from engine.spec.plan import Plan, make_plan

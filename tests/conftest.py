@@ -1,5 +1,10 @@
 """What every test may ask for: an event loop, a NATS server of its own, and waiting for a condition."""
 
+import atexit
+import gc
+import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -9,8 +14,17 @@ import pytest
 import structlog
 from anyio.from_thread import start_blocking_portal
 
+from streams.wire.ledger import Ledger
 from streams.wire.link import connect
 from streams.wire.server import embedded
+
+# What a test finds does not depend on what this machine keeps: models are those of the installed packages.
+os.environ["HF_HUB_OFFLINE"] = "1"
+for place in "HF_HUB_CACHE", "XDG_CACHE_HOME":
+    os.environ[place] = tempfile.mkdtemp(prefix="penstock-tests-")
+    atexit.register(shutil.rmtree, os.environ[place], ignore_errors=True)
+for place in "PENSTOCK_MODELS", "PENSTOCK_WHISPER_DIR":
+    os.environ.pop(place, None)
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
 
@@ -19,6 +33,13 @@ Eventually = Callable[[Callable[[], object]], Awaitable[None]]
 def logging_as_it_comes() -> None:
     """What one test set up for its log is nothing to the next."""
     structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def left_behind() -> Iterator[None]:
+    """What a module leaves behind, such as a process, warns in it and not in another."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +72,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, of 1 GB; a test may resize it."""
     with disks.mounted(tmp_path / "disk", "1g") as place:
         yield place
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The patterns whose subjects were asked for since the test began."""
+    asked: list[str] = []
+    subjects_of = Ledger.subjects
+
+    async def noted(self: Ledger, filter_subject: str) -> set[str]:
+        asked.append(filter_subject)
+        return await subjects_of(self, filter_subject)
+
+    monkeypatch.setattr(Ledger, "subjects", noted)
+    return asked
 
 
 @pytest.fixture

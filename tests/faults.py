@@ -231,8 +231,11 @@ async def world_of(folder: Path) -> AsyncIterator[World]:
         yield world
 
 
-async def run_faults(folder: Path, seed: int, num: int, on_fault: Callable[[str], None] = lambda said: None) -> Outcome:
-    """Run so many faults, then wait for everything that was asked, then compare."""
+async def run_faults(
+    folder: Path, seed: int, num: int, on_fault: Callable[[str], None] = lambda said: None, every_s: float = 0.0
+) -> Outcome:
+    """Run so many faults, each so long after the one before began or once that is over, then wait for everything that
+    was asked, then compare."""
     outcome = Outcome(num_faults=num)
     async with AsyncExitStack() as stack:
         world = await stack.enter_async_context(world_of(folder))
@@ -247,7 +250,7 @@ async def run_faults(folder: Path, seed: int, num: int, on_fault: Callable[[str]
             tasks.start_soon(run.feed)
             tasks.start_soon(run.ask_now_and_then)
             await run.some_answered()
-            await _inflict(world, random.Random(seed), num, run, on_fault)
+            await _inflict(world, random.Random(seed), num, run, on_fault, every_s)
             run.is_over.set()
             with anyio.fail_after(END_S):
                 await run.all_answered.wait()
@@ -258,11 +261,14 @@ async def run_faults(folder: Path, seed: int, num: int, on_fault: Callable[[str]
     return outcome
 
 
-async def _inflict(world: World, seeded: random.Random, num: int, run: "_Run", on_fault: Callable[[str], None]) -> None:
+async def _inflict(
+    world: World, seeded: random.Random, num: int, run: "_Run", on_fault: Callable[[str], None], every_s: float
+) -> None:
     names = [name for name in KINDS if name != "clock jumps" or HAS_FAKETIME]
     order = [names[number % len(names)] for number in range(num)]
     seeded.shuffle(order)
     for number, name in enumerate(order):
+        began_s = time.monotonic()
         run.cause = name
         run.outcome.kinds[name] = run.outcome.kinds.get(name, 0) + 1
         lasts_s = seeded.uniform(*LASTS_S)
@@ -272,7 +278,7 @@ async def _inflict(world: World, seeded: random.Random, num: int, run: "_Run", o
         await anyio.to_thread.run_sync(end)
         async with connect_link(world.cluster.url) as link:
             await world.cluster.whole(link)
-        await anyio.sleep(CALM_S)
+        await anyio.sleep(max(CALM_S, began_s + every_s - time.monotonic()))
 
 
 class _Run:
@@ -302,9 +308,8 @@ class _Run:
         self.outcome.submits_s[self.cause] = max(took_s, self.outcome.submits_s.get(self.cause, 0.0))
         self.outcome.num_jobs += 1
         if not standing:
-            last = job.submitted.last
-            assert last is not None
-            self._asked[id] = list(range(job.submitted.first, last + 1))
+            last = job.submitted.last  # of a stream that has ended meanwhile, none: as far as it goes
+            self._asked[id] = list(range(job.submitted.first, self.num_stored if last is None else last + 1))
 
     async def feed(self) -> None:
         records = looped(self._folder)
@@ -330,7 +335,7 @@ class _Run:
                 await self.submit(f"once-{number}")
             except Exception as error:
                 self.outcome.num_refused += 1
-                print(f"refused: {error}")
+                print(f"refused: {error!r}")
             with anyio.move_on_after(SUBMIT_EVERY_S):
                 await self.is_over.wait()
 

@@ -53,7 +53,7 @@ def joined_hosts(num: int) -> Iterator[list[Host]]:
     also in processes that run tests beside this one."""
     number = next(_numbers)
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw9").removeprefix("gw"))
-    network = f"10.{100 + (10 * worker + number) % 100}"
+    network = _free_network(10 * worker + number)
     id = f"p{os.getpid() % 100000}x{number % 100}"
     with ExitStack() as stack:
         ip("link", "add", id, "type", "bridge")
@@ -70,6 +70,13 @@ def joined_hosts(num: int) -> Iterator[list[Host]]:
             ip("-n", host.name, "link", "set", "eth0", "up")
             ip("-n", host.name, "link", "set", "lo", "up")
         yield hosts
+
+
+def _free_network(start: int) -> str:
+    """One that nothing here has yet: a run that was killed leaves its bridge behind."""
+    taken = subprocess.run(["ip", "-o", "-4", "addr"], capture_output=True, text=True, timeout=30, check=True).stdout
+    every = (f"10.{100 + (start + each) % 100}" for each in range(100))
+    return next(network for network in every if f" {network}.0.1/" not in taken)
 
 
 def children_of(pid: int) -> list[int]:

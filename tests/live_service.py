@@ -14,9 +14,10 @@ from engine.decide.retry import RetryPolicy
 from engine.node.endpoints import Services
 from engine.node.submission import JobRequest, Submitted
 from engine.node.tasks import Duties
+from engine.run.assignment import Assignment
 from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.run.telemetry import Telemetry
-from engine.run.worker import Assignment, Worker
+from engine.run.worker import Worker
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Machine
 from engine.spec.stream import StreamSpec

@@ -13,9 +13,10 @@ from engine.decide.retry import RetryPolicy
 from engine.node.feeding import Source
 from engine.node.submission import submit_whole
 from engine.node.whole_file import answers_about
+from engine.run.assignment import Assignment
 from engine.run.registry import open_registry
 from engine.run.telemetry import Telemetry
-from engine.run.worker import Assignment, Worker
+from engine.run.worker import Worker
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
 from engine.spec.plan import Plan

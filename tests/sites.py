@@ -17,9 +17,10 @@ from engine.decide.retry import RetryPolicy
 from engine.node.endpoints import Services
 from engine.node.gate import Gate
 from engine.node.tasks import Duties, Sink
+from engine.run.assignment import Assignment
 from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.run.telemetry import Telemetry
-from engine.run.worker import Assignment, Worker
+from engine.run.worker import Worker
 from engine.spec.access import Access
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Capability, Inputs, Machine, Media, Operator, Port, Rung, Settings

@@ -34,15 +34,16 @@ from engine.node.submission import JobRequest, Submitted
 from engine.node.tasks import Duties
 from engine.node.views import JobView, StreamView
 from engine.run import registry
+from engine.run.assignment import Assignment
 from engine.run.registry import NodeStatus, open_registry
 from engine.run.telemetry import Telemetry
-from engine.run.worker import Assignment, Worker
+from engine.run.worker import Worker
 from engine.spec import stream
 from engine.spec.catalogue import installed
 from engine.spec.operator import Machine
 from engine.spec.workflow import Stage, Workflow
 from operators.capabilities import Scenes, ScreenText, Transcript
-from penstock import webhooks
+from penstock import posting, webhooks
 from streams import subjects
 from streams.records import Gap, GapCause
 from streams.wire import keeper, ledger, retention, service
@@ -237,7 +238,7 @@ def test_headers_are_those_of_the_code() -> None:
     theirs = {
         *ledger.EXPECT_EMPTY,
         *(f"Nats-{name}" for name in ("Stream", "Subject", "Sequence", "Time-Stamp")),
-        *("Penstock-Job", "Penstock-Signature"),  # of webhooks
+        *("Penstock-Job", "Penstock-Stream", "Penstock-Signature"),  # of webhooks
     }
     assert set(re.findall(r"\b(?:Penstock|Nats)(?:-[A-Z][a-z]+)+\b", TEXT)) == ours | refusals | theirs
     assert f"`{ledger.TRACEPARENT}`" in TEXT
@@ -282,8 +283,8 @@ def test_the_signature_of_a_webhook_is_as_told() -> None:
     (key,) = re.findall(r"^Idempotency-Key: (\w+)-\d+$", TEXT, re.MULTILINE)
     answers = [msgspec.json.decode(text, type=Answer) for name, text in marked("example") if name == "Answer"]
     (sent,) = (answer for answer in answers if answer.job == key)
-    assert webhooks.signature(secret.encode(), int(t), msgspec.json.encode(sent)) == told
-    assert f"`${webhooks.SECRET}`" in TEXT
+    assert posting.signature(secret.encode(), int(t), msgspec.json.encode(sent)) == told
+    assert f"`${posting.SECRET}`" in TEXT
 
 
 def test_what_is_served_over_http_is_listed() -> None:

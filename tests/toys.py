@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import ClassVar
+from uuid import uuid4
 
 import msgspec
 
@@ -138,3 +139,8 @@ def toy_segment(stream: str, index: int, value: int) -> Segment:
     return Segment(
         stream=stream, index=index, start_ns=index * 10**9, duration_ns=10**9, tracks=(track,), packets=(packet,)
     )
+
+
+def new_traceparent() -> str:
+    """The context of somebody else's span."""
+    return f"00-{uuid4().hex}-{uuid4().hex[:16]}-01"

@@ -23,7 +23,7 @@ from clips import EXAMPLES, first_seconds
 CLIENT = Path(__file__).parent / "client.mjs"
 PACKAGE = "nats@2.29.3"
 CLIP_S = 30.0
-ASKS = ["Where can I park my car?", "When does Martin's train leave?"]
+ASKS = ["Where can I park my car?", "Why is the train to the forest not running?"]
 WATCHED = "Which platform is Alice waiting on?"
 JOBS = ["words", "watch", "tired", "visit"]
 
@@ -179,7 +179,7 @@ def test_a_workflow_answers_for_each_segment(saw: dict[str, Any]) -> None:
     words = answered(saw, "words")
     assert [(each["first"], each["last"]) for each in words] == [(n, n) for n in range(saw["stream"]["num_segments"])]
     spoken = [said["text"] for each in words for said in each["output"].get("observations", [])]
-    assert "there is parking for ninety cars behind the building" in " ".join(spoken)  # maybe cut by two segments
+    assert "here is parking for 90 cars behind the building" in " ".join(spoken).replace("ninety", "90")
 
 
 def test_questions_over_a_range_are_answered(saw: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import toys
 from conftest import Eventually
 
 from engine.node.submission import submit_whole
+from engine.run import worker
 from engine.run.registry import open_registry
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
@@ -237,3 +238,32 @@ async def test_lateness_does_not_depend_on_how_stages_are_fused(ledger: Ledger) 
             await stored(ledger, plan, "b", name, 1)
         kept = [await ledger.get(subjects.result(stage.id, name, Key.of(0))) for stage in plan.stages]
         assert [each.due_ns for each in kept if each is not None] == [due_ns, due_ns]
+
+
+async def test_consumers_go_with_the_groups_that_nobody_asks_for(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "SEEN_S", 0.1)
+    plan = plan_of("toy_read")
+    registry = await open_registry(ledger.link)
+
+    async def consumers() -> set[str]:
+        return set((await ledger.link.api(f"CONSUMER.NAMES.{MEDIA}"))["consumers"] or [])
+
+    async with running.workers(ledger, CATALOGUE, num=2):
+        await put(ledger, "s", 6, end=False)
+        first = await submitted(ledger, plan, "s")
+        await stored(ledger, plan, "toy_read", "s", 6)
+        (before,) = await consumers()
+        second = await submitted(
+            ledger, plan, "s", lambda spec: msgspec.structs.replace(spec, rounds={plan.stages[0].id: 7})
+        )
+        with anyio.fail_after(20):
+            while not (now := await consumers()) or before in now:  # noqa: ASYNC110 - workers do it
+                await anyio.sleep(0.02)
+        assert len(now) == 1
+        for job in (first, second):
+            await registry.change_job(job, lambda spec: msgspec.structs.replace(spec, state="canceled"))
+        with anyio.fail_after(20):
+            while await consumers():  # noqa: ASYNC110 - workers do it
+                await anyio.sleep(0.02)

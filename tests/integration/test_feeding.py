@@ -287,8 +287,9 @@ async def test_bytes_that_are_no_media_are_refused_at_their_end(
     assert await stored(ledger) == []
 
 
-async def test_a_sender_that_falls_silent_leaves_the_stream_open(
-    ledger: Ledger, registry: Registry, nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("policy", ["durable", "live"])
+async def test_a_sender_that_falls_silent_leaves_the_stream_open_and_a_live_one_with_a_gap(
+    ledger: Ledger, registry: Registry, nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
     monkeypatch.setattr(intake, "SILENCE_S", 0.5)
     data = transport_stream(first_seconds(tmp_path / "clip.mp4", 6.0), tmp_path / "clip.ts")
@@ -297,12 +298,15 @@ async def test_a_sender_that_falls_silent_leaves_the_stream_open(
         with anyio.fail_after(30):
             while await asked(client, b"", "probe") is None:  # noqa: ASYNC110 - until the node listens
                 await anyio.sleep(0.01)
-            await asked(client, data, "s", {"Penstock-Segment": "2s"})
+            how = {"Penstock-Segment": "2s", "Penstock-Policy": policy, "Penstock-Max-Lag": "0.5s"}
+            await asked(client, data, "s", how)
             while (await where_it_stands(ledger, "s")).next_index < 2:  # noqa: ASYNC110 - a thread reads
                 await anyio.sleep(0.02)
             while await holder_of(registry.leases, lease_of("s")) is not None:  # noqa: ASYNC110 - it is given back
                 await anyio.sleep(0.02)
             assert await ledger.get(subjects.media_end("s")) is None
+            there = [type(record).__name__ for record in await stored(ledger)]
+            assert there.count("Gap") == (policy == "live")
             await asked(client, data, "s")
             await asked(client, b"", "s")
         tasks.cancel_scope.cancel()

@@ -15,11 +15,14 @@ from engine.decide.answer import Answer
 from engine.decide.responsible import responsible
 from engine.node.submission import JobRequest
 from engine.run.gaps import count_gaps
+from engine.spec.jobs import BUCKET, Span
 from engine.spec.workflow import Stage, Workflow
+from penstock.client import connect
 from streams import subjects
 from streams.errors import UserError
 from streams.records import Gap, decode_result
 from streams.subjects import Key
+from streams.wire.kv import open_bucket
 
 pytestmark = pytest.mark.anyio
 
@@ -254,3 +257,31 @@ async def test_many_jobs_at_once_share_every_stage(service: Service) -> None:
         assert numbers(await service.answers(job, 20))[-1] == 39
     info = await service.ledger.link.api("STREAM.INFO.PENSTOCK_RESULTS")
     assert info["state"]["messages"] == 2 * 20
+
+
+async def test_a_job_that_is_asked_for_twice_is_told_as_it_was_made(service: Service) -> None:
+    """Its first answer was lost with the node, and the stream has gone on, and ended, since."""
+    await service.publish([1, 2, 3])
+    first = await service.submit(id="once", key="k", start="0")
+    standing = await service.submit(id="watch", key="w", standing=True)
+    assert (first.first, first.last) == (0, 2)
+    await service.publish([4, 5], first=3, end=True)
+    again = await service.submit(id="once", key="k", start="0")
+    assert (again.job, again.first, again.last) == ("once", 0, 2)
+    assert (await service.submit(id="watch", key="w", standing=True)).first == standing.first
+    with pytest.raises(UserError, match="there is a job 'once' already"):
+        await service.submit(id="once", key="another", start="0")
+    spec = await service.registry.job("once")
+    assert (await service.registry.add_job(msgspec.structs.replace(spec, asked=Span(first=1)))).asked == spec.asked
+
+
+async def test_answers_of_a_job_that_is_forgotten_are_still_given(service: Service, nats_url: str) -> None:
+    await service.publish([1, 2, 3], end=True)
+    job = await service.submit()
+    async with connect(nats_url) as client:
+        before = [answer.output async for answer in client.answers(job.job, "s", until_done=True)]
+        await (await open_bucket(service.ledger.link, BUCKET)).delete(job.job)
+        after = [answer.output async for answer in client.answers(job.job, "s", until_done=True)]
+        assert before == after != []
+        with pytest.raises(UserError, match="no job 'nobody'"):
+            [answer async for answer in client.answers("nobody", "s", until_done=True)]

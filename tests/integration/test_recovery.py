@@ -11,7 +11,9 @@ import toys
 
 from engine.decide import awaited
 from engine.decide.answer import Answer
-from engine.node import answering
+from engine.decide.running_graph import RunningGroup
+from engine.node import answering, consumers
+from engine.node.consumers import Floors
 from engine.node.recovery import Recovery
 from engine.node.submission import submit_whole
 from engine.node.tasks import Duties
@@ -19,7 +21,7 @@ from engine.run import segment_cache
 from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
-from engine.spec.jobs import JobSpec
+from engine.spec.jobs import JobSpec, Reached
 from engine.spec.operator import Machine
 from engine.spec.plan import Plan, make_plan
 from engine.spec.stream import StreamSpec
@@ -28,7 +30,7 @@ from streams import subjects
 from streams.records import EndOfStream, encode
 from streams.subjects import Key
 from streams.wire.ledger import Ledger, open_ledger
-from streams.wire.link import connect
+from streams.wire.link import Link, connect
 
 pytestmark = pytest.mark.anyio
 CATALOGUE = Catalogue(toys.ALL)
@@ -90,6 +92,12 @@ async def done(registry: Registry, ledger: Ledger, job: JobSpec) -> list[Answer]
         while (await registry.job(job.id)).state != "done":  # noqa: ASYNC110 - another task decides
             await anyio.sleep(0.02)
     return [msgspec.json.decode(s.data, type=Answer) async for s in ledger.every(subjects.answers(job.id, "s"))]
+
+
+async def answered(ledger: Ledger, job: JobSpec, num: int) -> None:
+    with anyio.fail_after(20):
+        while len([s async for s in ledger.every(subjects.answers(job.id, "s"))]) < num:  # noqa: ASYNC110
+            await anyio.sleep(0.02)
 
 
 async def all_there(ledger: Ledger, stage_id: str, num: int) -> None:
@@ -164,6 +172,41 @@ async def test_an_answer_for_each_segment_goes_on_behind_results_that_went(ledge
     assert [answer.output["value"] for answer in answers] == VALUES
 
 
+async def test_results_that_go_while_the_stream_goes_on_are_computed_again_from_what_is_not_answered(
+    ledger: Ledger, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something is heard of and under way all the time, and what was answered before is wanted by nobody."""
+    monkeypatch.setattr(answering, "RECOUNT_S", 0.4)
+    monkeypatch.setattr(answering, "PROGRESS_S", 0.05)
+    each = Workflow(name="each", stages={name: TOTAL.stages[name] for name in ("read", "add")})
+    job = await submitted(registry, ledger, each)
+    last, num = job.plan.answers[0], len(VALUES)
+
+    async def keep_coming() -> None:
+        for index in range(num, 1000):
+            await ledger.put(subjects.media("s", index), encode(toys.toy_segment("s", index, index)))
+            await anyio.sleep(0.1)  # no silence is as long as a look waits for
+
+    async with running.workers(ledger, CATALOGUE):
+        async with answering_node(registry, ledger):
+            await publish(ledger, VALUES[:4], is_end=False)
+            await answered(ledger, job, 4)
+            with anyio.fail_after(20):
+                while (said := await registry.progress_of(job)) != {last: Reached(4)}:
+                    assert said.get(last, Reached(0)).next <= 4
+                    await anyio.sleep(0.02)
+        await publish(ledger, VALUES, is_end=False)
+        await all_there(ledger, last, num)
+        await evict(ledger, subjects.results_of("*", "s"))
+        async with answering_node(registry, ledger), anyio.create_task_group() as tasks:
+            tasks.start_soon(keep_coming)
+            await answered(ledger, job, num + 2)
+            tasks.cancel_scope.cancel()
+    stored = {key.first for key in subjects.keys_of(await ledger.subjects(subjects.results_of(last, "s")))}
+    assert stored >= {4, 5}
+    assert not stored & {0, 1, 2, 3}
+
+
 async def test_what_is_never_kept_long_enough_is_given_up(
     ledger: Ledger, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,21 +237,41 @@ async def test_a_job_after_everything_went_gets_a_round_of_its_own(ledger: Ledge
 
 
 async def test_what_is_still_to_come_is_waited_for_without_a_list_of_what_is_kept(
-    ledger: Ledger, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, registry: Registry, listed: list[str]
 ) -> None:
     """A job on a camera waits for the next segment nearly always, and a week of segments is long to list."""
     await publish(ledger, VALUES[:2], is_end=False)
     spec = await submit_whole(registry, ledger, plan_of(), StreamSpec(name="s"))
-    listed: list[str] = []
-    subjects_of = Ledger.subjects
-
-    async def counted(self: Ledger, filter_subject: str) -> set[str]:
-        listed.append(filter_subject)
-        return await subjects_of(self, filter_subject)
-
-    monkeypatch.setattr(Ledger, "subjects", counted)
-    recovery = Recovery(registry, ledger, spec)
+    recovery = Recovery(registry, ledger, spec, Floors(registry))
+    listed.clear()
     await recovery.look(spec.plan.answers[0], Key.of(2), None)
-    assert listed == []
-    await Recovery(registry, ledger, spec).look(spec.plan.answers[0], Key.of(1), None)
+    assert listed == [subjects.media("s", 2)]
+    await Recovery(registry, ledger, spec, Floors(registry)).look(spec.plan.answers[0], Key.of(1), None)
     assert subjects.media_of("s") in listed
+
+
+async def test_how_far_groups_are_is_read_once_for_all_who_wait(
+    ledger: Ledger, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = await submitted(registry, ledger)
+    ids = {stage.id for stage in spec.plan.stages}
+    num_read = 0
+    read = consumers.acknowledged
+
+    async def counted(link: Link, group: RunningGroup) -> consumers.Floor | None:
+        nonlocal num_read
+        num_read += 1
+        return await read(link, group)
+
+    monkeypatch.setattr(consumers, "acknowledged", counted)
+    floors = Floors(registry)
+    marked_s = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(floors.since, "s", marked_s, ids)
+    num_groups = num_read
+    assert len(await floors.since("s", marked_s, ids)) == num_groups == num_read  # what was read since serves
+    assert await floors.since("s", anyio.current_time(), {"another"}) == []
+    assert num_read == num_groups  # those of other questions are not asked after
+    await floors.since("s", anyio.current_time(), ids)
+    assert num_read == 2 * num_groups

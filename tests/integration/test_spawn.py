@@ -1,13 +1,18 @@
 """Workers that are started ahead of time: taken once, heard like any other, passed over when they have died."""
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Eventually
 
+from engine.node import worker_processes
 from engine.node.worker_processes import node
 from engine.run import spawn
-from engine.run.worker import Assignment
+from engine.run.assignment import Assignment
+from streams.wire.link import connect
 
 pytestmark = pytest.mark.anyio
 
@@ -25,6 +30,30 @@ async def test_the_one_started_ahead_is_taken_and_what_it_says_is_kept(tmp_path:
     assert b"no NATS server answers at nats://127.0.0.1:1" in log.read_bytes()
 
 
+async def test_one_whose_event_loop_stops_is_ended_and_another_started(
+    nats_url: str, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_processes, "SILENT_S", 3.0)  # some beats
+    log = tmp_path / "workers.log"
+    async with node(1, log) as workers, connect(nats_url) as link:
+        heard: list[str] = []
+
+        async def hear(message: Any) -> None:
+            heard.append(message.subject)
+
+        await link.subscribe("penstock.signals.>", hear)
+        await link.client.flush()
+        workers.assign(Assignment(url=nats_url))
+        await eventually(lambda: heard != [])
+        (frozen,) = workers.pids.values()
+        os.kill(frozen, signal.SIGSTOP)
+        await eventually(lambda: list(workers.pids.values()) not in ([], [frozen]))
+        heard.clear()
+        await eventually(lambda: heard != [])
+    with pytest.raises(ProcessLookupError):
+        os.kill(frozen, 0)
+
+
 def test_one_that_has_died_is_passed_over() -> None:
     spawn.ahead()
     (process,) = spawn._ahead
@@ -32,4 +61,4 @@ def test_one_that_has_died_is_passed_over() -> None:
     process.wait()
     assert spawn.started_ahead() is None
     assert process.stdin is not None
-    process.stdin.close()
+    assert process.stdin.closed
