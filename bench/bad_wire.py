@@ -130,7 +130,7 @@ def _output(data: bytes) -> None:
 
 def _cached(data: bytes) -> None:
     """As a worker takes in what it reads."""
-    cache = SegmentCache(cast(Any, None), KEY, 4)
+    cache = SegmentCache(cast(Any, None), KEY)
     cache.serve({"id": Reply})
     stored = Stored("penstock.media.good.3", 1, data)
     found = [
@@ -192,7 +192,7 @@ def _read_ranges(stage: RunningStage, num_segments: int | None) -> None:
     """As a worker reads what a stage that reduces is asked for."""
     if not isinstance(stage.planned.scope, Reduce):
         return
-    cache = SegmentCache(cast(Any, _Empty()), KEY, 4)
+    cache = SegmentCache(cast(Any, _Empty()), KEY)
     for span in stage.spans:
         last = span.last if span.last is not None else (num_segments or 1) - 1
         _driven(cache.get("id", needs(stage.planned.scope, subjects.Key(span.first, last), num_segments)))

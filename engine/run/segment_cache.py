@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import anyio
 import msgspec
 
 from engine.decide.instructions import Found, Known, Read
@@ -22,7 +23,8 @@ from streams.subjects import Key
 from streams.wire.ledger import Ledger, Stored
 
 MAX_RESULTS = 4096
-DEFAULT_MAX_BYTES = 1 << 28
+DEFAULT_MAX_BYTES = 1 << 27
+OVERHEAD_BYTES = 1024  # of a segment, beside its media
 MAX_ASKED = 4096  # by name; of more it is looked what is there
 MAX_EVICTED = 1_000_000  # segments before the first that is kept that are remembered to have been there
 LOOK_S = 1.0
@@ -32,14 +34,14 @@ KEEP_RESULTS_S = 120.0  # since a result was last asked for: longer than any seg
 class SegmentCache:
     """Inputs of one stream by source and segment."""
 
-    def __init__(self, ledger: Ledger, stream: str, max_segments: int) -> None:
+    def __init__(self, ledger: Ledger, stream: str) -> None:
         self.stream = subjects.token(stream)
         self._ledger = ledger
         self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {}
         self._media: OrderedDict[int, tuple[Known, int]] = OrderedDict()  # with the bytes of each
         self._results: OrderedDict[tuple[str, Key], tuple[Known, float]] = OrderedDict()  # the last asked for last
         self._look_s = 0.0  # when to look next for what nobody asks for any more (monotonic)
-        self._max_segments = max_segments
+        self._reading = anyio.Lock()  # of media
         self.max_bytes = DEFAULT_MAX_BYTES  # of the segments at hand, but for the last one
         self.num_bytes = 0
         self._end: tuple[int, EndOfStream] | None = None
@@ -101,6 +103,12 @@ class SegmentCache:
 
     async def get(self, source: str, indices: Iterable[int]) -> dict[int, Known]:
         """The inputs of these segments that are stored."""
+        if source != MEDIA:
+            return await self._get(source, indices)
+        async with self._reading:  # neighbours' views overlap: what one has read the next need not
+            return await self._get(source, indices)
+
+    async def _get(self, source: str, indices: Iterable[int]) -> dict[int, Known]:
         found: dict[int, Known] = {}
         missing: dict[str, int] = {}
         if isinstance(indices, range) and len(indices) > MAX_ASKED:
@@ -154,7 +162,10 @@ class SegmentCache:
         """Take in what a media subject holds; None for the end of the stream, also one that cannot be read. A segment
         that cannot be read counts as a gap that says so."""
         if index is not None and (kept := self._media.get(index)) is not None:
-            return kept[0]
+            if kept[0].seq == stored.seq:
+                return kept[0]
+            self._media.clear()  # the stream was made anew
+            self.num_bytes = 0
         try:
             record = decode_media(stored.data)
             if isinstance(record, EndOfStream) != (index is None):
@@ -173,12 +184,10 @@ class SegmentCache:
                 return Known(stored.seq, stored.traceparent, gap=record, due_ns=stored.due_ns)
             case Segment():
                 known = Known(stored.seq, stored.traceparent, Media(record), due_ns=stored.due_ns)
-                num_bytes = len(stored.data)
+                num_bytes = len(stored.data) + OVERHEAD_BYTES
                 self._media[record.index] = known, num_bytes
                 self.num_bytes += num_bytes
-                while len(self._media) > self._max_segments or (
-                    self.num_bytes > self.max_bytes and len(self._media) > 1
-                ):
+                while self.num_bytes > self.max_bytes and len(self._media) > 1:
                     self.num_bytes -= self._media.popitem(last=False)[1][1]
                 return known
 
@@ -217,7 +226,10 @@ class SegmentCache:
     def _at_hand(self, source: str, index: int) -> Known | None:
         if source == MEDIA:
             at_hand = self._media.get(index)
-            return None if at_hand is None else at_hand[0]
+            if at_hand is None:
+                return None
+            self._media.move_to_end(index)
+            return at_hand[0]
         key = source, Key(index, index)
         kept = self._results.get(key)
         if kept is None:

@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 LOOK_AGAIN_S = 30.0  # though jobs and nodes are as they were: pools are let go that no job needs
 SEEN_S = 10.0  # after which every worker has seen a change of the jobs
 DRAIN_S = 30.0  # what a group that is replaced gets to finish what it has taken
-MAX_CACHE_BYTES = 1 << 30  # of segments at hand, shared by all streams
+MAX_CACHE_BYTES = 1 << 27  # of segments at hand, shared by all streams
 
 
 @dataclass(slots=True)
@@ -224,7 +224,7 @@ class Worker:
             del self._caches[stream]
         for stream, stages in by_stream.items():
             if stream not in self._caches:
-                self._caches[stream] = SegmentCache(self._ledger, stream, 4 + 2 * self._assignment.num_cores)
+                self._caches[stream] = SegmentCache(self._ledger, stream)
             self._caches[stream].max_bytes = MAX_CACHE_BYTES // len(by_stream)
             read = {source for stage in stages for source in stage.planned.sources}
             outputs = {

@@ -22,6 +22,7 @@ from streams.wire.link import NO_ROOM, REQUEST_TIMEOUT_S, RETRIED, Link, Refused
 NO_MESSAGE, NAME_IN_USE, NO_STREAM = 10037, 10058, 10059
 SUBJECTS_A_PAGE = 100_000
 MAX_SUBJECTS_A_READ = 128  # of a page of direct gets: more, and the server refuses it for what they might match
+MAX_PAGE_BYTES = 4 << 20  # of a page, and one record more
 
 
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
@@ -163,7 +164,8 @@ async def direct(link: Link, stream: str, wanted: str | Mapping[str, Any]) -> Ra
             raise
 
     what = f"read {wanted}" if isinstance(wanted, str) else f"read from {stream}"
-    reply = await link.patiently(attempt, what)
+    async with link.reading:
+        reply = await link.patiently(attempt, what)
     if isinstance(reply, Raw):
         return reply
     match _status(reply):
@@ -186,10 +188,13 @@ async def _from_leader_once(link: Link, stream: str, query: Mapping[str, Any]) -
 
 
 async def page(link: Link, stream: str, subjects: Sequence[str], max_messages: int, first_seq: int = 1) -> Page | None:
-    """The last messages on subjects or patterns, of those from a sequence on the first so many, by one direct get. None
-    where the server will not answer for so many, or one of them has headers that cannot be read. May raise what
-    `Link.patiently` tries again."""
-    wanted = {"multi_last": list(subjects), "batch": max_messages, "seq": first_seq}
+    """The last messages on subjects or patterns, of those from a sequence on the first so many that fit into a page, by
+    one direct get. None where the server will not answer for so many, or one of them has headers that cannot be read.
+    May raise what `Link.patiently` tries again.
+
+    A server closes a connection for which it holds more than its `max_pending`, 64 MB by default, and it gives as fast
+    as it reads from its disk: whoever asks bounds what comes, by the size of a page and `Link.reading`."""
+    wanted = {"multi_last": list(subjects), "batch": max_messages, "seq": first_seq, "max_bytes": MAX_PAGE_BYTES}
     messages, last = await _batch(link, stream, wanted)
     if messages is None:
         return None
@@ -211,9 +216,11 @@ async def page(link: Link, stream: str, subjects: Sequence[str], max_messages: i
 
 
 async def since(link: Link, stream: str, first_seq: int, max_messages: int) -> list[Raw] | None:
-    """The messages of a stream from a sequence on, the first so many, by one direct get. None where one of them has
-    headers that cannot be read, or the server will not tell. May raise what `Link.patiently` tries again."""
-    messages, last = await _batch(link, stream, {"next_by_subj": ">", "batch": max_messages, "seq": first_seq})
+    """The messages of a stream from a sequence on, the first so many that fit into a page, by one direct get. None
+    where one of them has headers that cannot be read, or the server will not tell. May raise what `Link.patiently`
+    tries again."""
+    wanted = {"next_by_subj": ">", "batch": max_messages, "seq": first_seq, "max_bytes": MAX_PAGE_BYTES}
+    messages, last = await _batch(link, stream, wanted)
     match _status(last):
         case "204":
             return messages

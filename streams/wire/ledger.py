@@ -286,7 +286,8 @@ class Ledger:
         seq = 1
         for _ in range(MAX_PAGES):
             read = partial(jetstream.page, self.link, stream, subjects, len(subjects), seq)
-            page = await self.link.patiently(read, f"read from {stream}")
+            async with self.link.reading:
+                page = await self.link.patiently(read, f"read from {stream}")
             if page is None:
                 return None
             found |= {message.subject: await self._stored(message) for message in page.messages}

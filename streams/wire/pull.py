@@ -2,7 +2,8 @@
 
 Credit is what has been asked for and has neither come nor expired. `take(room)` asks only for room that is not already
 covered by credit, so what is under way never exceeds the room there was: nothing is prefetched, and another worker can
-have what this one cannot start.
+have what this one cannot start. Nor is more asked for at once than so many bytes, or the server would close the
+connection (`jetstream.page` says why).
 
 Delivery guarantee: at least once. A message that is not acknowledged within `ack_wait_s` of its delivery or its last
 sign of progress comes again, here or elsewhere.
@@ -30,6 +31,8 @@ log = structlog.get_logger(__name__)
 EXPIRES_S = 5.0
 HEARTBEAT_S = 1.0  # in a cluster
 STARTS_ELSEWHERE = {10012, 10148}  # made by another in the meantime, or with another starting point
+MAX_ASKED_BYTES, MIN_ASKED_BYTES = 32 << 20, 2 << 20  # on a connection, by all its consumers; by one of many
+TOO_LARGE = "Message Size Exceeds MaxBytes"
 INACTIVE_S = 3600.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
 
 
@@ -79,6 +82,7 @@ class Pull:
         self._arrived: deque[Arrival] = deque()
         self._news = anyio.Event()
         self._credit = 0
+        self._is_large = False  # the next message has more bytes than may be asked for: it comes alone
         self._doubtful = False  # the consumer or our requests to it may be gone
         self._made: Any = None  # when the stream was, as the server says
         self._inbox = link.client.new_inbox()
@@ -90,6 +94,7 @@ class Pull:
         """Make the consumer where it is missing and start listening."""
         await self._create()
         self._hearing = await self._link.client.hear(self._inbox, self._on_message)
+        self._link.num_pulls += 1
 
     async def close(self) -> None:
         """Whether or not it was opened; a second time it does nothing."""
@@ -98,6 +103,7 @@ class Pull:
         self._is_closed = True
         self._forget()
         if self._hearing is not None:
+            self._link.num_pulls -= 1
             await self._link.unsubscribe(self._hearing)
 
     async def delete(self) -> None:
@@ -127,7 +133,11 @@ class Pull:
         return [self._arrived.popleft() for _ in range(min(room, len(self._arrived)))]
 
     async def _ask(self, num: int) -> None:
+        num = 1 if self._is_large else num
         wanted = {"batch": num, "expires": int(EXPIRES_S * 1e9)}
+        if not self._is_large:
+            wanted["max_bytes"] = max(MIN_ASKED_BYTES, MAX_ASKED_BYTES // max(1, self._link.num_pulls))
+        self._is_large = False
         if self._link.is_clustered:  # a leader that has died says nothing
             wanted["idle_heartbeat"] = int(HEARTBEAT_S * 1e9)
         request = msgspec.json.encode(wanted)
@@ -166,8 +176,9 @@ class Pull:
                 )
             )
             self._credit = max(0, self._credit - 1)
-        elif status == "408":
+        elif status == "408" or (status == "409" and (headers or {}).get("Description") == TOO_LARGE):
             self._credit = max(0, self._credit - _num_expired(headers or {}))
+            self._is_large = status == "409" and not self._arrived
         elif status != "100":
             log.info("pull_status", consumer=self._durable, status=status, said=(headers or {}).get("Description", ""))
             self._doubtful = True

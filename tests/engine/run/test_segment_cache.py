@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncIterator
 
+import anyio
 import msgspec
 import pytest
 import toys
 
 from engine.decide.instructions import Known
-from engine.run.segment_cache import KEEP_RESULTS_S, SegmentCache
+from engine.run.segment_cache import KEEP_RESULTS_S, OVERHEAD_BYTES, SegmentCache
 from engine.spec.operator import Media
 from streams import subjects
 from streams.records import EndOfStream, Gap, Result, encode
@@ -25,8 +26,8 @@ async def ledger(nats_url: str) -> AsyncIterator[Ledger]:
         yield await open_ledger(link)
 
 
-def cache_on(ledger: Ledger, max_segments: int = 8) -> SegmentCache:
-    cache = SegmentCache(ledger, "s", max_segments)
+def cache_on(ledger: Ledger) -> SegmentCache:
+    cache = SegmentCache(ledger, "s")
     cache.serve({"id": toys.Number})
     return cache
 
@@ -65,11 +66,36 @@ async def test_what_is_stored_is_found_and_then_at_hand(ledger: Ledger) -> None:
         await forget(ledger, "RESULTS")
 
 
-async def test_only_so_many_segments_are_at_hand(ledger: Ledger) -> None:
-    cache = cache_on(ledger, max_segments=2)
-    for index in range(4):
+async def test_those_least_recently_used_go_first(ledger: Ledger) -> None:
+    cache = cache_on(ledger)
+    cache.max_bytes = 2 * (len(segment(1)) + OVERHEAD_BYTES)
+    for index in range(2):
         cache.keep_media(index, stored(index + 1, segment(index)))
-    assert set(await cache.get("media", range(4))) == {2, 3}  # the ledger is empty
+    await cache.get("media", [0])
+    cache.keep_media(2, stored(3, segment(2)))
+    assert set(await cache.get("media", range(4))) == {0, 2}  # the ledger is empty
+
+
+async def test_views_that_overlap_are_read_once(ledger: Ledger) -> None:
+    cache = cache_on(ledger)
+    for index in range(8):
+        await ledger.put(subjects.media("s", index), segment(index, index), PARENT)
+    num_before = ledger.link.client.stats["in_msgs"]
+    async with anyio.create_task_group() as tasks:
+        for first in range(4):
+            tasks.start_soon(cache.get, "media", range(first, first + 5))
+    num_answers = 4  # ends of what was asked for: the first view, then one segment of each, by itself
+    assert ledger.link.client.stats["in_msgs"] - num_before <= 8 + num_answers
+    assert set(await cache.get("media", range(8))) == set(range(8))
+
+
+async def test_of_a_stream_that_was_made_anew_nothing_old_is_at_hand(ledger: Ledger) -> None:
+    cache = cache_on(ledger)
+    for index in range(3):
+        cache.keep_media(index, stored(index + 1, segment(index, 1)))
+    cache.keep_media(0, stored(9, segment(0, 2)))
+    found = await cache.get("media", range(3))  # the ledger is empty
+    assert {index: toys.number(known.value) for index, known in found.items()} == {0: 2}
 
 
 async def test_results_that_nobody_asks_for_any_more_are_let_go(
@@ -203,7 +229,7 @@ async def test_a_record_that_says_it_is_another_is_a_gap_and_spoils_no_other(led
 
 async def test_segments_at_hand_have_a_bound_in_bytes(ledger: Ledger) -> None:
     cache = cache_on(ledger)
-    sizes = [len(segment(index)) for index in range(7)]
+    sizes = [len(segment(index)) + OVERHEAD_BYTES for index in range(7)]
     cache.max_bytes = sum(sizes[3:6])
     for index in range(6):
         cache.keep_media(index, stored(index + 1, segment(index)))

@@ -17,6 +17,7 @@ from streams.errors import LinkError, Permanent
 from streams.wire.jetstream import MAX_SUBJECTS_A_READ
 from streams.wire.ledger import (
     HEADROOM_BYTES,
+    MAX_INLINE_BYTES,
     Ledger,
     NewRecord,
     Placed,
@@ -348,3 +349,20 @@ def test_a_trace_context_that_is_none_goes_no_further(said: str) -> None:
     assert traceparent_of(None) == ""
     right = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
     assert traceparent_of({"traceparent": right}) == right
+
+
+async def test_what_is_read_at_once_has_no_connection_closed(ledger: Ledger) -> None:
+    """A server holds 64 MB for a connection, and closes it for more."""
+    names = [media(index) for index in range(16)]
+    for name in names:
+        await ledger.put(name, bytes(MAX_INLINE_BYTES))
+    found: list[dict[str, Stored]] = []
+
+    async def read() -> None:
+        found.append(await ledger.get_many(names))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(12):
+            tasks.start_soon(read)
+    assert [set(each) for each in found] == 12 * [set(names)]
+    assert ledger.link.num_reconnects == 0

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.errors import Malformed
-from streams.wire.ledger import Ledger, NewRecord, open_ledger
+from streams.wire.ledger import MAX_INLINE_BYTES, Ledger, NewRecord, open_ledger
 from streams.wire.link import connect
 from streams.wire.pull import Acks, Arrival, Pull, delivery
 from streams.wire.server import embedded
@@ -309,3 +309,24 @@ async def test_it_may_be_closed_twice_unopened_and_without_a_connection(nats_url
         await link.client.close()
         await cut.close()
         await cut.close()
+
+
+async def test_what_is_asked_for_at_once_has_no_connection_closed(ledger: Ledger) -> None:
+    """A server holds 64 MB for a connection, and closes it for more."""
+    for index in range(100):
+        await ledger.put(f"penstock.media.s.{index}", str(index).encode().ljust(MAX_INLINE_BYTES), PARENT)
+    async with pulling(ledger) as pull:
+        assert await take_all(ledger, pull, 100, room=100) == list(range(100))
+    assert ledger.link.num_reconnects == 0
+
+
+async def test_one_that_has_more_bytes_than_may_be_asked_for_comes_all_the_same(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.wire.pull.MAX_ASKED_BYTES", 5000)
+    monkeypatch.setattr("streams.wire.pull.MIN_ASKED_BYTES", 5000)
+    for index, size in enumerate([1, 9000, 9000, 1, 1, 9000, 1]):
+        await ledger.put(f"penstock.media.s.{index}", str(index).encode().ljust(size), PARENT)
+    async with pulling(ledger) as pull:
+        assert await take_all(ledger, pull, 7, room=7) == list(range(7))
+        await settled(ledger)
