@@ -11,7 +11,7 @@ A thread cannot be ended; what it returns is passed over.
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 import anyio
@@ -86,8 +86,9 @@ class Ticket(msgspec.Struct, eq=False, gc=False):
 class Lane:
     """A batch that runs."""
 
-    def __init__(self, tickets: Sequence[Ticket], number: int, why: str) -> None:
+    def __init__(self, tickets: Sequence[Ticket], items: Sequence[Item], number: int, why: str) -> None:
         self.tickets = tickets
+        self.items = items
         self.number = number  # in its pool
         self.why = why
         self.scope = anyio.CancelScope()
@@ -126,6 +127,7 @@ class Pool:
         self.name = name or operator.name
         self.is_async = operator.runs_in == "async"
         self.max_batch = 1 if self.is_async else operator.max_batch
+        self._knobs = knobs
         self._device = device
         self._instances = Instances(operator, knobs, device)
         self._capacity = capacity
@@ -175,9 +177,16 @@ class Pool:
         self._num_tickets += 1
         ticket = Ticket(self, self._num_tickets, inputs, on_done, emit, time.time_ns(), span)
         self._tickets[ticket.id] = ticket
-        self._batcher.add(Item(ticket.id, due_ns, alone=alone))
+        self._batcher.add(Item(ticket.id, due_ns, alone=alone, shared=self._shared_work(inputs)))
         self._wake()
         return ticket
+
+    def _shared_work(self, inputs: Inputs) -> frozenset[Hashable]:
+        try:
+            return frozenset(self.operator.shared_work(self._knobs, inputs))
+        except Exception as error:  # it is a hint, and the operator's own
+            log.warning("no_shared_work", operator=self.operator.name, error=f"{type(error).__name__}: {error}")
+            return frozenset()
 
     def cancel(self, ticket: Ticket) -> None:
         """An item is wanted no more: one that waits will not run, a batch of which nobody wants anything is ended."""
@@ -288,7 +297,7 @@ class Pool:
             self._capacity.num_lanes += 1
         self._num_batches += 1
         self._instances.note_children(self._num_lanes)
-        lane = Lane(tickets, self._num_batches, why)
+        lane = Lane(tickets, items, self._num_batches, why)
         for ticket in tickets:
             ticket.lane = lane
         self._tasks.start_soon(self._run_lane, lane)
@@ -307,6 +316,7 @@ class Pool:
         finally:
             for ticket in lane.tickets:
                 ticket.lane = None  # the two would keep each other, and the media, for good
+            self._batcher.ended(lane.items)
             self._num_running -= len(lane.tickets)
             self._num_lanes -= 1
             if lanes.uses_cores(self._shape):

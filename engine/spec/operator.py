@@ -214,6 +214,13 @@ class Operator(ABC):
         """Why this rung cannot run here on this input, in one line; None where it can. Answers within 3 s."""
         return None
 
+    @classmethod
+    def shared_work(cls, knobs: Any, inputs: "Inputs") -> frozenset[Hashable]:
+        """Names of pieces of work of this item that other items may want as well, for an operator that keeps what it
+        did lately: items that name the same are put into one batch, and never run side by side. A piece of work comes
+        to an end: what every item names would have all of them run one behind the other."""
+        return frozenset()
+
     def demands(self) -> tuple[Demand, ...]:
         """What is to be decoded of its media inputs ahead of `process` (see operators.media.decode)."""
         return ()

@@ -15,6 +15,7 @@ at the ends of the stream and beside a gap, the audio's own end is the cut.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil, floor
 
 import numpy as np
 
@@ -44,6 +45,11 @@ class Grid:
             if cut < end and following > first and cut < following:
                 yield audio.between(cut, following)
             cut = following
+
+    def may_hold(self, first_s: float, end_s: float) -> range:
+        """The numbers of all cells that can reach into this time, wherever their cuts come to lie."""
+        first = floor((first_s - self.search_s) / self.length_s)
+        return range(first, ceil((end_s + self.search_s) / self.length_s))
 
     def _cut(self, audio: Clip, number: int) -> int:
         nominal = number * round(self.length_s * RATE)

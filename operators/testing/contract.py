@@ -7,6 +7,7 @@ forwards and backwards. Outputs count as the same where they are stored as the s
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -65,6 +66,7 @@ def check_contract(
     if not items:
         raise UserError("every output is a gap; give at least one segment with values on all ports")
     outputs = [output for item, output in pairs if isinstance(item, Inputs)]
+    _check_shared_work(operator, chosen, items)
     foreseen(operator, "process, asked again,", lambda: _check_same(operator, instance, items, outputs))
     if operator.runs_in == "process":
         foreseen(operator, "process, asked again,", lambda: _check_crosses(operator, chosen, items, outputs))
@@ -86,6 +88,16 @@ def _check_demands(instance: Operator) -> None:
         hash(demands)
     except TypeError as error:
         raise ContractError(f"{where}: {error}; return a tuple of specs, such as (AudioSpec(),)") from error
+
+
+def _check_shared_work(operator: type[Operator], knobs: Settings, items: Items) -> None:
+    where = f"{place(operator)}, shared_work()"
+    for item in items:
+        named = foreseen(operator, "shared_work()", partial(operator.shared_work, knobs, item))
+        try:
+            frozenset(named)
+        except TypeError as error:
+            raise ContractError(f"{where}: {error}; return a frozenset of names, such as frozenset({{7}})") from error
 
 
 def _check_same(operator: type[Operator], instance: Operator, items: Items, outputs: Sequence[Any]) -> None:

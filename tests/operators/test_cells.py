@@ -42,6 +42,19 @@ def test_cells_tile_the_audio_whatever_the_segments(first: int, lengths: list[in
         assert cells == wanted
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 2 * RATE), min_size=2, max_size=8), st.integers(0, 99))
+def test_segments_that_hear_the_same_cell_are_known_by_it_beforehand(lengths: list[int], seed: int) -> None:
+    audio = Clip(0, noise(seed, sum(lengths)))
+    bounds = [0, *(int(size) for size in np.cumsum(lengths))]
+    known: dict[int, list[set[int]]] = {}
+    for (first, end), cells in zip(pairwise(bounds), as_heard(GRID, audio, bounds), strict=True):
+        for start, _ in cells:
+            known.setdefault(start, []).append(set(GRID.may_hold(first / RATE, end / RATE)))
+    for numbers in known.values():
+        assert set.intersection(*numbers)
+
+
 @pytest.mark.parametrize("grid", [GRID, Grid(4.0, 0.5)])
 def test_a_cell_is_about_as_long_as_it_should_be(grid: Grid) -> None:
     audio = Clip(0, noise(3, 40 * RATE))

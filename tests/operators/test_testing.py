@@ -433,6 +433,12 @@ class Unhashable(Good):
         return ([],)
 
 
+class Listed(Good):
+    @classmethod
+    def shared_work(cls, knobs: Settings, inputs: Inputs) -> Any:
+        return [["cell", 7]]
+
+
 def in_a_process() -> type[Operator]:
     class Hidden(Good):
         runs_in = "process"
@@ -489,6 +495,7 @@ BREACHES: dict[str, tuple[type[Operator], str]] = {
     "yes": (asked(lambda: True), r"missing\(\): returned True"),
     "missing raises": (asked(lambda: {}["no"]), r"missing\(\): raised KeyError .'no'.; return one line"),
     "demands": (Unhashable, r"demands\(\): unhashable type: 'list'; return a tuple of specs"),
+    "shared": (Listed, r"shared_work\(\): unhashable type: 'list'; return a frozenset of names"),
     "hidden": (in_a_process(), 'Hidden: it runs in a "process", which cannot import it; define it in a module'),
     "pickle": (ReturnsUnpicklable, r"segment 0: the output cannot be pickled \(no way\)"),
 }  # fmt: skip

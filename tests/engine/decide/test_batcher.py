@@ -64,6 +64,52 @@ def test_what_is_canceled_neither_runs_nor_is_late() -> None:
     assert waiting.decide(10, 2) == []
 
 
+def wants(id: int, *shared: int) -> Item:
+    return Item(id, shared=frozenset(shared))
+
+
+def test_what_wants_the_same_work_runs_together() -> None:
+    waiting = batcher(4, wants(1, 7), wants(2, 8), wants(3, 7, 8), wants(4, 7), wants(5, 9), Item(6))
+    assert ids(waiting.decide(0, 1)) == [[1, 3, 4, 6]]  # and what shares nothing goes with any
+
+
+def test_what_is_being_done_is_not_begun_beside_it() -> None:
+    waiting = batcher(4, wants(1, 7), wants(2, 7, 8), wants(3, 8), wants(4, 9))
+    (first, second) = (each for each in waiting.decide(0, 4) if isinstance(each, Run))
+    assert [[item.id for item in each.items] for each in (first, second)] == [[1, 2], [4]]
+    assert ids(waiting.decide(0, 4)) == []
+    waiting.ended(second.items)
+    assert ids(waiting.decide(0, 4)) == []
+    waiting.ended(first.items)
+    assert ids(waiting.decide(0, 4)) == [[3]]
+    assert len(waiting) == 0
+
+
+SHARING = st.lists(st.frozensets(st.integers(0, 4), max_size=3), max_size=25)
+
+
+@given(SHARING, st.integers(1, 5), st.lists(st.integers(0, 9), max_size=40))
+def test_no_two_batches_do_the_same_work_and_none_waits_when_all_have_ended(
+    items: list[frozenset[int]], max_batch: int, ends: list[int]
+) -> None:
+    waiting = batcher(max_batch, *(Item(id, shared=shared) for id, shared in enumerate(items)))
+    running: list[tuple[Item, ...]] = []
+    seen: list[int] = []
+    for end in [*ends, *([0] * len(items))]:
+        for decision in waiting.decide(0, 2 - len(running)):
+            assert isinstance(decision, Run)
+            first = decision.items[0].shared
+            assert all(not item.shared or first & item.shared or not first for item in decision.items)
+            running.append(decision.items)
+            seen += [item.id for item in decision.items]
+        work = [frozenset[int]().union(*(item.shared for item in batch)) for batch in running]
+        assert sum(map(len, work)) == len(frozenset[int]().union(*work))
+        if running:
+            waiting.ended(running.pop(end % len(running)))
+    assert sorted(seen) == list(range(len(items)))
+    assert len(waiting) == 0
+
+
 ITEMS = st.lists(
     st.tuples(st.sampled_from([0, 10, 20, 30]), st.sampled_from([0.5, 1.0, 2.0]), st.booleans(), st.booleans()),
     max_size=30,

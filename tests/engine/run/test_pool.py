@@ -3,7 +3,7 @@
 import math
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from typing import Any, ClassVar, Literal
 
 import anyio
@@ -485,3 +485,37 @@ async def test_what_comes_while_a_lane_is_at_work_gets_a_lane_of_its_own(
         await eventually(lambda: Meeting.num_begun == 1)
         tasks.start_soon(one, 2)
     assert sorted(found) == [2, 4]
+
+
+class Sharing(Parallel):
+    """Odd numbers want the same, and so do even ones."""
+
+    name = "sharing"
+    max_batch = 4
+
+    @classmethod
+    def shared_work(cls, knobs: Settings, inputs: Inputs) -> frozenset[Hashable]:
+        number = toys.number(inputs.here("numbers"))
+        if number == 99:
+            raise ValueError("of no kind")
+        return frozenset({number % 2})
+
+
+async def test_what_wants_the_same_work_is_in_one_batch_and_never_side_by_side(
+    pool_of: MakePool, eventually: Eventually
+) -> None:
+    Parallel.let_go, Sharing.batches = threading.Event(), []
+    pool = pool_of(Sharing, num_cores=4)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(outcomes, pool, [2, 4, 1, 6, 3, 8])
+        await eventually(lambda: len(Sharing.batches) == 2)
+        tasks.start_soon(outcomes, pool, [5, 10])
+        await eventually(lambda: pool.signals().num_waiting == 2)
+        Parallel.let_go.set()
+    assert sorted(Sharing.batches) == [[1, 3], [2, 4, 6, 8], [5], [10]]
+
+
+async def test_what_it_shares_is_a_hint_that_may_fail(pool_of: MakePool) -> None:
+    Parallel.let_go = threading.Event()
+    Parallel.let_go.set()
+    assert await outcomes(pool_of(Sharing), [99]) == [198]
