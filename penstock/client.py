@@ -40,7 +40,7 @@ from engine.spec.workflow import Workflow
 from penstock.places import NATS_URL, default_store
 from streams import subjects
 from streams.decoding import from_json
-from streams.errors import LinkError, Malformed, UserError
+from streams.errors import LinkError, Malformed, UserError, first_error
 from streams.media.references import filled_in
 from streams.media.segmenter import stream_id
 from streams.records import EndOfStream, Gap, Segment
@@ -281,11 +281,14 @@ async def connect(url: str | None = None, *, store: Path | None = None) -> Async
     machine has started for its store. Raises LinkError where none is there."""
     configure_logging_once()
     place = url or os.environ.get(NATS_URL) or await server_of(store or default_store())
-    async with connect_link(place, name="penstock-client") as link:
-        ledger, registry = await open_ledger(link), await open_registry(link)
-        async with anyio.create_task_group() as tasks:
-            yield Client(ledger, registry, tasks)
-            tasks.cancel_scope.cancel()
+    try:
+        async with connect_link(place, name="penstock-client") as link:
+            ledger, registry = await open_ledger(link), await open_registry(link)
+            async with anyio.create_task_group() as tasks:
+                yield Client(ledger, registry, tasks)
+                tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:  # whoever uses the client knows nothing of its tasks
+        raise first_error(group) from group
 
 
 async def server_of(store: Path) -> str:
