@@ -22,7 +22,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import anyio
 import numpy as np
@@ -91,7 +90,9 @@ async def node(store: Path) -> AsyncIterator[penstock.Client]:
     nothing = {"HF_HUB_CACHE": str(store / "none"), "XDG_CACHE_HOME": str(store / "none"), "PENSTOCK_MODELS": ""}
     command = [sys.executable, "-m", "penstock", "serve", "--store", str(store), "--workers", "1", "--http", "none"]
     with (store / "node.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | nothing, stdout=log, stderr=log)
+        process = subprocess.Popen(  # noqa: ASYNC220 - there is nobody yet who could be kept waiting
+            command, cwd=ROOT, env=os.environ | nothing, stdout=log, stderr=log
+        )
         try:
             with anyio.fail_after(UP_S):
                 while True:

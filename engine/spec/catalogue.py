@@ -8,15 +8,36 @@ be right.
 
 import importlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from typing import NamedTuple
 
-from engine.spec.operator import Capability, Operator
+from engine.spec.operator import Capability, Machine, Operator, Rung
 from streams.errors import UserError
+from streams.records import MediaInfo
 
 GROUP = "penstock.operators"
 EXTRA = "PENSTOCK_OPERATORS"
+
+
+class Offer(NamedTuple):
+    """A rung of an implementation."""
+
+    operator: type[Operator]
+    rung: Rung
+
+    @property
+    def place(self) -> tuple[float, str, str]:
+        """What orders offers: the best first, and always the same."""
+        return -self.rung.quality, self.operator.name, self.rung.name
+
+    def missing(self, machine: Machine, media: MediaInfo | None) -> str | None:
+        """Why it cannot run there on this input; None where it can. One that cannot even say that cannot."""
+        try:
+            return self.operator.missing(self.rung.knobs, machine, media)
+        except Exception as error:  # it has others beside it, perhaps of other authors
+            return raised(self.operator, "missing()", error)
 
 
 class Catalogue:
@@ -25,11 +46,13 @@ class Catalogue:
     def __init__(self, operators: Iterable[type[Operator]]) -> None:
         self.capabilities: dict[str, Capability] = {}
         self._implementations: dict[str, dict[str, type[Operator]]] = {}
+        self._offers: dict[str, list[Offer]] = {}
         self.set_aside: list[str] = []  # why, a line for each operator that is installed and cannot be had
         for operator in operators:
             self._add(operator)
 
     def _add(self, operator: type[Operator]) -> None:
+        offers = _offers_of(operator)
         capability = operator.capability
         known = self.capabilities.setdefault(capability.name, capability)
         if known != capability:
@@ -38,6 +61,8 @@ class Catalogue:
         if named.setdefault(operator.name, operator) is not operator:
             both = f"{_place(operator)} and {_place(named[operator.name])}"
             raise UserError(f"{both} both implement {capability.name!r} as {operator.name!r}")
+        others = [offer for offer in self._offers.get(capability.name, ()) if offer.operator is not operator]
+        self._offers[capability.name] = sorted([*others, *offers], key=lambda offer: offer.place)
 
     def add_or_set_aside(self, place: str) -> None:
         """The operator at "module:Class", if it can be had."""
@@ -56,6 +81,10 @@ class Catalogue:
 
     def implementations(self, capability: str) -> Mapping[str, type[Operator]]:
         return self._implementations.get(capability, {})
+
+    def offers(self, capability: str) -> Sequence[Offer]:
+        """All rungs of all its implementations, best first."""
+        return self._offers.get(capability, [])
 
     def implementation(self, capability: str, name: str) -> type[Operator]:
         try:
@@ -86,6 +115,21 @@ def load_operator(place: str) -> type[Operator]:
     if not (isinstance(operator, type) and issubclass(operator, Operator)):
         raise UserError(f"{place!r} is not an operator: it should be a class derived from penstock.operators.Operator")
     return operator
+
+
+def raised(operator: type[Operator], what: str, error: Exception) -> str:
+    """What is said of an operator of which a part that is asked before it runs does not answer."""
+    return f"{operator.name}: {what} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _offers_of(operator: type[Operator]) -> list[Offer]:
+    try:
+        rungs = list(operator.rungs())
+        if not all(isinstance(rung, Rung) for rung in rungs):
+            raise TypeError("not all that it returns is a Rung")
+        return sorted((Offer(operator, rung) for rung in rungs), key=lambda offer: offer.place)
+    except Exception as error:
+        raise UserError(f"{_place(operator)}: {raised(operator, 'rungs()', error)}") from error
 
 
 def _place(operator: type[Operator]) -> str:

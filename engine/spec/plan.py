@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from engine.spec.catalogue import Catalogue
+from engine.spec.catalogue import Catalogue, Offer, raised
 from engine.spec.operator import Capability, Machine, Map, Media, Operator, Reduce, Rung, Scope, Settings, Window
 from engine.spec.workflow import MEDIA, Stage, Workflow
 from streams.errors import UserError
@@ -193,11 +193,10 @@ def rung_on(capability: str, rung: str, device: str) -> str:
 def runnable(catalogue: Catalogue, machine: Machine) -> list[str]:
     """All that can run on a machine, whatever the media; asks each implementation what it lacks."""
     return [
-        rung_on(name, rung.name, "cuda" if machine.has_gpu and "cuda" in operator.devices else "cpu")
+        rung_on(name, offer.rung.name, "cuda" if machine.has_gpu and "cuda" in offer.operator.devices else "cpu")
         for name in catalogue.capabilities
-        for operator in catalogue.implementations(name).values()
-        for rung in operator.rungs()
-        if operator.missing(rung.knobs, machine, None) is None
+        for offer in catalogue.offers(name)
+        if offer.missing(machine, None) is None
     ]
 
 
@@ -210,7 +209,7 @@ def device_for(
     elsewhere: Collection[str],
 ) -> Literal["cpu", "cuda"]:
     """Where a rung that was chosen is to run: here if it can, else where it can."""
-    if operator.missing(rung.knobs, machine, media) is None:
+    if Offer(operator, rung).missing(machine, media) is None:
         return "cuda" if machine.has_gpu and "cuda" in operator.devices else "cpu"
     return "cuda" if rung_on(capability.name, rung.name, "cuda") in elsewhere else "cpu"
 
@@ -226,16 +225,22 @@ def choose(
     """The best rung that can run here or on another node and waits for no more of the stream than it should, or, where
     each waits longer, the one that waits least; and a line that says why no better one. Raises UserError if none can
     run."""
-    offered = [(op, rung) for op in catalogue.implementations(capability.name).values() for rung in op.rungs()]
-    offered.sort(key=lambda pair: (-pair[1].quality, pair[0].name, pair[1].name))
     reasons: list[str] = []
     slow: list[tuple[float, type[Operator], Rung]] = []
-    for operator, rung in offered:
-        reason = operator.missing(rung.knobs, machine, media)
+    for offer in catalogue.offers(capability.name):
+        operator, rung = offer
+        reason = offer.missing(machine, media)
         if reason is not None and any(rung_on(capability.name, rung.name, d) in elsewhere for d in operator.devices):
-            here = operator.missing(rung.knobs, machine, None)
+            here = offer.missing(machine, None)
             reason = None if here is not None else reason  # what is lacking is this machine's, not the media's
-        if reason is None and (waits_s := pace.waits_s(operator, rung)) > pace.max_wait_s:
+        waits_s = 0.0
+        if reason is None:
+            try:
+                operator(rung.knobs).demands()
+                waits_s = pace.waits_s(operator, rung)
+            except Exception as error:  # another may be chosen
+                reason = raised(operator, "scope_of() or demands()", error)
+        if reason is None and waits_s > pace.max_wait_s:
             slow.append((waits_s, operator, rung))
             reason = pace.told(rung, waits_s)
         elif reason is None:

@@ -39,20 +39,18 @@ def operators() -> list[OperatorRow]:
     """Every rung that is installed, by capability, best first."""
     catalogue = installed()
     machine = this_machine()
-    rows = [
+    return [
         OperatorRow(
             capability=name,
-            implementation=operator.name,
-            rung=rung.name,
-            quality=rung.quality,
-            runs_in=operator.runs_in,
-            missing=operator.missing(rung.knobs, machine, None),
+            implementation=offer.operator.name,
+            rung=offer.rung.name,
+            quality=offer.rung.quality,
+            runs_in=offer.operator.runs_in,
+            missing=offer.missing(machine, None),
         )
-        for name in catalogue.capabilities
-        for operator in catalogue.implementations(name).values()
-        for rung in operator.rungs()
+        for name in sorted(catalogue.capabilities)
+        for offer in catalogue.offers(name)
     ]
-    return sorted(rows, key=lambda row: (row.capability, -row.quality))
 
 
 async def examine(nats_url: str | None, store: Path | None = None) -> list[Finding]:

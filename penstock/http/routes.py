@@ -335,18 +335,17 @@ async def _stream(face: Face, name: str) -> StreamView:
 def _operators(face: Face) -> list[OperatorView]:
     views = []
     for name, capability in sorted(face.catalogue.capabilities.items()):
-        rungs = [
+        rungs = tuple(
             RungView(
-                rung=rung.name,
-                implementation=operator.name,
-                version=operator.version,
-                quality=rung.quality,
-                runs_in=operator.runs_in,
-                missing=operator.missing(rung.knobs, face.machine, None),
+                rung=offer.rung.name,
+                implementation=offer.operator.name,
+                version=offer.operator.version,
+                quality=offer.rung.quality,
+                runs_in=offer.operator.runs_in,
+                missing=offer.missing(face.machine, None),
             )
-            for operator in face.catalogue.implementations(name).values()
-            for rung in operator.rungs()
-        ]
+            for offer in face.catalogue.offers(name)
+        )
         views.append(
             OperatorView(
                 capability=name,
@@ -358,7 +357,7 @@ def _operators(face: Face) -> list[OperatorView]:
                 ),
                 output=capability.output.__name__,
                 params=msgspec.json.schema(capability.params),
-                rungs=tuple(sorted(rungs, key=lambda rung: -rung.quality)),
+                rungs=rungs,
             )
         )
     return views

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_an_error_of_ours_can_be_caught_as_what_it_is(nats_url: str) -> None:
-    with pytest.raises(penstock.LinkError, match="nobody serves penstock.nodes.list: start `penstock serve`"):
+    with pytest.raises(penstock.LinkError, match=r"nobody serves penstock\.nodes\.list: start `penstock serve`"):
         async with penstock.connect(nats_url) as client:
             await client.nodes()
 

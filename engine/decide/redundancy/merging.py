@@ -196,9 +196,12 @@ class Merging:
     def _quality(self, stage: _Stage) -> float:
         """As the catalogue has it; 0 of a rung that is not installed here."""
         rung = stage.planned.rung
-        operator = self._catalogue.implementations(stage.planned.capability).get(rung.implementation)
-        offered = () if operator is None else operator.rungs()
-        return next((offer.quality for offer in offered if msgspec.to_builtins(offer.knobs) == rung.knobs), 0.0)
+        offered = (
+            offer.rung
+            for offer in self._catalogue.offers(stage.planned.capability)
+            if offer.operator.name == rung.implementation
+        )
+        return next((each.quality for each in offered if msgspec.to_builtins(each.knobs) == rung.knobs), 0.0)
 
     def _redundancy(self, finding: _Finding) -> Redundancy:
         dropped = [stage.now.id for stage in (*finding.others, *finding.followers)]

@@ -1,5 +1,6 @@
 """The catalogue: what is installed is found, and what contradicts it is refused."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import pytest
 import toys
 
 from engine.spec.catalogue import EXTRA, Catalogue, installed, load_operator
-from engine.spec.operator import Capability, Media, Port
+from engine.spec.operator import Capability, Media, Port, Rung
 from streams.errors import UserError
 
 
@@ -72,8 +73,17 @@ class Entry(NamedTuple):
     value: str
 
 
+class Unsettled(toys.Read):
+    name = "unsettled"
+
+    @classmethod
+    def rungs(cls) -> Sequence[Rung]:
+        raise RuntimeError("not\ntoday")
+
+
 def test_what_others_installed_wrongly_is_set_aside_and_the_rest_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     places = ["no_such_module:Read", "toys:Read", "toys:Nothing", f"{__name__}:OtherPorts", "toys:Add"]
+    places.insert(3, f"{__name__}:Unsettled")
     monkeypatch.delenv(EXTRA, raising=False)
     monkeypatch.setattr(
         "engine.spec.catalogue.entry_points",
@@ -86,8 +96,9 @@ def test_what_others_installed_wrongly_is_set_aside_and_the_rest_serves(monkeypa
         installed.cache_clear()
     assert set(catalogue.capabilities) == {"toy_read", "toy_add"}
     assert catalogue.implementations("toy_read") == {"toy": toys.Read}
-    assert [why.count("\n") for why in catalogue.set_aside] == [0, 0, 0]
-    for why, name in zip(catalogue.set_aside, ("no_such_module", "Nothing", "OtherPorts"), strict=True):
+    names = ("no_such_module", "Nothing", "Unsettled: unsettled: rungs() raised RuntimeError: not today", "OtherPorts")
+    assert [why.count("\n") for why in catalogue.set_aside] == [0, 0, 0, 0]
+    for why, name in zip(catalogue.set_aside, names, strict=True):
         assert name in why
     with pytest.raises(UserError, match=r"no capability 'toy_write' is installed; .*set aside: .*no_such_module"):
         catalogue.capability("toy_write")

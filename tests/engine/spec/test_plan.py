@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.spec.catalogue import Catalogue
-from engine.spec.operator import Capability, Machine, Map, Media, Operator, Port, Rung, Scope, Settings, Window
-from engine.spec.plan import Pace, Plan, PlannedRung, ancestors, choose, make_plan, settings_of, stage_id
+from engine.spec.operator import Capability, Demand, Machine, Map, Media, Operator, Port, Rung, Scope, Settings, Window
+from engine.spec.plan import Pace, Plan, PlannedRung, ancestors, choose, make_plan, runnable, settings_of, stage_id
 from engine.spec.workflow import Stage, Workflow
 from streams.errors import UserError
 from streams.records import MediaInfo
@@ -235,6 +235,57 @@ def test_if_nothing_can_run_every_reason_is_given() -> None:
     assert str(refused.value) == (
         "nothing here can compute 'guess': has no captions; needs a GPU; weights are not here"
     )
+
+
+class Mute(Guess):
+    """Better than all, and wrong in everything that is asked of it before it runs."""
+
+    name = "mute"
+    offers: ClassVar[dict[int, float]] = {1: 0.99}
+
+    @classmethod
+    def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
+        raise ValueError("no\nword")
+
+
+class Boundless(Mute):
+    name = "boundless"
+
+    @classmethod
+    def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
+        return None
+
+    @classmethod
+    def scope_of(cls, knobs: Any, segment_s: float) -> Scope:
+        raise KeyError(segment_s)
+
+
+class Undemanding(Boundless):
+    name = "undemanding"
+
+    @classmethod
+    def scope_of(cls, knobs: Any, segment_s: float) -> Scope:
+        return cls.scope
+
+    def demands(self) -> tuple[Demand, ...]:
+        raise OSError("no disk")
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        (Mute, "mute: missing() raised ValueError: no word"),
+        (Boundless, "boundless: scope_of() or demands() raised KeyError: 5.0"),
+        (Undemanding, "undemanding: scope_of() or demands() raised OSError: no disk"),
+    ],
+)
+def test_one_that_cannot_answer_is_passed_over_and_stops_no_other(broken: type[Guess], why: str) -> None:
+    operator, _, notices = choose(Catalogue([broken, *GUESSES]), GUESS, MACHINE, None)
+    assert operator is Clever
+    assert why in notices[0]
+    with pytest.raises(UserError, match=re.escape(why)):
+        choose(Catalogue([broken]), GUESS, MACHINE, None)
+    assert runnable(Catalogue([Mute, Plain]), MACHINE) == ["guess/plain-1/cpu"]
 
 
 def test_a_plan_tells_each_notice_once() -> None:
