@@ -11,7 +11,7 @@ begun beside it: two lanes would do the same, or one would wait for the other. A
 """
 
 import heapq
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Sequence
 
 import msgspec
 
@@ -72,9 +72,9 @@ class Batcher:
         if any(item.id == id for _, _, item in self._waiting):
             self._cancelled.add(id)
 
-    def ended(self, items: Iterable[Item]) -> None:
+    def ended(self, items: Sequence[Item]) -> None:
         """A batch runs no more."""
-        for shared in frozenset[Hashable]().union(*(item.shared for item in items)):
+        for shared in _work_of(items):
             self._running[shared] -= 1
             if not self._running[shared]:
                 del self._running[shared]
@@ -94,7 +94,7 @@ class Batcher:
             batch = self._next_batch()
             if not batch:
                 break
-            for shared in frozenset[Hashable]().union(*(item.shared for item in batch)):
+            for shared in _work_of(batch):
                 self._running[shared] = self._running.get(shared, 0) + 1
             why = "a lane is free" if len(batch) < self._max_batch else "a lane is free and the batch is full"
             decisions.append(Run(tuple(batch), why))
@@ -113,7 +113,9 @@ class Batcher:
                 heapq.heappop(waiting)
                 self._cancelled.discard(item.id)
                 continue
-            if self._is_done_elsewhere(item) or (batch and batch[0].shared.isdisjoint(item.shared) and item.shared):
+            if item.shared and (
+                not self._running.keys().isdisjoint(item.shared) or (batch and batch[0].shared.isdisjoint(item.shared))
+            ):
                 passed_over.append(heapq.heappop(waiting))
                 continue
             if batch and (item.alone or weight + item.weight > self._max_batch):
@@ -127,5 +129,7 @@ class Batcher:
             heapq.heappush(waiting, entry)
         return batch
 
-    def _is_done_elsewhere(self, item: Item) -> bool:
-        return bool(item.shared) and not self._running.keys().isdisjoint(item.shared)
+
+def _work_of(batch: Sequence[Item]) -> frozenset[Hashable]:
+    """All that the items of a batch share with others; where the first shares nothing none does."""
+    return frozenset[Hashable]().union(*(item.shared for item in batch)) if batch[0].shared else frozenset()

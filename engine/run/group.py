@@ -31,9 +31,10 @@ from engine.decide.instructions import (
 )
 from engine.decide.readiness import Readiness
 from engine.decide.retry import cause_of
+from engine.run.done import Canceled, Done, Late
 from engine.run.frames import Hold
 from engine.run.host import GroupStage, Host
-from engine.run.pool import Canceled, Done, Late, Ticket, no_word
+from engine.run.pool import Ticket, no_word
 from engine.run.segment_cache import SegmentCache
 from engine.run.spans import WorkSpan
 from engine.run.storing import Storing

@@ -61,10 +61,6 @@ class Instances:
         """Have a batch processed, with a core of `limiter`'s where one is needed. Raises what the operator raises, and
         TimeoutError past its time."""
         operator = self._operator
-        if operator.runs_in == "loop":
-            if not self._idle:
-                self._idle.append(self._load())
-            return _timed(self._idle[0], batch)
         alone = anyio.CapacityLimiter(1)
         async with limiter or alone:  # waiting for a core is no part of the operator's time
             with anyio.fail_after(operator.timeout_s):
@@ -74,6 +70,12 @@ class Instances:
                     call = (operator, self._knobs, self._device, batch)
                     return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=own)
                 return await self._call_in_thread(batch, own)
+
+    def call_now(self, batch: list[Inputs]) -> Answer:
+        """Have a batch processed in the event loop."""
+        if not self._idle:
+            self._idle.append(self._load())
+        return _timed(self._idle[0], batch)
 
     async def call_one(self, inputs: Inputs, emit: Callable[[str], None]) -> msgspec.Struct:
         """Have one item processed beside others, by the one instance they share."""

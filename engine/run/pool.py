@@ -24,44 +24,16 @@ import structlog
 from engine.decide import lanes
 from engine.decide.batcher import Batcher, Drop, Item, Run, WakeAt
 from engine.decide.signals import PoolSignals
-from engine.run.instances import Instances, encoded, translated
+from engine.run.done import Canceled, Done, Late, OnDone
+from engine.run.instances import Answer, Instances, encoded, translated
 from engine.run.service_times import ServiceTimes
 from engine.spec.operator import Device, Inputs, Operator, Settings
 
 log = structlog.get_logger(__name__)
 
 NUM_RECENT = 64  # items and batches that the means are over
+AGAIN = "run again alone, for the batch failed"
 UNWANTED_S = 1.0  # what a process may finish that nobody wants any more: to start another takes about as long
-
-
-class Late(Exception):
-    """Its time had passed before its turn came: it was not computed."""
-
-
-class Canceled(Exception):
-    """Nobody wants it any more: it was not computed to its end."""
-
-
-class Done(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What became of one item: an output and its encoding, or the error; and when its batch ran (Unix time, ns)."""
-
-    output: msgspec.Struct | None
-    encoded: bytes
-    error: Exception | None
-    started_ns: int
-    ended_ns: int
-    batch_size: int
-    batch: int = 0  # its number in this pool
-    why: str = ""  # it ran when it ran
-    items: tuple[str, ...] = ()  # the spans of all items of the batch, where anybody traces
-
-    @property
-    def compute_s(self) -> float:
-        """This item's share of the batch."""
-        return (self.ended_ns - self.started_ns) / 1e9 / self.batch_size
-
-
-OnDone = Callable[[Done], None]
 
 
 class Ticket(msgspec.Struct, eq=False, gc=False):
@@ -128,6 +100,7 @@ class Pool:
         self.is_async = operator.runs_in == "async"
         self.max_batch = 1 if self.is_async else operator.max_batch
         self._knobs = knobs
+        self._shares = operator.shared_work.__func__ is not Operator.shared_work.__func__  # type: ignore[attr-defined]
         self._device = device
         self._instances = Instances(operator, knobs, device)
         self._capacity = capacity
@@ -177,7 +150,8 @@ class Pool:
         self._num_tickets += 1
         ticket = Ticket(self, self._num_tickets, inputs, on_done, emit, time.time_ns(), span)
         self._tickets[ticket.id] = ticket
-        self._batcher.add(Item(ticket.id, due_ns, alone=alone, shared=self._shared_work(inputs)))
+        shared = self._shared_work(inputs) if self._shares else frozenset[Hashable]()
+        self._batcher.add(Item(ticket.id, due_ns, alone=alone, shared=shared))
         self._wake()
         return ticket
 
@@ -300,7 +274,11 @@ class Pool:
         lane = Lane(tickets, items, self._num_batches, why)
         for ticket in tickets:
             ticket.lane = lane
-        self._tasks.start_soon(self._run_lane, lane)
+        if self._shape.runs_in == "loop":
+            self._run_now(lane, tickets, why)
+            self._end(lane)
+        else:
+            self._tasks.start_soon(self._run_lane, lane)
 
     async def _run_lane(self, lane: Lane) -> None:
         """One batch, from beginning to end."""
@@ -314,36 +292,61 @@ class Pool:
                     if not ticket.is_settled:
                         self._settle(ticket, Done(None, b"", Canceled(), began_ns, ended_ns, len(lane.tickets)))
         finally:
-            for ticket in lane.tickets:
-                ticket.lane = None  # the two would keep each other, and the media, for good
-            self._batcher.ended(lane.items)
-            self._num_running -= len(lane.tickets)
-            self._num_lanes -= 1
-            if lanes.uses_cores(self._shape):
-                self._capacity.num_lanes -= 1
-            self._news.set()
-            self._on_change()
+            self._end(lane)
+
+    def _end(self, lane: Lane) -> None:
+        for ticket in lane.tickets:
+            ticket.lane = None  # the two would keep each other, and the media, for good
+        self._batcher.ended(lane.items)
+        self._num_running -= len(lane.tickets)
+        self._num_lanes -= 1
+        if lanes.uses_cores(self._shape):
+            self._capacity.num_lanes -= 1
+        self._news.set()
+        self._on_change()
 
     async def _run(self, lane: Lane, tickets: Sequence[Ticket], why: str) -> None:
-        batch = [ticket.inputs for ticket in tickets]
-        spans = tuple(ticket.span for ticket in tickets if ticket.span)
         started_ns = time.time_ns()
         try:
-            outputs, started_ns, ended_ns = await self._instances.call(batch, self._cores)
-            written = encoded(self.operator, outputs, len(batch))
+            answer: Answer | Exception = await self._instances.call([ticket.inputs for ticket in tickets], self._cores)
         except Exception as error:
-            if len(batch) > 1 and not isinstance(error, TimeoutError):
-                for ticket in tickets:
-                    await self._run(lane, [ticket], f"{why}; run again alone, for the batch failed")
-                return
+            answer = error
+        for ticket in self._ran(lane, tickets, why, started_ns, answer):
+            await self._run(lane, [ticket], f"{why}; {AGAIN}")
+
+    def _run_now(self, lane: Lane, tickets: Sequence[Ticket], why: str) -> None:
+        """A batch that is over before anything else happens."""
+        started_ns = time.time_ns()
+        try:
+            answer: Answer | Exception = self._instances.call_now([ticket.inputs for ticket in tickets])
+        except Exception as error:
+            answer = error
+        for ticket in self._ran(lane, tickets, why, started_ns, answer):
+            self._run_now(lane, [ticket], f"{why}; {AGAIN}")
+
+    def _ran(
+        self, lane: Lane, tickets: Sequence[Ticket], why: str, started_ns: int, answer: Answer | Exception
+    ) -> Sequence[Ticket]:
+        """Tell what became of a batch; those that are to run again, one by one."""
+        size = len(tickets)
+        spans = tuple(ticket.span for ticket in tickets if ticket.span)
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            outputs, started_ns, ended_ns = answer
+            written = encoded(self.operator, outputs, size)
+        except Exception as error:
+            if size > 1 and not isinstance(error, TimeoutError):
+                return tickets
             failed = translated(error, self.operator)
             ended_ns = time.time_ns()
             for ticket in tickets:
-                self._settle(ticket, Done(None, b"", failed, started_ns, ended_ns, len(batch), lane.number, why, spans))
-            return
-        self._note_service(len(batch), (ended_ns - started_ns) / 1e9)
+                self._settle(ticket, Done(None, b"", failed, started_ns, ended_ns, size, lane.number, why, spans))
+            return ()
+        self._note_service(size, (ended_ns - started_ns) / 1e9)
         for ticket, output, data in zip(tickets, outputs, written, strict=True):
-            self._settle(ticket, Done(output, data, None, started_ns, ended_ns, len(batch), lane.number, why, spans))
+            self._settle(ticket, Done(output, data, None, started_ns, ended_ns, size, lane.number, why, spans))
+        return ()
 
     async def _run_async(self, lane: Lane) -> None:
         (ticket,) = lane.tickets

@@ -23,6 +23,7 @@ from streams.subjects import Key
 from streams.wire.ledger import Ledger, Stored
 
 MAX_RESULTS = 4096
+MAX_SEGMENTS = 256  # of a stream: what is kept of many small ones is looked through by each pass of Python's collector
 DEFAULT_MAX_BYTES = 1 << 27
 OVERHEAD_BYTES = 1024  # of a segment, beside its media
 MAX_ASKED = 4096  # by name; of more it is looked what is there
@@ -187,7 +188,7 @@ class SegmentCache:
                 num_bytes = len(stored.data) + OVERHEAD_BYTES
                 self._media[record.index] = known, num_bytes
                 self.num_bytes += num_bytes
-                while self.num_bytes > self.max_bytes and len(self._media) > 1:
+                while len(self._media) > MAX_SEGMENTS or (self.num_bytes > self.max_bytes and len(self._media) > 1):
                     self.num_bytes -= self._media.popitem(last=False)[1][1]
                 return known
 

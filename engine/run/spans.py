@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from engine.decide.instructions import Compute, GiveGap, Known
 from engine.run import conventions as names
+from engine.run.done import Done
 from engine.run.frames import Decoding
-from engine.run.pool import Done
 from engine.run.telemetry import Attributes, Span, Telemetry, unrecorded
 from engine.spec.operator import Reduce
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from engine.decide.instructions import Compute, GiveGap
-from engine.run.pool import Done
+from engine.run.done import Done
 from engine.spec.operator import Entry, Inputs, Media
 from engine.spec.workflow import MEDIA
 from streams.records import DeadLetter, Gap, Measured, Result

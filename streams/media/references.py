@@ -22,7 +22,12 @@ def refers(url: str) -> bool:
 
 def filled_in(url: str) -> str:
     """The URL with what it refers to. Raises UserError, without any value, where that is not there."""
-    return _REFERENCE.sub(_value, url)
+    return _REFERENCE.sub(lambda match: quote(_value(match), safe=""), url)
+
+
+def secret(text: str) -> str:
+    """A text that is no URL, with what it refers to. Raises UserError, without any value, where that is not there."""
+    return _REFERENCE.sub(_value, text)
 
 
 def as_if_filled_in(url: str) -> str:
@@ -35,9 +40,9 @@ def _value(match: re.Match[str]) -> str:
     if name is not None:
         if name not in os.environ:
             raise UserError(f"${{{name}}}: there is no such variable in the environment of who reads the source")
-        return quote(os.environ[name], safe="")
+        return os.environ[name]
     try:
         with Path(path).open("rb") as file:
-            return quote(file.read(MAX_BYTES).decode().strip(), safe="")
+            return file.read(MAX_BYTES).decode().strip()
     except (OSError, ValueError) as error:
         raise UserError(f"${{file:{path}}}: {getattr(error, 'strerror', None) or 'not text'}") from error

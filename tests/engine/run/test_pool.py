@@ -15,8 +15,9 @@ from conftest import Eventually
 from doubling import Doubled, InLoop, InProcess, InThread, StuckProcess
 
 from engine.run import pool as pools
+from engine.run.done import Canceled, Done, Late
 from engine.run.instances import MAX_STUCK, Instances
-from engine.run.pool import Canceled, Capacity, Done, Late, Pool
+from engine.run.pool import Capacity, Pool
 from engine.spec.operator import Device, Entry, Inputs, Operator, Settings
 from streams.errors import Permanent, Transient
 

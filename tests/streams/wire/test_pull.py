@@ -330,3 +330,20 @@ async def test_one_that_has_more_bytes_than_may_be_asked_for_comes_all_the_same(
     async with pulling(ledger) as pull:
         assert await take_all(ledger, pull, 7, room=7) == list(range(7))
         await settled(ledger)
+
+
+async def test_a_request_that_bounds_the_bytes_and_is_met_is_no_cause_for_doubt(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.wire.pull.MIN_ASKED_BYTES", 100_000)
+    monkeypatch.setattr("streams.wire.pull.MAX_ASKED_BYTES", 100_000)
+    await publish(ledger, range(40))
+    doubts: list[None] = []
+    monkeypatch.setattr(Pull, "_on_doubt", lambda self: doubts.append(None))
+    async with pulling(ledger) as pull:
+        asked = await consumer(ledger)
+        assert await take_all(ledger, pull, 40, room=4) == list(range(40))
+        assert pull._doubtful is False
+        assert not doubts
+        await settled(ledger)
+    assert asked["name"] == DURABLE

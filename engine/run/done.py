@@ -1,0 +1,35 @@
+"""What becomes of an item that was handed in to a pool."""
+
+from collections.abc import Callable
+
+import msgspec
+
+
+class Late(Exception):
+    """Its time had passed before its turn came: it was not computed."""
+
+
+class Canceled(Exception):
+    """Nobody wants it any more: it was not computed to its end."""
+
+
+class Done(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """What became of one item: an output and its encoding, or the error; and when its batch ran (Unix time, ns)."""
+
+    output: msgspec.Struct | None
+    encoded: bytes
+    error: Exception | None
+    started_ns: int
+    ended_ns: int
+    batch_size: int
+    batch: int = 0  # its number in this pool
+    why: str = ""  # it ran when it ran
+    items: tuple[str, ...] = ()  # the spans of all items of the batch, where anybody traces
+
+    @property
+    def compute_s(self) -> float:
+        """This item's share of the batch."""
+        return (self.ended_ns - self.started_ns) / 1e9 / self.batch_size
+
+
+OnDone = Callable[[Done], None]
