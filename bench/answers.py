@@ -9,8 +9,10 @@ weights and is a rung as well.
     refused: of those that have none
     calibration error: mean distance of confidence from being right, over ten equal ranges of confidence, weighted
 
-    answers.py [--scenes seen|unseen] [--fit] [--wrong]
+    answers.py [--scenes seen|unseen] [--fit] [--wrong] [--model NAME]
 
+`--model` puts the questions to a language model of this machine's endpoints instead (docs/models.md), which reads the
+passages: its answer is right where one of the question's own answers stands in it, and what fails is counted by name.
 `--fit` prints the weights of confidence that suit these scenes; `--wrong` what was quoted instead, for people.
 """
 
@@ -18,6 +20,7 @@ import argparse
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,8 +31,10 @@ from engine.spec.operator import Device
 from operators.capabilities import NOT_IN_THE_VIDEO, Speech, Transcript
 from operators.language import retrieval
 from operators.language.quoting import SCALES, By, QuoteKnobs, Quoting
+from operators.language.reading import Reading, ReadKnobs
 from operators.language.retrieval import Found, Piece, spoken_pieces
 from penstock.testing import loaded, run
+from streams.errors import Permanent, Transient
 
 SEGMENT_S = 5.0
 NUM_SHOWN = 3
@@ -82,13 +87,20 @@ def ranked(asked: Sequence[Question], search: Search) -> dict[str, Any]:
 def replied(asked: Sequence[Question], operator: Any, show: bool) -> dict[str, Any]:
     """What the operator replies, refusals and all."""
     right, refused, wrongly_refused, sure, took_s = 0, 0, 0, list[tuple[float, bool]](), list[float]()
+    failed: Counter[str] = Counter()
     for each in asked:
         segments: dict[int, list[Speech]] = {}
         for said in each.speech:
             segments.setdefault(int(said.start_ns / 1e9 / SEGMENT_S), []).append(said)
         evidence = [Transcript(observations=tuple(segments.get(at, ()))) for at in range(max(segments) + 1)]
         began_s = time.perf_counter()
-        (reply,) = run(operator, {"evidence": [evidence]}, params={"question": each.ask})
+        try:
+            (reply,) = run(operator, {"evidence": [evidence]}, params={"question": each.ask})
+        except (Permanent, Transient) as error:  # of a language model
+            failed[str(error).partition(":")[0]] += 1
+            if show:
+                say(f"{each.scene}: {each.ask!r} -> {error}")
+            continue
         took_s.append(time.perf_counter() - began_s)
         is_refused = reply.answer == NOT_IN_THE_VIDEO
         is_right = not each.answers if is_refused else each.is_right(reply.answer)
@@ -103,8 +115,9 @@ def replied(asked: Sequence[Question], operator: Any, show: bool) -> dict[str, A
     return {
         **{name: round(num / answerable, 3) for name, num in shares.items()},
         "refused": round(refused / (len(asked) - answerable), 3),
+        **({"failed": dict(failed)} if failed else {}),
         "calibration_error": round(calibration_error(sure), 3),
-        "ms_a_question": round(1e3 * statistics.median(took_s), 1),
+        "ms_a_question": round(1e3 * statistics.median(took_s), 1) if took_s else None,
     }
 
 
@@ -155,8 +168,14 @@ def main() -> None:
     parser.add_argument("--scenes", choices=("seen", "unseen"), default="unseen")
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--wrong", action="store_true")
+    parser.add_argument("--model")
     options = parser.parse_args()
     asked = questions(options.scenes)
+    if options.model:
+        reader = loaded(Reading, ReadKnobs(model=options.model), Device())
+        replies = replied(asked, reader, options.wrong)
+        keep(f"answers-{options.scenes}-model", {"scenes": options.scenes, "model": options.model, "replies": replies})
+        return
     kinds: tuple[By, ...] = ("meaning", "words")
     operators = {by: loaded(Quoting, QuoteKnobs(by=by), Device()) for by in kinds}
     styles = sorted({each.style for each in asked})

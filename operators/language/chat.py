@@ -1,0 +1,210 @@
+"""One answer of a language model behind OpenAI's chat completions: streamed, bounded, and either whole or a failure.
+
+What goes wrong has a name, which stands first in the error: `timeout`, `upstream` (it cannot be reached, is too busy,
+broke off or says that it failed), `refusal`, `budget` (more text than was asked for), `schema` (operators.language.
+structured) or `citation` (operators.language.reading). The first two are Transient: they may pass.
+
+A stream that ends with `[DONE]` and no `finish_reason`, or that carries an error between its pieces, as vLLM's does
+when its engine dies, is no answer. Who is too busy (408, 409, 425, 429, 5xx) is asked again after what it says or with
+backoff, as long as the endpoint's time for an answer lasts. Canceled, the connection is closed, by which the engine
+knows to stop.
+"""
+
+import logging
+import re
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, Literal
+
+import anyio
+import httpx
+import msgspec
+
+from operators.language.endpoints import Endpoint
+from streams.decoding import from_json
+from streams.errors import Malformed, Permanent, Transient, UserError
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write every address into the log
+
+CONNECT_S = 10.0
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 20.0
+MAX_LINE_BYTES = 1 << 20
+CHARS_A_TOKEN = 16  # at most, of what is believed to have been asked for
+BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+SECONDS = re.compile(r"\d{1,5}(\.\d{1,6})?", re.ASCII)
+
+Failing = Literal["timeout", "upstream", "refusal", "budget", "schema", "citation"]
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta = msgspec.field(default_factory=_Delta)
+    finish_reason: str | None = None
+
+
+class _Piece(msgspec.Struct):
+    choices: list[_Choice] = []
+    error: Any = None
+
+
+class Busy(Exception):
+    """It may be asked again, after so many seconds where it said so."""
+
+    def __init__(self, why: str, pause_s: float | None) -> None:
+        super().__init__(why)
+        self.pause_s = pause_s
+
+
+def failure(name: Failing, why: str) -> Exception:
+    """An error whose text begins with the failure's name."""
+    said = f"{name}: {' '.join(why.split())[:500]}"
+    return Transient(said) if name in ("timeout", "upstream") else Permanent(said)
+
+
+async def completed(
+    endpoint: Endpoint,
+    messages: Sequence[Mapping[str, str]],
+    schema: Mapping[str, Any] | None = None,
+    emit: Callable[[str], None] = lambda text: None,
+) -> str:
+    """What the model says, whole; `emit` is called with each piece as it comes. With a `schema` it is held to that,
+    where the endpoint does so. Raises Transient or Permanent, named as said above."""
+    pause_s = FIRST_PAUSE_S
+    why = ""
+    with anyio.move_on_after(endpoint.answer_s) as scope:
+        while True:
+            try:
+                return await _attempt(endpoint, _request(endpoint, messages, schema), emit)
+            except Busy as busy:
+                why = str(busy)
+                pause_s = min(MAX_PAUSE_S, 2 * pause_s)
+                wait_s = pause_s if busy.pause_s is None else max(busy.pause_s, FIRST_PAUSE_S)
+                if anyio.current_time() + wait_s > scope.deadline:
+                    raise failure("upstream", f"{endpoint.model}: {why}") from None
+            await anyio.sleep(wait_s)
+    raise failure("timeout", f"{endpoint.model} gave no answer within {endpoint.answer_s:g} s{why and f' ({why})'}")
+
+
+def _request(
+    endpoint: Endpoint, messages: Sequence[Mapping[str, str]], schema: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    asked: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": list(messages),
+        "max_tokens": endpoint.max_tokens,
+        "temperature": 0,
+        "seed": 0,
+        "stream": True,
+    }
+    if schema is not None and endpoint.is_constrained:
+        asked["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": dict(schema), "strict": True},
+        }
+    return asked
+
+
+async def _attempt(endpoint: Endpoint, request: Mapping[str, Any], emit: Callable[[str], None]) -> str:
+    """Raises Busy where it may be asked again at once."""
+    try:
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **endpoint.headers}
+    except UserError as error:
+        raise failure("upstream", f"{endpoint.model}: its key: {error}") from error
+    limits = httpx.Timeout(CONNECT_S, read=endpoint.first_token_s)
+    place = f"{endpoint.url.rstrip('/')}/chat/completions"
+    text: list[str] = []
+    try:
+        async with (
+            httpx.AsyncClient(verify=_tls(), timeout=limits, trust_env=False, follow_redirects=False) as client,
+            client.stream("POST", place, content=msgspec.json.encode(request), headers=headers) as response,
+        ):
+            if response.status_code != 200:
+                raise await _refused(endpoint, response)
+            return await _read(endpoint, response, text, emit)
+    except httpx.TimeoutException as error:
+        raise failure("timeout", f"{endpoint.model}: nothing came for {_waited_s(error, endpoint):g} s") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:  # their text may hold the address
+        if text:
+            raise failure("upstream", f"{endpoint.model} broke off after {len(''.join(text))} characters") from error
+        raise Busy(f"it cannot be reached: {type(error).__name__}", None) from error
+
+
+def _waited_s(error: httpx.TimeoutException, endpoint: Endpoint) -> float:
+    return CONNECT_S if isinstance(error, httpx.ConnectTimeout) else endpoint.first_token_s
+
+
+async def _refused(endpoint: Endpoint, response: httpx.Response) -> Exception:
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > 4096:
+            break
+    said = f"HTTP {response.status_code}"
+    if response.status_code in BUSY:
+        asked = response.headers.get("Retry-After", "")
+        return Busy(said, float(asked) if SECONDS.fullmatch(asked) else None)
+    detail = " ".join(bytes(body[:300]).decode(errors="replace").split())
+    if response.status_code in (401, 403):
+        return failure("refusal", f"{endpoint.model}: {said}: is its key right?")  # what it says may repeat the key
+    return failure("refusal", f"{endpoint.model}: {said}: {detail}")
+
+
+async def _read(endpoint: Endpoint, response: httpx.Response, text: list[str], emit: Callable[[str], None]) -> str:
+    num_chars, finished = 0, ""
+    async for line in _lines(endpoint, response):
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            break
+        try:
+            piece = from_json(data, _Piece)
+        except Malformed as error:
+            raise failure("upstream", f"{endpoint.model} sent what is no piece of an answer: {error}") from error
+        if piece.error:
+            raise failure("upstream", f"{endpoint.model} failed while it answered")
+        for choice in piece.choices[:1]:
+            if choice.delta.refusal:
+                raise failure("refusal", f"{endpoint.model}: {choice.delta.refusal}")
+            if choice.delta.content:
+                text.append(choice.delta.content)
+                num_chars += len(choice.delta.content)
+                emit(choice.delta.content)
+            finished = choice.finish_reason or finished
+        if num_chars > endpoint.max_tokens * CHARS_A_TOKEN:
+            raise failure(
+                "budget", f"{endpoint.model} said over {num_chars} characters, {endpoint.max_tokens} tokens asked"
+            )
+    if finished == "stop":
+        return "".join(text)
+    if finished == "length":
+        raise failure("budget", f"{endpoint.model} was not done after {endpoint.max_tokens} tokens")
+    if finished:
+        raise failure("refusal", f"{endpoint.model} ended with {finished!r}")
+    raise failure("upstream", f"{endpoint.model} broke off after {num_chars} characters")
+
+
+async def _lines(endpoint: Endpoint, response: httpx.Response) -> Any:
+    """Bounded, whatever is sent."""
+    open_ = bytearray()
+    async for part in response.aiter_bytes():
+        open_ += part
+        *lines, rest = bytes(open_).split(b"\n")
+        open_ = bytearray(rest)
+        for line in lines:
+            yield line.rstrip(b"\r")
+        if len(open_) > MAX_LINE_BYTES:
+            raise failure("budget", f"{endpoint.model} sent a line of over {MAX_LINE_BYTES} bytes")
+    if open_:
+        yield bytes(open_)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Made once: it reads the system's certificates."""
+    return httpx.create_ssl_context()

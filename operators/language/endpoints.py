@@ -1,0 +1,105 @@
+"""Endpoints: where language models are, as a file of the machine's owner says. No workflow, plan or log holds an
+address or a key; a plan names a model, and whoever computes looks up where that is.
+
+The file is $PENSTOCK_ENDPOINTS, else penstock/endpoints.toml in $XDG_CONFIG_HOME or ~/.config:
+
+    [[endpoint]]
+    model = "Qwen/Qwen3-8B"           # as the endpoint calls it, and as plans and answers do
+    url = "http://127.0.0.1:8000/v1"  # anything that speaks OpenAI's chat completions
+    key = "${OPENAI_API_KEY}"         # or "${file:/run/secrets/key}"
+    quality = 0.7                     # of questions to recordings, the share it answers rightly: bench/answers.py
+    max_in_flight = 32
+"""
+
+import os
+import tomllib
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from engine.spec.operator import Settings
+from streams.errors import UserError
+from streams.media.references import refers, secret
+
+PLACE = "PENSTOCK_ENDPOINTS"
+MAX_BYTES = 1 << 20
+
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+
+
+class Endpoint(Settings, frozen=True):
+    """A model somewhere. Times in seconds, prices in any one currency for a million tokens."""
+
+    model: Name
+    url: Annotated[str, Meta(min_length=8, max_length=2000)]
+    key: Annotated[str, Meta(max_length=4096)] = ""  # a reference, not the key
+    quality: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    max_in_flight: Annotated[int, Meta(ge=1, le=1024)] = 16
+    first_token_s: Annotated[float, Meta(gt=0, le=600)] = 60.0
+    answer_s: Annotated[float, Meta(gt=0, le=3600)] = 120.0  # for an answer, with all that is asked again
+    max_tokens: Annotated[int, Meta(ge=16, le=100_000)] = 512  # of an answer
+    context_tokens: Annotated[int, Meta(ge=512, le=10_000_000)] = 4096
+    is_constrained: bool = True  # it keeps to a JSON schema; else what it says is looked through for JSON
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """With the key. Raises UserError, without any value, where what the key refers to is not there."""
+        key = secret(self.key)
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    endpoint: list[Endpoint] = []
+
+
+def place() -> Path:
+    """Where the file is, or would be."""
+    if named := os.environ.get(PLACE):
+        return Path(named)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "penstock" / "endpoints.toml"
+
+
+def endpoints() -> tuple[Endpoint, ...]:
+    """All of them; none where there is no file. Raises UserError for one that is wrong."""
+    path = place()
+    try:
+        stamp = path.stat().st_mtime_ns
+    except OSError:
+        if os.environ.get(PLACE):
+            raise UserError(f"{path}, which ${PLACE} names, is not there") from None
+        return ()
+    return _read(path, stamp)
+
+
+def endpoint_of(model: str) -> Endpoint | None:
+    """The first one that has the model."""
+    return next((each for each in endpoints() if each.model == model), None)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, stamp: int) -> tuple[Endpoint, ...]:
+    try:
+        with path.open("rb") as file:
+            found = msgspec.convert(tomllib.loads(file.read(MAX_BYTES).decode()), _File).endpoint
+    except (OSError, ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: {why}; docs/models.md says what belongs there") from None
+    for each in found:
+        try:
+            parts = urlsplit(each.url)
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{path}: the url of {each.model!r} is no http(s) address")
+        if parts.username or parts.password or parts.query:
+            raise UserError(f"{path}: the url of {each.model!r} holds more than a place: a key belongs in key")
+        if each.key and not refers(each.key):
+            raise UserError(f'{path}: the key of {each.model!r} stands there itself: write key = "${{NAME}}"')
+    first: dict[str, Endpoint] = {}
+    for each in found:
+        first.setdefault(each.model, each)
+    return tuple(first.values())

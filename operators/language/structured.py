@@ -1,0 +1,131 @@
+"""Structured output: a msgspec struct says what an answer looks like. Its JSON Schema goes to an endpoint that can keep
+to one; what comes back is decoded by the same struct, so nothing is believed for having been constrained.
+
+Every string and list of the struct needs a bound (`Meta(max_length=...)`): a constrained model that finds no end runs
+into its limit of tokens. Of an endpoint that keeps to no schema, the JSON is looked for in what it says: fenced, or
+between the first brace and the one that closes it.
+"""
+
+import json
+from typing import Any, TypeVar
+
+import msgspec
+
+from operators.language.chat import failure
+from streams.decoding import from_json
+from streams.errors import Malformed
+
+T = TypeVar("T")
+NOT_ASKED = ("$defs", "title", "default", "description", "properties")
+
+
+def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """JSON Schema, all in one piece, that allows nothing else and asks for every field: what strict decoding takes.
+    Raises TypeError for a string or list without a bound."""
+    schema = msgspec.json.schema(kind)
+    found: dict[str, Any] = _closed(_inlined(schema, schema.get("$defs", {})), kind.__name__)
+    return found
+
+
+def read(kind: type[T], text: str) -> T:
+    """Raises Permanent, named `schema`, for what is no such value."""
+    why = "it holds no JSON object"
+    for candidate in _objects(text):
+        try:
+            return from_json(candidate, kind)
+        except Malformed as error:
+            why = str(error)
+    raise failure("schema", f"the model said {' '.join(text.split())[:120]!r}: {why}")
+
+
+def _objects(text: str) -> list[str]:
+    """The whole, and what lies between a brace and the one that closes it, the last one first: a model that thinks
+    aloud answers at the end."""
+    found = [text.strip()] if text.lstrip().startswith("{") else []
+    decoder = json.JSONDecoder()
+    inner: list[str] = []
+    at = 0
+    while len(inner) < 8 and (at := text.find("{", at)) >= 0:
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            at += 1
+        else:
+            inner.append(text[at:end])
+            at = end
+    return found + inner[::-1]
+
+
+def _inlined(part: Any, defs: dict[str, Any]) -> Any:
+    if isinstance(part, list):
+        return [_inlined(each, defs) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        return _inlined(defs[part["$ref"].rpartition("/")[2]], defs)
+    found = {name: _inlined(each, defs) for name, each in part.items() if name not in NOT_ASKED}
+    if "properties" in part:  # whose names are the fields'
+        found["properties"] = {name: _inlined(each, defs) for name, each in part["properties"].items()}
+    return found
+
+
+def _closed(part: Any, where: str) -> Any:
+    if isinstance(part, list):
+        return [_closed(each, where) for each in part]
+    if not isinstance(part, dict):
+        return part
+    match part.get("type"):
+        case "string" if "maxLength" not in part and "enum" not in part:
+            raise TypeError(f"{where}: a string has no bound: give it Meta(max_length=...)")
+        case "array" if "maxItems" not in part:
+            raise TypeError(f"{where}: a list has no bound: give it Meta(max_length=...)")
+        case "object":
+            fields = {name: _closed(each, f"{where}.{name}") for name, each in part.get("properties", {}).items()}
+            return {**part, "properties": fields, "required": list(fields), "additionalProperties": False}
+    return {name: _closed(each, where) for name, each in part.items()}
+
+
+class Growing:
+    """The first string of an object whose JSON is still coming: `add` gives what has become of it with each piece."""
+
+    def __init__(self) -> None:
+        self._json = ""
+        self._num_given = 0
+
+    def add(self, piece: str) -> str:
+        self._json += piece
+        colon = self._json.find(":")
+        begin = self._json.find('"', colon + 1)
+        if colon < 0 or begin < 0 or self._json[colon + 1 : begin].strip():
+            return ""
+        text, is_escaped = [], False
+        at = begin + 1
+        while at < len(self._json):
+            char = self._json[at]
+            if is_escaped:
+                is_escaped = False
+                if char == "u":
+                    if at + 4 >= len(self._json):
+                        break
+                    text.append(_unescaped(self._json[at - 1 : at + 5]))
+                    at += 4
+                else:
+                    text.append(_unescaped(f"\\{char}"))
+            elif char == "\\":
+                is_escaped = True
+            elif char == '"':
+                break
+            else:
+                text.append(char)
+            at += 1
+        whole = "".join(text)
+        grown, self._num_given = whole[self._num_given :], len(whole)
+        return grown
+
+
+def _unescaped(escape: str) -> str:
+    try:
+        found: str = json.loads(f'"{escape}"')
+        return found if found.isprintable() or found.isspace() else " "
+    except ValueError:
+        return " "
