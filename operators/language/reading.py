@@ -49,7 +49,7 @@ Reply with JSON only: {"answer": "...", "passages": [1], "confidence": 0.0}"""
 class Said(msgspec.Struct, frozen=True):
     """What a model has to answer. `passages` are numbers of those it was shown."""
 
-    answer: Annotated[str, Meta(max_length=600)]
+    answer: Annotated[str, Meta(max_length=240)]
     passages: Annotated[list[Annotated[int, Meta(ge=0, le=99)]], Meta(max_length=6)]
     confidence: Annotated[float, Meta(ge=0, le=1)]
 
