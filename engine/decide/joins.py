@@ -69,6 +69,16 @@ def needs(scope: Scope, key: Key, num_segments: int | None) -> range:
     return range(first, last + 1)
 
 
+def width(scope: Scope) -> int:
+    """How many segments one output looks at; of a range, one by one."""
+    match scope:
+        case Map(before, after):
+            return before + 1 + after
+        case Window(size):
+            return size
+    return 1
+
+
 def needs_end(scope: Scope) -> bool:
     """Whether the scope's outputs depend on where the stream ends."""
     return isinstance(scope, Reduce) or (isinstance(scope, Map) and scope.after > 0)

@@ -24,7 +24,7 @@ from streams.wire.ledger import Ledger, Stored
 
 MAX_RESULTS = 4096
 MAX_SEGMENTS = 256  # of a stream: what is kept of many small ones is looked through by each pass of Python's collector
-DEFAULT_MAX_BYTES = 1 << 27
+DEFAULT_MAX_BYTES = 1 << 25
 OVERHEAD_BYTES = 1024  # of a segment, beside its media
 MAX_ASKED = 4096  # by name; of more it is looked what is there
 MAX_EVICTED = 1_000_000  # segments before the first that is kept that are remembered to have been there
@@ -43,7 +43,8 @@ class SegmentCache:
         self._results: OrderedDict[tuple[str, Key], tuple[Known, float]] = OrderedDict()  # the last asked for last
         self._look_s = 0.0  # when to look next for what nobody asks for any more (monotonic)
         self._reading = anyio.Lock()  # of media
-        self.max_bytes = DEFAULT_MAX_BYTES  # of the segments at hand, but for the last one
+        self.max_bytes = DEFAULT_MAX_BYTES  # of the segments at hand, beyond those that one output looks at
+        self.num_looked_at = 1  # at once, by the widest view
         self.num_bytes = 0
         self._end: tuple[int, EndOfStream] | None = None
 
@@ -188,7 +189,9 @@ class SegmentCache:
                 num_bytes = len(stored.data) + OVERHEAD_BYTES
                 self._media[record.index] = known, num_bytes
                 self.num_bytes += num_bytes
-                while len(self._media) > MAX_SEGMENTS or (self.num_bytes > self.max_bytes and len(self._media) > 1):
+                while len(self._media) > self.num_looked_at and (
+                    self.num_bytes > self.max_bytes or len(self._media) > MAX_SEGMENTS
+                ):
                     self.num_bytes -= self._media.popitem(last=False)[1][1]
                 return known
 

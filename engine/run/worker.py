@@ -16,6 +16,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
+from engine.decide import joins
 from engine.decide.admission import is_held_back
 from engine.decide.instructions import StageRule, rules_of
 from engine.decide.reconcile import GroupName, Reconciled, devices_of, offers, reconcile
@@ -52,7 +53,7 @@ log = structlog.get_logger(__name__)
 LOOK_AGAIN_S = 30.0  # though jobs and nodes are as they were: pools are let go that no job needs
 SEEN_S = 10.0  # after which every worker has seen a change of the jobs
 DRAIN_S = 30.0  # what a group that is replaced gets to finish what it has taken
-MAX_CACHE_BYTES = 1 << 27  # of segments at hand, shared by all streams
+MAX_CACHE_BYTES = 1 << 25  # of segments at hand, shared by all streams, beyond those that one output looks at
 
 
 @dataclass(slots=True)
@@ -226,6 +227,8 @@ class Worker:
             if stream not in self._caches:
                 self._caches[stream] = SegmentCache(self._ledger, stream)
             self._caches[stream].max_bytes = MAX_CACHE_BYTES // len(by_stream)
+            scopes = (stage.planned.scope for stage in stages if MEDIA in stage.planned.sources)
+            self._caches[stream].num_looked_at = max((joins.width(scope) for scope in scopes), default=1)
             read = {source for stage in stages for source in stage.planned.sources}
             outputs = {
                 stage.id: self._catalogue.capabilities[stage.planned.capability].output
