@@ -100,7 +100,8 @@ class Pool:
         self.is_async = operator.runs_in == "async"
         self.max_batch = 1 if self.is_async else operator.max_batch
         self._knobs = knobs
-        self._shares = operator.shared_work.__func__ is not Operator.shared_work.__func__  # type: ignore[attr-defined]
+        own = getattr(operator.shared_work, "__func__", None)  # None of a static method
+        self._shares = own is not Operator.shared_work.__func__  # type: ignore[attr-defined]
         self._device = device
         self._instances = Instances(operator, knobs, device)
         self._capacity = capacity

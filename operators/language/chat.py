@@ -31,7 +31,8 @@ CONNECT_S = 10.0
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 20.0
 MAX_LINE_BYTES = 1 << 20
 CHARS_A_TOKEN = 16  # at most, of what is believed to have been asked for
-BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+BUSY = frozenset({408, 409, 425, 429, *range(500, 600)})
+TELLING = frozenset({400, 404, 413, 422})  # of which the owner needs to know what was wrong
 SECONDS = re.compile(r"\d{1,5}(\.\d{1,6})?", re.ASCII)
 
 Failing = Literal["timeout", "upstream", "refusal", "budget", "schema", "citation"]
@@ -112,7 +113,12 @@ def _request(
 async def _attempt(endpoint: Endpoint, request: Mapping[str, Any], emit: Callable[[str], None]) -> str:
     """Raises Busy where it may be asked again at once."""
     try:
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **endpoint.headers}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",  # what is packed has no bound
+            **endpoint.headers,
+        }
     except UserError as error:
         raise failure("upstream", f"{endpoint.model}: its key: {error}") from error
     limits = httpx.Timeout(CONNECT_S, read=endpoint.first_token_s)
@@ -123,6 +129,8 @@ async def _attempt(endpoint: Endpoint, request: Mapping[str, Any], emit: Callabl
             httpx.AsyncClient(verify=_tls(), timeout=limits, trust_env=False, follow_redirects=False) as client,
             client.stream("POST", place, content=msgspec.json.encode(request), headers=headers) as response,
         ):
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise failure("upstream", f"{endpoint.model} packs its answer, which was not asked for")
             if response.status_code != 200:
                 raise await _refused(endpoint, response)
             return await _read(endpoint, response, text, emit)
@@ -140,7 +148,7 @@ def _waited_s(error: httpx.TimeoutException, endpoint: Endpoint) -> float:
 
 async def _refused(endpoint: Endpoint, response: httpx.Response) -> Exception:
     body = bytearray()
-    async for part in response.aiter_bytes():
+    async for part in response.aiter_raw():
         body += part
         if len(body) > 4096:
             break
@@ -148,10 +156,10 @@ async def _refused(endpoint: Endpoint, response: httpx.Response) -> Exception:
     if response.status_code in BUSY:
         asked = response.headers.get("Retry-After", "")
         return Busy(said, float(asked) if SECONDS.fullmatch(asked) else None)
-    detail = " ".join(bytes(body[:300]).decode(errors="replace").split())
     if response.status_code in (401, 403):
         return failure("refusal", f"{endpoint.model}: {said}: is its key right?")  # what it says may repeat the key
-    return failure("refusal", f"{endpoint.model}: {said}: {detail}")
+    detail = bytes(body[:300]).decode(errors="replace") if response.status_code in TELLING else "its url may be wrong"
+    return failure("refusal", f"{endpoint.model}: {said}: {endpoint.without_secrets(detail)}")
 
 
 async def _read(endpoint: Endpoint, response: httpx.Response, text: list[str], emit: Callable[[str], None]) -> str:
@@ -170,12 +178,12 @@ async def _read(endpoint: Endpoint, response: httpx.Response, text: list[str], e
             raise failure("upstream", f"{endpoint.model} failed while it answered")
         for choice in piece.choices[:1]:
             if choice.delta.refusal:
-                raise failure("refusal", f"{endpoint.model}: {choice.delta.refusal}")
+                raise failure("refusal", f"{endpoint.model}: {endpoint.without_secrets(choice.delta.refusal[:500])}")
             if choice.delta.content:
                 text.append(choice.delta.content)
                 num_chars += len(choice.delta.content)
                 emit(choice.delta.content)
-            finished = choice.finish_reason or finished
+            finished = finished or choice.finish_reason or ""
         if num_chars > endpoint.max_tokens * CHARS_A_TOKEN:
             raise failure(
                 "budget", f"{endpoint.model} said over {num_chars} characters, {endpoint.max_tokens} tokens asked"
@@ -192,14 +200,16 @@ async def _read(endpoint: Endpoint, response: httpx.Response, text: list[str], e
 async def _lines(endpoint: Endpoint, response: httpx.Response) -> Any:
     """Bounded, whatever is sent."""
     open_ = bytearray()
-    async for part in response.aiter_bytes():
+    async for part in response.aiter_raw():
         open_ += part
+        if b"\n" not in part:
+            if len(open_) > MAX_LINE_BYTES:
+                raise failure("budget", f"{endpoint.model} sent a line of over {MAX_LINE_BYTES} bytes")
+            continue
         *lines, rest = bytes(open_).split(b"\n")
         open_ = bytearray(rest)
         for line in lines:
             yield line.rstrip(b"\r")
-        if len(open_) > MAX_LINE_BYTES:
-            raise failure("budget", f"{endpoint.model} sent a line of over {MAX_LINE_BYTES} bytes")
     if open_:
         yield bytes(open_)
 

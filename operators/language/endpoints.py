@@ -12,6 +12,7 @@ The file is $PENSTOCK_ENDPOINTS, else penstock/endpoints.toml in $XDG_CONFIG_HOM
 """
 
 import os
+import re
 import tomllib
 from functools import lru_cache
 from pathlib import Path
@@ -23,10 +24,11 @@ from msgspec import Meta
 
 from engine.spec.operator import Settings
 from streams.errors import UserError
-from streams.media.references import refers, secret
+from streams.media.references import is_reference, secret
 
 PLACE = "PENSTOCK_ENDPOINTS"
 MAX_BYTES = 1 << 20
+OVERHEAD_TOKENS = 400  # of what is asked, beside the passages
 
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
@@ -38,18 +40,30 @@ class Endpoint(Settings, frozen=True):
     url: Annotated[str, Meta(min_length=8, max_length=2000)]
     key: Annotated[str, Meta(max_length=4096)] = ""  # a reference, not the key
     quality: Annotated[float, Meta(ge=0, le=1)] = 0.5
-    max_in_flight: Annotated[int, Meta(ge=1, le=1024)] = 16
+    max_in_flight: Annotated[int, Meta(ge=1, le=64)] = 16
     first_token_s: Annotated[float, Meta(gt=0, le=600)] = 60.0
-    answer_s: Annotated[float, Meta(gt=0, le=3600)] = 120.0  # for an answer, with all that is asked again
+    answer_s: Annotated[float, Meta(gt=0, le=1800)] = 120.0  # for an answer, with all that is asked again
     max_tokens: Annotated[int, Meta(ge=16, le=100_000)] = 512  # of an answer
     context_tokens: Annotated[int, Meta(ge=512, le=10_000_000)] = 4096
     is_constrained: bool = True  # it keeps to a JSON schema; else what it says is looked through for JSON
 
     @property
     def headers(self) -> dict[str, str]:
-        """With the key. Raises UserError, without any value, where what the key refers to is not there."""
-        key = secret(self.key)
+        """With the key. Raises UserError, without any value, where what the key refers to is not there, or is none."""
+        key = secret(self.key).strip()
+        if not re.fullmatch(r"[\x21-\x7e]*", key):
+            raise UserError(f"what {self.key} refers to is no key: it has other characters than a header may")
         return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def without_secrets(self, text: str) -> str:
+        """A text that may have come from the endpoint, with neither key nor address."""
+        try:
+            key = secret(self.key).strip()
+        except UserError:
+            key = ""
+        for what in (key, self.url, urlsplit(self.url).netloc, urlsplit(self.url).hostname or ""):
+            text = text.replace(what, "...") if what else text
+        return text
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -97,9 +111,14 @@ def _read(path: Path, stamp: int) -> tuple[Endpoint, ...]:
             raise UserError(f"{path}: the url of {each.model!r} is no http(s) address")
         if parts.username or parts.password or parts.query:
             raise UserError(f"{path}: the url of {each.model!r} holds more than a place: a key belongs in key")
-        if each.key and not refers(each.key):
+        if each.key and not is_reference(each.key):
             raise UserError(f'{path}: the key of {each.model!r} stands there itself: write key = "${{NAME}}"')
     first: dict[str, Endpoint] = {}
     for each in found:
+        if each.max_tokens + OVERHEAD_TOKENS >= each.context_tokens:
+            raise UserError(
+                f"{path}: {each.model!r} has no room for a passage: context_tokens must be over max_tokens +"
+                f" {OVERHEAD_TOKENS}"
+            )
         first.setdefault(each.model, each)
     return tuple(first.values())

@@ -16,6 +16,8 @@ from streams.decoding import from_json
 from streams.errors import Malformed
 
 T = TypeVar("T")
+MAX_DRAFT = 2048
+MAX_CHARS, MAX_TRIED = 32_768, 64  # of what is looked through for JSON
 NOT_ASKED = ("$defs", "title", "default", "description", "properties")
 
 
@@ -29,6 +31,7 @@ def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 def read(kind: type[T], text: str) -> T:
     """Raises Permanent, named `schema`, for what is no such value."""
+    text = text[-MAX_CHARS:]  # what thinks aloud ends with its answer
     why = "it holds no JSON object"
     for candidate in _objects(text):
         try:
@@ -44,8 +47,9 @@ def _objects(text: str) -> list[str]:
     found = [text.strip()] if text.lstrip().startswith("{") else []
     decoder = json.JSONDecoder()
     inner: list[str] = []
-    at = 0
-    while len(inner) < 8 and (at := text.find("{", at)) >= 0:
+    at = num_tried = 0
+    while len(inner) < 8 and num_tried < MAX_TRIED and (at := text.find("{", at)) >= 0:
+        num_tried += 1
         try:
             _, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
@@ -86,13 +90,16 @@ def _closed(part: Any, where: str) -> Any:
 
 
 class Growing:
-    """The first string of an object whose JSON is still coming: `add` gives what has become of it with each piece."""
+    """The first string of an object whose JSON is still coming: `add` gives what has become of it with each piece, for
+    as long as a short answer takes."""
 
     def __init__(self) -> None:
         self._json = ""
         self._num_given = 0
 
     def add(self, piece: str) -> str:
+        if len(self._json) > MAX_DRAFT:
+            return ""
         self._json += piece
         colon = self._json.find(":")
         begin = self._json.find('"', colon + 1)

@@ -20,6 +20,11 @@ def refers(url: str) -> bool:
     return _REFERENCE.search(url) is not None
 
 
+def is_reference(text: str) -> bool:
+    """Whether it is a reference and nothing beside it."""
+    return _REFERENCE.fullmatch(text) is not None
+
+
 def filled_in(url: str) -> str:
     """The URL with what it refers to. Raises UserError, without any value, where that is not there."""
     return _REFERENCE.sub(lambda match: quote(_value(match), safe=""), url)

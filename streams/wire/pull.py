@@ -3,7 +3,7 @@
 Credit is what has been asked for and has neither come nor expired. `take(room)` asks only for room that is not already
 covered by credit, so what is under way never exceeds the room there was: nothing is prefetched, and another worker can
 have what this one cannot start. Nor is more asked for at once than so many bytes, or the server would close the
-connection (`jetstream.page` says why); where messages are small it need not be told, and has a word less to say.
+connection (`jetstream.page` says why).
 
 Delivery guarantee: at least once. A message that is not acknowledged within `ack_wait_s` of its delivery or its last
 sign of progress comes again, here or elsewhere.
@@ -32,7 +32,6 @@ EXPIRES_S = 5.0
 HEARTBEAT_S = 1.0  # in a cluster
 STARTS_ELSEWHERE = {10012, 10148}  # made by another in the meantime, or with another starting point
 MAX_ASKED_BYTES, MIN_ASKED_BYTES = 32 << 20, 2 << 20  # on a connection, by all its consumers; by one of many
-SIZE_MARGIN = 4  # how much larger than those before it a message is expected to be at most
 SPENT = ("Message Size Exceeds MaxBytes", "Batch Completed")  # how a request ends that bounds the bytes
 INACTIVE_S = 3600.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
 
@@ -83,7 +82,6 @@ class Pull:
         self._arrived: deque[Arrival] = deque()
         self._news = anyio.Event()
         self._credit = 0
-        self._size = float(MAX_INLINE_BYTES)  # of the largest message lately
         self._is_large = False  # the next message has more bytes than may be asked for: it comes alone
         self._doubtful = False  # the consumer or our requests to it may be gone
         self._made: Any = None  # when the stream was, as the server says
@@ -139,7 +137,7 @@ class Pull:
         self._is_large = False
         wanted = {"batch": num, "expires": int(EXPIRES_S * 1e9)}
         max_bytes = max(MIN_ASKED_BYTES, MAX_ASKED_BYTES // max(1, self._link.num_pulls))
-        if num > 1 and num * self._size * SIZE_MARGIN > max_bytes:
+        if num > 1 and num * MAX_INLINE_BYTES > max_bytes:
             wanted["max_bytes"] = max_bytes
         if self._link.is_clustered:  # a leader that has died says nothing
             wanted["idle_heartbeat"] = int(HEARTBEAT_S * 1e9)
@@ -179,7 +177,6 @@ class Pull:
                 )
             )
             self._credit = max(0, self._credit - 1)
-            self._size = max(len(message.data), 0.9 * self._size)
         elif status == "408" or (status == "409" and (headers or {}).get("Description") in SPENT):
             num_expired = _num_expired(headers or {})
             self._credit = max(0, self._credit - num_expired)

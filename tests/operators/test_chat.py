@@ -1,5 +1,6 @@
 """A language model behind HTTP: a whole answer, or a failure that has a name, whatever the endpoint does."""
 
+import gzip
 import re
 from pathlib import Path
 
@@ -66,6 +67,12 @@ async def says_html(request: Request, send: Send) -> None:
     await send(HEAD + b"data: <html>\n\n")
 
 
+async def packed(request: Request, send: Send) -> None:
+    body = gzip.compress(gzip.compress(bytes(10_000_000)))
+    head = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip, gzip\r\n\r\n")
+    await send(head + body)
+
+
 BAD: dict[str, tuple[Act, type[Exception], str]] = {
     "silent": (says_nothing, Transient, "timeout: toy: nothing came for 0.2 s"),
     "endless": (never_ends, Permanent, "budget: toy said over"),
@@ -79,7 +86,11 @@ BAD: dict[str, tuple[Act, type[Exception], str]] = {
     "refused": (says("", piece(delta={"refusal": "I cannot."}) + DONE), Permanent, "refusal: toy: I cannot."),
     "400": (refuses(400, '{"error": "bad\\nschema"}'), Permanent, "refusal: toy: HTTP 400"),
     "401": (refuses(401, f"no such key {KEY}"), Permanent, "refusal: toy: HTTP 401: is its key right?"),
-    "302": (refuses(302, Location="http://127.0.0.1/"), Permanent, "refusal: toy: HTTP 302"),
+    "302": (refuses(302, "see http://127.0.0.1/v1", Location="http://127.0.0.1/"), Permanent, "refusal: .*HTTP 302"),
+    "echoes": (refuses(400, f"Received API Key = {KEY} at 127.0.0.1"), Permanent, "refusal: toy: HTTP 400: Received"),
+    "refuses so": (says("", piece(delta={"refusal": f"not with {KEY}"}) + DONE), Permanent, "refusal: toy: not"),
+    "packed": (packed, Transient, "upstream: toy packs its answer"),
+    "524": (refuses(524), Transient, "(upstream|timeout): toy.*HTTP 524"),
     "busy": (refuses(429, Retry_After="30"), Transient, "upstream: toy: HTTP 429"),
     "down": (refuses(503, Retry_After="soon"), Transient, r"(upstream|timeout): toy.*HTTP 503"),
 }  # fmt: skip
@@ -89,13 +100,13 @@ BAD: dict[str, tuple[Act, type[Exception], str]] = {
 async def test_what_goes_wrong_has_a_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     act, kind, said = BAD[name]
     monkeypatch.setenv("TOY_KEY", KEY)
-    waits = {"first_token_s": 0.2} if name == "silent" else {"answer_s": 1.0} if name == "down" else {}
+    waits = {"first_token_s": 0.2} if name == "silent" else {"answer_s": 1.0} if name in ("down", "524") else {}
     async with serving(act) as there:
         with pytest.raises(kind, match=f"^{said}") as caught:
             await completed(endpoint(there.url, key="${TOY_KEY}", **waits), ASKED)
     assert "\n" not in str(caught.value)
     assert KEY not in str(caught.value)
-    assert there.url not in str(caught.value)
+    assert "127.0.0.1" not in str(caught.value)
 
 
 async def test_who_is_busy_is_asked_again() -> None:
@@ -130,6 +141,15 @@ async def test_the_key_is_in_the_request_and_nowhere_else(
             await completed(asked, ASKED)
     assert re.search(rf"(?i)^authorization: Bearer {KEY}\r?$", there.requests[0].head, re.MULTILINE)
     assert KEY not in repr(asked) + caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("key", ["sk-7f3a\u2014x", "sk 7f3a", "sk-7f3a\x00x"])
+async def test_what_is_no_key_is_said_and_not_shown(key: str, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(key)
+    asked = endpoint("http://127.0.0.1:9/v1", key=f"${{file:{tmp_path / 'key'}}}")
+    with pytest.raises(Transient, match=r"^upstream: toy: its key: .* refers to is no key") as caught:
+        await completed(asked, ASKED)
+    assert "7f3a" not in str(caught.value)
 
 
 async def test_a_key_that_is_not_there_is_said() -> None:

@@ -45,6 +45,8 @@ def test_without_a_file_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path
         (ONE.replace("http://127.0.0.1:8000/v1", "http://[::1/v1"), "'a/b' is no http"),
         (ONE.replace("127", "me:secret@127"), "a key belongs in key"),
         (ONE + 'key = "sk-123"\n', r'write key = "\$\{NAME\}"'),
+        (ONE + 'key = "sk-123${HOME}"\n', r'write key = "\$\{NAME\}"'),
+        (ONE + "max_tokens = 4096\n", "'a/b' has no room for a passage"),
         (f"x = {'9' * 5000}", "digits|unknown field"),
     ],
 )

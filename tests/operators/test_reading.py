@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from scripted_endpoint import Act, Endpoint, refuses, says, serving
+from scripted_endpoint import Act, Endpoint, Request, Send, refuses, says, serving
 
 from engine.spec.operator import Device, Machine
 from operators.capabilities import NOT_IN_THE_VIDEO, AnswerParams, Reply, Speech, Transcript
@@ -43,12 +43,17 @@ Asking = Callable[..., Awaitable[tuple[Reply, Endpoint]]]
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asking:
     """The reply to a question where the endpoint does these things, and the endpoint."""
 
-    async def ask(*acts: Act, evidence: Any = EVIDENCE, emit: Callable[[str], None] = lambda text: None) -> Any:
+    async def ask(
+        *acts: Act,
+        evidence: Any = EVIDENCE,
+        emit: Callable[[str], None] = lambda text: None,
+        kind: type[Reading] = Reading,
+    ) -> Any:
         async with serving(*acts) as there:
             file = tmp_path / "endpoints.toml"
             file.write_text(f'[[endpoint]]\nmodel = "toy"\nurl = "{there.url}"\nanswer_s = 5\n')
             monkeypatch.setenv("PENSTOCK_ENDPOINTS", str(file))
-            operator = Reading(ReadKnobs(model="toy"))
+            operator = kind(ReadKnobs(model="toy"))
             (item,) = inputs_of(Reading, {"evidence": [[evidence]]}, params=AnswerParams(question=ASK))
             await anyio.to_thread.run_sync(operator.load, Device())
             with anyio.fail_after(30):
@@ -108,6 +113,18 @@ async def test_what_does_not_hold_is_asked_for_once_more_and_is_then_a_failure(a
     assert "cannot be used" in second[-1]["content"]
 
 
+async def test_a_file_that_is_being_edited_may_be_tried_again(asked: Asking, tmp_path: Path) -> None:
+    async def edit(request: Request, send: Send) -> None:
+        raise AssertionError("nobody is asked")
+
+    class Edited(Reading):
+        def load(self, device: Device) -> None:
+            (tmp_path / "endpoints.toml").write_text("[[endpoint")
+
+    with pytest.raises(Transient, match=r"^upstream: .*endpoints\.toml: "):
+        await asked(edit, kind=Edited)
+
+
 async def test_who_cannot_be_had_may_be_tried_again(asked: Asking) -> None:
     with pytest.raises(Transient, match=r"^upstream: toy: HTTP 503"):
         await asked(refuses(503, Retry_After="60"))
@@ -116,15 +133,41 @@ async def test_who_cannot_be_had_may_be_tried_again(asked: Asking) -> None:
 @pytest.mark.parametrize(
     ("said", "passage", "holds"),
     [
-        ("Twenty-one euros.", "It costs 21 euros", False),  # written apart, twenty and one are other numbers
+        ("Twenty-one euros.", "It costs 21 euros", True),
+        ("It costs 25 euros.", "It costs twenty-five euros", True),
+        ("It weighs 3.5 kilos", "5 boxes and 3 bags of kilos", False),
+        ("One.", "there were two cars", False),
+        ("Bob won.", "Ann won the race", True),  # and what nobody can tell by words
+        ("Ann.", "Bob won the race", False),
         ("It costs twenty euros", "for 20 euros", True),
         ("Room 007", "in room 7", True),
-        ("Yes.", "It is open", True),
+        ("Yes.", "It is open", False),
         ("The trains were leaving", "a train that leaves", True),
     ],
 )
 def test_numbers_and_words_count_as_borne_out_in_another_form(said: str, passage: str, holds: bool) -> None:
     assert (not_borne_out(said, "", [passage]) == "") is holds
+
+
+def test_the_question_s_own_words_bear_nothing_out() -> None:
+    question = "Is Rome the capital of France?"
+    assert "says nothing" in not_borne_out("The capital of France is Rome.", question, ["He went to buy bread."])
+
+
+def test_one_passage_that_is_too_long_keeps_no_other_away_and_none_that_fits_is_said(asked: Asking) -> None:
+    huge = "train " * 3000
+    both = Transcript(
+        observations=(
+            Speech(start_ns=0, end_ns=SECOND, text=f"{huge}."),
+            Speech(start_ns=60 * SECOND, end_ns=61 * SECOND, text="The train to Porto leaves at nine."),
+        )
+    )
+    small = reading.Endpoint(model="toy", url="http://x", context_tokens=1000, max_tokens=300)
+    (item,) = inputs_of(Reading, {"evidence": [[both]]}, params=AnswerParams(question=ASK))
+    shown = Reading(ReadKnobs(model="toy"))._shown(small, ASK, item)
+    assert any("Porto" in piece.text for piece in shown)
+    with pytest.raises(Permanent, match=r"^budget: toy has no room for a passage"):
+        Reading(ReadKnobs(model="toy"))._shown(small, ASK * 100, item)
 
 
 def test_no_more_is_shown_than_there_is_room_for(asked: Asking) -> None:

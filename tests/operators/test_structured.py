@@ -87,5 +87,12 @@ def test_the_first_string_grows_as_its_json_comes(text: str, sizes: list[int]) -
     assert len(found) <= len(json.dumps(text))
 
 
+def test_what_never_ends_is_not_looked_through_for_ever() -> None:
+    growing = Growing()
+    assert sum(len(growing.add('{"answer": "' if not at else "x")) for at in range(20_000)) < 4096
+    with pytest.raises(Permanent, match=r"^schema: "):
+        read(Whole, "{" * 1_000_000)
+
+
 def test_what_is_no_object_grows_nothing() -> None:
     assert [Growing().add(text) for text in ("", "nine", '{"a": 7, "b": "x"}', '["x"]')] == ["", "", "", ""]

@@ -520,3 +520,15 @@ async def test_what_it_shares_is_a_hint_that_may_fail(pool_of: MakePool) -> None
     Parallel.let_go = threading.Event()
     Parallel.let_go.set()
     assert await outcomes(pool_of(Sharing), [99]) == [198]
+
+
+class Static(InThread):
+    name = "static"
+
+    @staticmethod
+    def shared_work(knobs: Settings, inputs: Inputs) -> frozenset[Hashable]:  # type: ignore[override]
+        return frozenset({0})
+
+
+async def test_what_it_shares_may_be_said_by_a_static_method(pool_of: MakePool) -> None:
+    assert await outcomes(pool_of(Static), [1, 2]) == [2, 4]
