@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from engine.spec.jobs import Span
 from engine.spec.operator import Fold, Map, Reduce, Scope, Window
-from streams.subjects import Key
+from streams.subjects import MAX_INDEX, Key
 
 
 def outputs_of(scope: Scope, index: int, num_segments: int | None) -> list[Key]:
@@ -71,12 +71,7 @@ def needs(scope: Scope, key: Key, num_segments: int | None) -> range:
 
 def width(scope: Scope) -> int:
     """How many segments one output looks at; of a range, one by one."""
-    match scope:
-        case Map(before, after):
-            return before + 1 + after
-        case Window(size):
-            return size
-    return 1
+    return len(needs(scope, Key.of(MAX_INDEX), None))
 
 
 def needs_end(scope: Scope) -> bool:

@@ -276,8 +276,10 @@ class Pool:
         for ticket in tickets:
             ticket.lane = lane
         if self._shape.runs_in == "loop":
-            self._run_now(lane, tickets, why)
-            self._end(lane)
+            try:
+                self._run_now(lane, tickets, why)
+            finally:
+                self._end(lane)
         else:
             self._tasks.start_soon(self._run_lane, lane)
 

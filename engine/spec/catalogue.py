@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from engine.spec.operator import Capability, Machine, Operator, Rung
 from streams.errors import UserError
@@ -31,6 +31,10 @@ class Offer(NamedTuple):
     def place(self) -> tuple[float, str, str]:
         """What orders offers: the best first, and always the same."""
         return -self.rung.quality, self.operator.name, self.rung.name
+
+    def device_on(self, machine: Machine) -> Literal["cpu", "cuda"]:
+        """Where it runs on a machine that it can run on."""
+        return "cuda" if machine.has_gpu and "cuda" in self.operator.devices else "cpu"
 
     def missing(self, machine: Machine, media: MediaInfo | None) -> str | None:
         """Why it cannot run there on this input; None where it can. One that cannot even say that cannot."""

@@ -146,7 +146,7 @@ def make_plan(
         inputs = {port: _ids(stage, port, capability, planned) for port in sorted(stage.inputs)}
         knobs = msgspec.to_builtins(rung.knobs)
         params = msgspec.to_builtins(msgspec.convert(stage.params, capability.params))
-        device = device_for(operator, capability, rung, machine, media, elsewhere)
+        device = device_for(Offer(operator, rung), capability, machine, media, elsewhere)
         chosen = PlannedRung(
             implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs, device=device
         )
@@ -193,7 +193,7 @@ def rung_on(capability: str, rung: str, device: str) -> str:
 def runnable(catalogue: Catalogue, machine: Machine) -> list[str]:
     """All that can run on a machine, whatever the media; asks each implementation what it lacks."""
     return [
-        rung_on(name, offer.rung.name, "cuda" if machine.has_gpu and "cuda" in offer.operator.devices else "cpu")
+        rung_on(name, offer.rung.name, offer.device_on(machine))
         for name in catalogue.capabilities
         for offer in catalogue.offers(name)
         if offer.missing(machine, None) is None
@@ -201,17 +201,16 @@ def runnable(catalogue: Catalogue, machine: Machine) -> list[str]:
 
 
 def device_for(
-    operator: type[Operator],
+    offer: Offer,
     capability: Capability,
-    rung: Rung,
     machine: Machine,
     media: MediaInfo | None,
     elsewhere: Collection[str],
 ) -> Literal["cpu", "cuda"]:
     """Where a rung that was chosen is to run: here if it can, else where it can."""
-    if Offer(operator, rung).missing(machine, media) is None:
-        return "cuda" if machine.has_gpu and "cuda" in operator.devices else "cpu"
-    return "cuda" if rung_on(capability.name, rung.name, "cuda") in elsewhere else "cpu"
+    if offer.missing(machine, media) is None:
+        return offer.device_on(machine)
+    return "cuda" if rung_on(capability.name, offer.rung.name, "cuda") in elsewhere else "cpu"
 
 
 def choose(

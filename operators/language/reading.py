@@ -66,7 +66,7 @@ class Reading(Operator):
     name = "reading"
     scope: ClassVar[Scope] = Reduce()
     runs_in = "async"
-    max_in_flight = 64  # of all models; each endpoint has its own limit
+    max_in_flight = 64  # an endpoint's own limit is below that
     timeout_s = 3600.0  # each endpoint has its own
 
     Knobs = ReadKnobs
