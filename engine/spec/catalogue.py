@@ -132,6 +132,8 @@ def _offers_of(operator: type[Operator]) -> list[Offer]:
         if not all(isinstance(rung, Rung) for rung in rungs):
             raise TypeError("not all that it returns is a Rung")
         return sorted((Offer(operator, rung) for rung in rungs), key=lambda offer: offer.place)
+    except UserError:  # it says itself what is to be mended
+        raise
     except Exception as error:
         raise UserError(f"{_place(operator)}: {raised(operator, 'rungs()', error)}") from error
 

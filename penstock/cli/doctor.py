@@ -60,7 +60,7 @@ async def examine(nats_url: str | None, store: Path | None = None) -> list[Findi
     nats += await checkup.of_what_runs(nats_url, store)
     findings = [*nats, await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy(), _weights(), _models()]
     rows = await anyio.to_thread.run_sync(operators)
-    advice = "mend its package, or uninstall it: the others go on without it"
+    advice = "mend that, or uninstall its package: the others go on without it"
     aside = [Finding(what="operator", ok=False, found=why, advice=advice) for why in installed().set_aside]
     return findings + aside + _capabilities(rows)
 
@@ -153,7 +153,7 @@ def _models() -> Finding:
         named = [each.model for each in endpoints()]
     except UserError as error:
         return Finding(what="language models", ok=False, found=str(error), advice="mend the file", optional=True)
-    found = f"{', '.join(named)}, by {place()}" if named else "none"
+    found = f"{', '.join(named)}, by {place()}" if named else "no endpoint is named"
     advice = "" if named else f"name one in {place()}: docs/models.md"
     return Finding(what="language models", ok=bool(named), found=found, advice=advice, optional=True)
 

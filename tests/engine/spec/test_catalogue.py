@@ -119,3 +119,16 @@ def test_the_environment_adds_operators(monkeypatch: pytest.MonkeyPatch) -> None
         assert set(installed().capabilities) == {"toy_read", "toy_add"}
     finally:
         installed.cache_clear()
+
+
+class Misconfigured(toys.Read):
+    name = "misconfigured"
+
+    @classmethod
+    def rungs(cls) -> Sequence[Rung]:
+        raise UserError("here.toml: line 3 is wrong")
+
+
+def test_what_an_operator_says_itself_of_its_settings_is_said_as_it_is() -> None:
+    with pytest.raises(UserError, match=r"^here\.toml: line 3 is wrong$"):
+        Catalogue([Misconfigured])
