@@ -285,14 +285,14 @@ async def test_a_job_that_has_ended_is_still_delivered_by_whoever_is_there(
         failing = False
         async with site(nats_url, sink=sink) as here:
             assert (await here.registry.job(job)).webhook == receiver.url
-            await eventually(lambda: len(receiver.taken) == 3)
+            await eventually(lambda: len(set(receiver.taken)) == 3)
             with anyio.fail_after(20):
                 while (await here.registry.job(job)).webhook:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
             with pytest.raises(Refused):
                 await here.ledger.link.api(f"CONSUMER.INFO.{ANSWERS}.webhook-{job}")
-    values = [msgspec.json.decode(body)["output"]["value"] for body in receiver.taken]
-    assert values == [1, 2, 3]
+    once = dict.fromkeys(receiver.taken)  # what was on its way as the first node went may have been taken there, too
+    assert [msgspec.json.decode(body)["output"]["value"] for body in once] == [1, 2, 3]
 
 
 async def test_a_job_says_that_its_receiver_takes_nothing_and_when_it_does_again(nats_url: str) -> None:
