@@ -54,6 +54,8 @@ RETRIED = (
     TimeoutError,
 )
 NO_PEERS = 10005  # too few servers at the moment, or too little room on them
+NO_STORE = 10049  # the folder of a stream of the same name that has just been deleted may still be going
+NO_STORE_S = 5.0  # for how long that may be it
 NO_ROOM = {10023, 10028, 10047, 10077}  # insufficient resources, memory or storage exceeded, maximum bytes exceeded
 
 
@@ -148,7 +150,8 @@ class Link:
         """The result of `attempt`, tried again with backoff while the failure may pass. Raises Refused where the
         server said no, LinkError where it did not answer within `patience_s`."""
         pause_s, timeout_s = FIRST_RETRY_S, self.first_timeout_s if self.is_clustered else math.inf
-        deadline = anyio.current_time() + self.patience_s
+        began_s = anyio.current_time()
+        deadline = began_s + self.patience_s
         while True:
             try:
                 with anyio.CancelScope(deadline=anyio.current_time() + timeout_s) as scope:
@@ -162,7 +165,10 @@ class Link:
                 raise TimeoutError
             except nats.js.errors.APIError as error:
                 code = error.err_code or 0
-                if code in final or (code not in (*NO_ROOM, NO_PEERS) and not isinstance(error, RETRIED)):
+                may_pass = code in (*NO_ROOM, NO_PEERS) or isinstance(error, RETRIED)
+                if code == NO_STORE:
+                    may_pass = bool(self.trouble()) or anyio.current_time() < began_s + NO_STORE_S
+                if code in final or not may_pass:
                     raise Refused(f"{what}: {error.description}", code) from error
                 reason = error.description or "unavailable"
                 failure: Exception = error

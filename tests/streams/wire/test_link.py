@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import nats.errors
+import nats.js.errors
 import pytest
 import structlog
 from conftest import Eventually
@@ -63,6 +64,26 @@ async def test_a_server_that_is_not_there_is_reported_in_one_line() -> None:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     assert link_module.REQUEST_TIMEOUT_S <= 5
     monkeypatch.setattr(link_module, "REQUEST_TIMEOUT_S", 0.5)
+
+
+async def test_a_store_that_cannot_be_made_yet_is_waited_for_and_one_that_never_can_is_refused(
+    nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"code": 500, "err_code": 10049, "description": "error creating store for stream"}
+    errors = [nats.js.errors.ServerError(**said)] * 2
+
+    async def attempt() -> str:
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    async with connect(nats_url) as link:
+        assert await link.patiently(attempt, "this") == "done"
+        monkeypatch.setattr("streams.wire.link.NO_STORE_S", 0.0)
+        errors.append(nats.js.errors.ServerError(**said))
+        with pytest.raises(Refused, match="this: error creating store for stream") as refused:
+            await link.patiently(attempt, "this")
+        assert refused.value.code == 10049
 
 
 @pytest.mark.usefixtures("hasty")
