@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 
 EXPIRES_S = 5.0
 HEARTBEAT_S = 1.0  # in a cluster
+OWED_S = 1.0  # without a message, where the last one said that there are more
 STARTS_ELSEWHERE = {10012, 10148}  # made by another in the meantime, or with another starting point
 MAX_ASKED_BYTES, MIN_ASKED_BYTES = 32 << 20, 2 << 20  # on a connection, by all its consumers; by one of many
 SPENT = ("Message Size Exceeds MaxBytes", "Batch Completed")  # how a request ends that bounds the bytes
@@ -84,6 +85,7 @@ class Pull:
         self._credit = 0
         self._is_large = False  # the next message has more bytes than may be asked for: it comes alone
         self._doubtful = False  # the consumer or our requests to it may be gone
+        self._is_owed = False  # there is more, by the last message
         self._made: Any = None  # when the stream was, as the server says
         self._inbox = link.client.new_inbox()
         self._hearing: Hearing | None = None
@@ -126,11 +128,19 @@ class Pull:
                 await self._create()
             if room > self._credit and self._credit <= room // 2:  # or a request would be made for each few that come
                 await self._ask(room - self._credit)
-            with anyio.move_on_after(2.5 * HEARTBEAT_S if self._link.is_clustered else EXPIRES_S + 2) as silence:
+            with anyio.move_on_after(self._patience_s()) as silence:
                 await self._news.wait()
-            if silence.cancelled_caught:  # not even a word that our request expired
+            if silence.cancelled_caught:
+                self._is_owed = False
                 self._on_doubt()
         return [self._arrived.popleft() for _ in range(min(room, len(self._arrived)))]
+
+    def _patience_s(self) -> float:
+        """For how long there may be not even a word that our request expired. A request whose bytes are used up exactly
+        ends without one, so where something is owed a second of silence is enough."""
+        if self._is_owed:
+            return OWED_S
+        return 2.5 * HEARTBEAT_S if self._link.is_clustered else EXPIRES_S + 2
 
     async def _ask(self, num: int) -> None:
         num = 1 if self._is_large else num
@@ -177,6 +187,7 @@ class Pull:
                 )
             )
             self._credit = max(0, self._credit - 1)
+            self._is_owed = num_pending > 0
         elif status == "408" or (status == "409" and (headers or {}).get("Description") in SPENT):
             num_expired = _num_expired(headers or {})
             self._credit = max(0, self._credit - num_expired)

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.errors import Malformed
-from streams.wire.ledger import MAX_INLINE_BYTES, Ledger, NewRecord, open_ledger
+from streams.wire.client import header_block
+from streams.wire.ledger import EXPECT_EMPTY, MAX_INLINE_BYTES, Ledger, NewRecord, headers_for, open_ledger
 from streams.wire.link import connect
 from streams.wire.pull import Acks, Arrival, Pull, delivery
 from streams.wire.server import embedded
@@ -347,3 +348,22 @@ async def test_a_request_that_bounds_the_bytes_and_is_met_is_no_cause_for_doubt(
         assert not doubts
         await settled(ledger)
     assert asked["name"] == DURABLE
+
+
+async def test_a_request_whose_bytes_are_used_up_exactly_holds_nothing_up(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends such a request without a word."""
+    await publish(ledger, range(6))
+    async with pulling(ledger) as pull:
+        first = await take(pull, 6)
+        while len(first) < 6:
+            first += await take(pull, 6 - len(first))
+        await pull.delete()
+    headers = len(header_block(headers_for(PARENT, 0, EXPECT_EMPTY)) or b"")
+    counted = [len(each.subject) + len(each.reply) + headers + len(each.data) for each in first]
+    monkeypatch.setattr("streams.wire.pull.MIN_ASKED_BYTES", sum(counted[:2]))
+    monkeypatch.setattr("streams.wire.pull.MAX_ASKED_BYTES", sum(counted[:2]))
+    monkeypatch.setattr("streams.wire.pull.EXPIRES_S", 3600.0)
+    async with pulling(ledger) as pull:
+        assert await take_all(ledger, pull, 6, room=6) == list(range(6))
