@@ -5,21 +5,21 @@ message makes it raise: a header block of `\\0\\0\\r\\n\\r\\n`, a subject that i
 from then on, until three pings have failed a minute later; and a message that is stored comes again and does it again.
 Two things mend that:
 
-- what such a message says in its headers and subject is read without raising, so it arrives, without headers, and
-  whoever decodes it sets it aside;
+- what such a message says in its headers and subject is read without raising, so it arrives, without what could not be
+  read, and whoever decodes it sets it aside;
 - the reading task is watched: should it end otherwise, the client reconnects at once, and after that not more often
   than every RECONNECT_PAUSE_S.
 
 And what comes by the thousand, records and what became of them, is heard (`hear`): handed over as it is read, with no
-queue and no task between, which halves what a message costs.
+queue and no task between (`sieve`), which halves what a message costs.
 
 Relied on of nats-py 2.16: `Client._process_msg(sid, subject, reply, data, headers)`, called by `_read_loop` for each
 message, and that it calls `Client._process_headers(headers)` and `Client._build_message(sid, subject, reply, data,
-headers)`; that `publish` calls `Client._send_publish(subject, reply, payload, payload_size, headers)`, which counts,
-calls `_send_command(line)` and sees to it that somebody flushes; `Subscription._id`, which is that `sid` and outlives a
-reconnection; `Client._reading_task`, made anew for each connection before its callback `reconnected_cb` is called;
-`Client.force_reconnect()`; that `Client._close` writes `_pending` to `_transport`, `_pending_data_size` bytes of it.
-`tests/streams/wire/test_client.py` fails where an upgrade changes one of them.
+headers)`; `Client._parse_header_lines(block)`; that `publish` calls `Client._send_publish(subject, reply, payload,
+payload_size, headers)`, which counts, appends to `_pending`, whose size is `_pending_data_size`, and sees to it that
+somebody flushes; `Subscription._id`, which is that `sid` and outlives a reconnection; `Client._reading_task`, made anew
+for each connection before its callback `reconnected_cb` is called; `Client.force_reconnect()`; that `Client._close`
+writes `_pending` to `_transport`. `tests/streams/wire/test_client.py` fails where an upgrade changes one of them.
 """
 
 import asyncio
@@ -33,10 +33,12 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from streams.decoding import reason
+from streams.wire.sieve import SievedTransport
 
 log = structlog.get_logger(__name__)
 
 RECONNECT_PAUSE_S = 1.0
+MIN_APART_BYTES = 4096  # of a payload that is not copied to stand beside its line
 _USUAL = frozenset({"traceparent", "Penstock-Due", "Nats-Expected-Last-Subject-Sequence"})
 
 
@@ -52,6 +54,24 @@ def plain_headers(block: bytes) -> dict[str, str] | None:
             return None
         found[name] = value.strip()
     return found
+
+
+def read_headers(block: bytes) -> dict[str, str] | None:
+    """The headers of any block, as nats-py reads them, or what of them can be read; None where nothing can."""
+    plain = plain_headers(block)
+    if plain is not None:
+        return plain
+    first, _, rest = block.partition(b"\r\n")
+    if not first.startswith(b"NATS/1.0"):
+        return None
+    found: dict[str, str] = {}
+    status, _, description = first[8:].decode(errors="replace").strip().partition(" ")
+    if status.isdecimal():
+        found["Status"] = status
+        if description:
+            found["Description"] = description
+    found |= Client._parse_header_lines(rest)
+    return found or None
 
 
 def header_block(headers: dict[str, str]) -> bytes | None:
@@ -104,20 +124,28 @@ class WatchedClient(Client):
         self._heard[subscription._id] = on_message
         return Hearing(subscription, self._heard)
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> None:
+    async def _connect_to_server(self, s: Any) -> None:
+        if self._transport is None and s.uri.scheme not in ("ws", "wss"):
+            self._transport = SievedTransport(self._take)
+        await super()._connect_to_server(s)
+
+    def _take(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> bool:
+        """Hand a message to whoever hears it; false where nobody does."""
         on_message = self._heard.get(sid)
         if on_message is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
+            return False
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
-        said = plain_headers(headers) if headers else None
-        if said is None and headers:
-            said = await self._process_headers(headers)
         try:
+            said = read_headers(headers) if headers else None
             on_message(self._build_message(sid, subject, reply, data, said))
         except Exception as error:
             log.error("not_heard", subject=subject.decode(errors="replace"), exc_info=error)
+        return True
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> None:
+        if not self._take(sid, subject, reply, data, headers):
+            await super()._process_msg(sid, subject, reply, data, headers)
 
     async def _send_publish(
         self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, str] | None
@@ -129,22 +157,18 @@ class WatchedClient(Client):
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += payload_size
         line = f"HPUB {subject} {reply} {len(block)} {len(block) + len(payload)}\r\n".encode()
-        await self._send_command(b"".join((line, block, payload, b"\r\n")))
+        if len(payload) < MIN_APART_BYTES:
+            self._pending.append(b"".join((line, block, payload, b"\r\n")))
+        else:  # they are joined once more when they are flushed
+            self._pending += line, block, payload, b"\r\n"
+        self._pending_data_size += len(line) + len(block) + len(payload) + 2
+        if 0 < self._max_pending_size < self._pending_data_size:
+            await self._flush_pending(force_flush=True)
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
-        if not headers:
-            return None
-        plain = plain_headers(headers)
-        if plain is not None:
-            return plain
-        try:
-            found: dict[str, str] | None = await super()._process_headers(headers)
-        except Exception as error:
-            log.warning("unreadable_headers", error=reason(error))
-            return None
-        return found
+        return read_headers(headers) if headers else None
 
     def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Msg:
         try:

@@ -178,24 +178,19 @@ HEADER_TEXT = st.text(st.characters(max_codepoint=300), max_size=20)
 
 @given(
     headers=st.dictionaries(st.sampled_from([*client_module._USUAL, *Header, "X-Other", " traceparent"]), HEADER_TEXT),
-    payload=st.binary(max_size=20),
+    payload=st.binary(max_size=20) | st.just(bytes(5000)),
     reply=st.sampled_from(["", "to.me"]),
 )
 def test_headers_are_written_as_nats_py_writes_them(headers: dict[str, str], payload: bytes, reply: str) -> None:
     """And read again as they were, where they are written here."""
 
     def written(client: Client) -> bytes:
-        lines: list[bytes] = []
-
-        async def take(line: bytes, priority: bool = False) -> None:
-            lines.append(bytes(line))
-
-        client._send_command = take
         client._flush_queue = None
         asyncio.run(client._send_publish("s.x", reply, payload, len(payload), headers))
         assert client.stats["out_msgs"] == 1
         assert client.stats["out_bytes"] == len(payload)
-        return b"".join(lines)
+        assert client._pending_data_size == sum(map(len, client._pending))
+        return b"".join(client._pending)
 
     assert written(WatchedClient()) == written(Client())
     block = client_module.header_block(headers)
