@@ -29,6 +29,7 @@ from engine.decide.watching import SourceState
 from engine.node.costs import measured_costs
 from engine.node.endpoints import Declare, Filter, Nothing, OfStream
 from engine.node.feeding import feed, policy_for, source_of, treated
+from engine.node.searching import Hit, Search
 from engine.node.submission import JobRequest, Submitted
 from engine.node.views import JobView, StreamView
 from engine.run.registry import NodeStatus, Registry, new_id, open_registry
@@ -37,7 +38,7 @@ from engine.spec.catalogue import installed
 from engine.spec.jobs import BUCKET, State
 from engine.spec.stream import Policy
 from engine.spec.workflow import Workflow
-from penstock.places import NATS_URL, default_store
+from penstock.places import NATS_URL, default_store, title_of
 from streams import subjects
 from streams.decoding import from_json
 from streams.errors import LinkError, Malformed, UserError, first_error
@@ -108,7 +109,8 @@ class Client:
 
         async def push() -> None:
             try:
-                await self.push(input, stream, "durable", on_record=lambda record: first_stored.set())
+                title = title_of(Path(input))
+                await self.push(input, stream, "durable", title=title, on_record=lambda record: first_stored.set())
             finally:
                 first_stored.set()
 
@@ -162,6 +164,11 @@ class Client:
         """One question over a range of a stream, waited for."""
         request = {"question": question, "start": start, "end": end, "timeout_s": timeout_s}
         return await self._ask(f"ask.{subjects.token(stream)}", request, Answer, timeout_s + REQUEST_TIMEOUT_S)
+
+    async def search(self, text: str, streams: Sequence[str] = (), num: int = 10, timeout_s: float = 60.0) -> list[Hit]:
+        """The passages of what was said and shown that are nearest to a text, in all streams or in these."""
+        request = Search(text=text, streams=tuple(streams), num=num, timeout_s=timeout_s)
+        return (await self._ask("search", request, dict[str, list[Hit]], timeout_s + REQUEST_TIMEOUT_S))["hits"]
 
     async def answers(
         self, job: str = "", stream: str = "", after: int = 0, until_done: bool = False
@@ -232,6 +239,7 @@ class Client:
         segment_s: float | None = None,
         max_lag_s: float | None = None,
         gop_s: float | None = None,
+        title: str = "",
         on_record: Callable[[Segment | Gap], None] = lambda record: None,
         on_state: Callable[[SourceState], None] = lambda state: None,
     ) -> EndOfStream | None:
@@ -241,6 +249,7 @@ class Client:
         standing = await self._registry.stream(stream)
         otherwise = policy_for(filled_in(url))
         spec = treated(standing, stream, policy, otherwise, segment_s=segment_s, max_lag_s=max_lag_s, gop_s=gop_s)
+        spec = msgspec.structs.replace(spec, title=title or spec.title)
         source = source_of(spec, filled_in(url))
         await self._registry.declare(spec)
         holder = new_id("c")

@@ -45,7 +45,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([
 HELD = (*retention.names(), *(f"KV_{bucket}" for bucket in BUCKETS))
 FOLLOWED = ("PENSTOCK_ANSWERS", "PENSTOCK_GAPS")
 HEARD = tuple(f"penstock.{kind}.>" for kind in ("answers", "partials", "gaps", "signals", "events"))
-ASKED = tuple(f"penstock.{kind}.>" for kind in ("jobs", "streams", "nodes", "ask", "operators"))
+ASKED = (*(f"penstock.{kind}.>" for kind in ("jobs", "streams", "nodes", "ask", "operators")), "penstock.search")
 READ = tuple(
     subject
     for stream in FOLLOWED

@@ -39,7 +39,7 @@ from engine.spec.workflow import load_workflow
 from penstock import demo
 from penstock.cli.tables import Running
 from penstock.event_webhooks import EventWebhooks
-from penstock.places import default_store, this_machine
+from penstock.places import default_store, index_of, this_machine
 from penstock.posting import fingerprint
 from penstock.tokens import Auth, known_token
 from penstock.webhooks import Webhooks
@@ -117,7 +117,10 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
             gate = Gate(config.access, trusts_registry=options.url is None, own=own)
             for why in installed().set_aside:
                 log.warning("operator_set_aside", why=why)
-            services = Services(registry, ledger, installed(), machine, demo.workflow(), gate)
+            from operators.language.index import open_index  # long to load
+
+            index = await anyio.to_thread.run_sync(open_index, index_of(options.store, options.url))
+            services = Services(registry, ledger, installed(), machine, demo.workflow(), gate, index)
             workers.assign(
                 Assignment(
                     url=url,

@@ -1,5 +1,6 @@
 """Where things are on this machine, and what it has: known without loading what uses it."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -15,6 +16,18 @@ def default_store() -> Path:
         return Path(given)
     data = os.environ.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "penstock"
+
+
+def index_of(store: Path, url: str | None) -> Path:
+    """Where what is searched in is kept: beside the store, for each server its own."""
+    return store / (
+        "search.sqlite" if url is None else f"search-{hashlib.sha256(url.encode()).hexdigest()[:12]}.sqlite"
+    )
+
+
+def title_of(file: Path) -> str:
+    """What people call a file, whatever bytes its name is made of."""
+    return os.fsencode(file.name).decode("utf-8", "replace")
 
 
 def this_machine() -> Machine:

@@ -24,7 +24,7 @@ from engine.spec.catalogue import installed
 from engine.spec.plan import Pace, Plan, make_plan
 from engine.spec.stream import BOUNDS, StreamSpec
 from engine.spec.workflow import Workflow
-from penstock.places import default_store, this_machine
+from penstock.places import default_store, this_machine, title_of
 from streams.errors import UserError, first_error
 from streams.media.probe import probe
 from streams.media.segmenter import segments, stream_id
@@ -111,7 +111,7 @@ async def _run(
                     ledger,
                     installed(),
                     plan,
-                    StreamSpec(name=stream, segment_s=options.segment_s),
+                    StreamSpec(name=stream, segment_s=options.segment_s, title=title_of(path)),
                     _source(path, stream, options.segment_s),
                     traces,
                     asks=asks,

@@ -16,6 +16,7 @@ import toys
 from engine.decide.retry import RetryPolicy
 from engine.node.endpoints import Services
 from engine.node.gate import Gate
+from engine.node.searching import Index
 from engine.node.tasks import Duties, Sink
 from engine.run.assignment import Assignment
 from engine.run.registry import NodeStatus, Registry, open_registry
@@ -115,13 +116,14 @@ async def site(
     works: bool = True,
     sink: Callable[[Ledger, Gate], Sink] | None = None,
     access: Access = OF_THIS_MACHINE,
+    index: Index | None = None,
     **limits: Any,
 ) -> AsyncIterator[Site]:
     """A node that works and answers jobs, if it is to, and serves HTTP."""
     gate = Gate(access)
     async with connect(nats_url) as link, gate.open(), anyio.create_task_group() as tasks:
         ledger, registry = await open_ledger(link), await open_registry(link)
-        services = Services(registry, ledger, CATALOGUE, Machine(num_cores=2), TOTAL, gate)
+        services = Services(registry, ledger, CATALOGUE, Machine(num_cores=2), TOTAL, gate, index)
         if works:
             policy = RetryPolicy(first_delay_s=0.01, max_delay_s=0.02)
             assignment = Assignment(url=nats_url, num_cores=2, ack_wait_s=5, retry=policy)

@@ -30,6 +30,7 @@ from engine.node import answering, intake, submission
 from engine.node import endpoints as services
 from engine.node.endpoints import Ask, Call, Declare, Filter, Nothing, OfStream, Output, Services, Which
 from engine.node.intake import Taken
+from engine.node.searching import Hit, Search
 from engine.node.submission import JobRequest, Submitted
 from engine.node.tasks import Duties
 from engine.node.views import JobView, StreamView
@@ -57,13 +58,14 @@ TEXT = (DOCS / "protocol.md").read_text(encoding="utf-8") if (DOCS / "protocol.m
 
 Reply = msgspec.defstruct
 EMPTY = Reply("Empty", [])
-JOBS, STREAMS, NODES, OUTPUTS = (
+JOBS, STREAMS, NODES, OUTPUTS, HITS = (
     Reply(title, [(key, list[each])])  # type: ignore[valid-type]
     for title, key, each in [
         ("Jobs", "jobs", JobView),
         ("Streams", "streams", StreamView),
         ("Nodes", "nodes", NodeStatus),
         ("Outputs", "outputs", Output),
+        ("Hits", "hits", Hit),
     ]
 )
 SERVICES: dict[str, tuple[type, type]] = {
@@ -76,6 +78,7 @@ SERVICES: dict[str, tuple[type, type]] = {
     "penstock.streams.forget": (OfStream, EMPTY),
     "penstock.nodes.list": (Nothing, NODES),
     "penstock.ask.<stream>": (Ask, Answer),
+    "penstock.search": (Search, HITS),
     "penstock.operators.<capability>": (Call, OUTPUTS),
 }
 MESSAGES: dict[str, type] = {
@@ -185,7 +188,7 @@ def rows_of(name: str) -> list[list[str]]:
 
 def test_every_field_stands_in_a_table() -> None:
     tables = dict(marked("fields"))
-    lists = {kind.__name__ for kind in (EMPTY, Nothing, JOBS, STREAMS, NODES, OUTPUTS)}
+    lists = {kind.__name__ for kind in (EMPTY, Nothing, JOBS, STREAMS, NODES, OUTPUTS, HITS)}
     outputs = set(msgspec.json.schema_components(FOUND.values())[1])
     assert set(tables) == set(schemas()["$defs"]) - lists - outputs
     for name, table in tables.items():

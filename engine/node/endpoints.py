@@ -10,6 +10,7 @@
 | `penstock.streams.forget` | `{"stream"}` | `{}` |
 | `penstock.nodes.list` | | `{"nodes": [NodeStatus]}` |
 | `penstock.ask.<stream>` | `{"question", "start"?, "end"?, "timeout_s"?}` | an `Answer` |
+| `penstock.search` | `{"text", "streams"?, "num"?, "timeout_s"?}` | `{"hits": [Hit]}` |
 | `penstock.operators.<capability>` | `{"stream", "params"?, "start"?, "end"?, "timeout_s"?}` | `{"outputs": [...]}` |
 """
 
@@ -24,6 +25,7 @@ import structlog
 
 from engine.decide.answer import Answer
 from engine.node.gate import Gate
+from engine.node.searching import Hit, Index, Search, Searching
 from engine.node.submission import JobRequest, Submitted, submit
 from engine.node.views import JobView, StreamView, faulty_job, job_view, stream_views
 from engine.run.registry import NodeStatus, Registry
@@ -105,8 +107,10 @@ class Services:
         machine: Machine,
         question_workflow: Workflow,
         gate: Gate | None = None,
+        index: Index | None = None,
     ) -> None:
         self._gate = gate or Gate()
+        self._searching = None if index is None else Searching(registry, ledger, catalogue, index)
         self._registry = registry
         self._ledger = ledger
         self._catalogue = catalogue
@@ -133,6 +137,7 @@ class Services:
             "streams-forget": endpoint(f"{PREFIX}.streams.forget", OfStream, self._forget, "forget a stream"),
             "nodes-list": endpoint(f"{PREFIX}.nodes.list", Nothing, self._nodes, "list nodes"),
             "ask": endpoint(f"{PREFIX}.ask.*", Ask, self._ask, "answer a question over a range of a stream"),
+            "search": endpoint(f"{PREFIX}.search", Search, self._search, "search in what was said and shown"),
             "operators": endpoint(f"{PREFIX}.operators.*", Call, self._call, "run one capability over a stream"),
         }
 
@@ -208,6 +213,8 @@ class Services:
         await self._registry.forget_stream(stream)
         for pattern in subjects.everything_of(stream):
             await self._ledger.purge(pattern)
+        if self._searching is not None:
+            await self._searching.forget(stream)
 
     async def _forget(self, which: OfStream, _: str) -> Mapping[str, str]:
         await self.forget(which.stream)
@@ -231,6 +238,20 @@ class Services:
             async for answer in _answers(follow(self._ledger, subjects.answers(job.job, stream))):
                 return answer
         raise PenstockError(f"job {job.job} has no answer")
+
+    async def search(self, wanted: Search) -> list[Hit]:
+        """The passages of all streams, or of those named, that are nearest to a text. Raises UserError for a stream of
+        which nothing can be found, or where nothing is searched."""
+        if self._searching is None:
+            raise UserError("this node keeps no index to search in")
+        check_wait(wanted.timeout_s)
+        with _within(
+            wanted.timeout_s, f"not searched within {wanted.timeout_s:g} s; what was taken in is kept: try again"
+        ):
+            return await self._searching.find(wanted)
+
+    async def _search(self, wanted: Search, _: str) -> Mapping[str, list[Hit]]:
+        return {"hits": await self.search(wanted)}
 
     async def _call(self, call: Call, capability: str) -> Mapping[str, list[Output]]:
         return {"outputs": await self.call(capability, call)}

@@ -65,6 +65,7 @@ class StreamView(Record, frozen=True, omit_defaults=False):
     since: str = ""  # RFC 3339: when its source came into that state
     error: str = ""  # the last that its source met with, as long as it matters
     detail: str = ""  # what is wrong with it
+    title: str = ""  # what people call it, where its name is a hash
 
 
 def job_view(spec: JobSpec, nodes: Sequence[NodeStatus] = (), trouble: str = "") -> JobView:
@@ -154,6 +155,7 @@ async def stream_views(registry: Registry, ledger: Ledger, only: str = "") -> li
                 since=time_of_day(source.since_ns) if source is not None and is_known else "",
                 error=source.error if source is not None and not isinstance(record, EndOfStream) else "",
                 detail=detail,
+                title=spec.title,
             )
         )
     for entry in await registry.faulty():

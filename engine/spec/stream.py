@@ -45,11 +45,12 @@ class StreamSpec(Record, frozen=True):
     confined: bool = False  # nodes open for it only what they open for others
     keep: Keep = Keep()
     webhook: str = ""  # where it is told what its source is doing. May hold credentials: never shown
+    title: str = ""  # what people call it, where its name is a hash: its file's
 
     @property
     def as_read(self) -> "StreamSpec":
         """What of it concerns those who read it: when the rest changes they go on."""
-        return msgspec.structs.replace(self, keep=Keep(), webhook="")
+        return msgspec.structs.replace(self, keep=Keep(), webhook="", title="")
 
 
 BOUNDS = {"segment_s": (0.2, 60.0), "max_lag_s": (1e-6, 86400.0), "gop_s": (0.1, 60.0)}  # of what a stream may be

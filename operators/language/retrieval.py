@@ -193,7 +193,7 @@ def nearest(question: str, pieces: Sequence[Piece], vectors: Vectors | None, num
         scores = _by_words(question, pieces)
     else:
         cosines = vectors([piece.meaning for piece in pieces]) @ vectors([question])[0]
-        covered = _coverage(question, pieces)
+        covered = coverage(question, [piece.meaning for piece in pieces])
         scores = [float(cosine) + OF_WORDS * share for cosine, share in zip(cosines, covered, strict=True)]
     scores = [round(score, 5) for score in scores]
     found: list[Found] = []
@@ -205,9 +205,9 @@ def nearest(question: str, pieces: Sequence[Piece], vectors: Vectors | None, num
     return found
 
 
-def _coverage(question: str, pieces: Sequence[Piece]) -> list[float]:
-    """For each passage, the share of the question's words that it has, by how rare each is."""
-    has = [set(_words(piece.meaning)) for piece in pieces]
+def coverage(question: str, texts: Sequence[str]) -> list[float]:
+    """For each text, the share of the question's words that it has, by how rare each is."""
+    has = [set(_words(text)) for text in texts]
     rarity = _rarity(question, has)
     total = math.fsum(rarity.values())
     return [math.fsum(rarity[word] for word in rarity if word in words) / total if total else 0.0 for words in has]

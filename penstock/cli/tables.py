@@ -117,7 +117,7 @@ def streams(found: Sequence[StreamView], as_json: bool) -> None:
         gaps = ", ".join(f"{num} {cause}" for cause, num in sorted(item.gaps.items())) or "none"
         state = f"{item.state} since {item.since[:19]}Z" if item.state in ("silent", "gone") else item.state
         row = (item.stream, item.policy, state, segments, clock(item.end_s), gaps, str(item.num_jobs))
-        table.add_row(*row, escape("; ".join(filter(None, (item.source, item.error, item.detail)))))
+        table.add_row(*row, escape("; ".join(filter(None, (item.source or item.title, item.error, item.detail)))))
     _results.print(table if found else "no streams")
 
 

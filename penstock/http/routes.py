@@ -19,6 +19,7 @@ from engine.decide.reconcile import unserved
 from engine.decide.signals import WorkerSignals
 from engine.decide.watching import SourceState
 from engine.node.endpoints import MAX_WAIT_S, Output
+from engine.node.searching import Hit, Search
 from engine.node.submission import JobRequest, Submitted
 from engine.node.views import JobView, StreamView, job_view, stream_views
 from engine.run.registry import NodeStatus
@@ -230,6 +231,12 @@ async def run_operator(
     return {"outputs": await uploads.run_on(face, request, capability, params, timeout_s)}
 
 
+@post("/v1/search", status_code=200, responses=documented(LATE), summary="Search in what was said and shown")
+async def search(face: Given, data: JSONBody[Search]) -> dict[str, list[Hit]]:
+    """Passages of all streams, or of those named, by meaning and by words, the nearest first."""
+    return {"hits": await face.services.search(data)}
+
+
 # --- the node ------------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +306,7 @@ HANDLERS = (
     forget_stream,
     upload_media,
     list_operators,
+    search,
     run_operator,
     list_nodes,
     list_signals,

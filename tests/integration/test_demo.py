@@ -1,10 +1,13 @@
 """The demo's promises on its own clip: right answers, work done once, and a trace from ingest to the answer."""
 
+import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 from clips import EXAMPLES, STATION
@@ -139,13 +142,18 @@ async def test_the_demo_answers_rightly_computes_once_and_is_traced(tmp_path: Pa
     assert named(spans_in(tmp_path / "third.jsonl"), names.PROCESS) == []
 
 
-async def test_a_natural_voice_is_heard(tmp_path: Path) -> None:
-    """With the models of the lock."""
+async def test_a_natural_voice_is_heard_and_found(tmp_path: Path) -> None:
+    """With the models of the lock: by meaning, in a process that knows nothing of the run."""
     heard = await run(hearing(), recording(), [], Options(store=tmp_path / "store"))
     text = " ".join(item["text"] for answer in heard for item in answer.output.get("observations", ()))
     said = words(reading().text)
     assert num_wrong_words(said, words(text)) <= len(said) / 10
     assert {answer.stages[-1].implementation for answer in heard} == {"whisper-tiny.en"}
+    search = [sys.executable, "-m", "penstock", "search", "if his wife had been friendlier"]
+    done = await anyio.run_process([*search, "--store", str(tmp_path / "store"), "--num", "1", "--json"])
+    (hit,) = map(json.loads, done.stdout.splitlines())
+    assert hit["title"] == "reading.ogg"
+    assert "a more amiable woman" in hit["text"]
 
 
 def test_beside_json_the_verdict_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:
