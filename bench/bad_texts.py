@@ -35,7 +35,7 @@ from penstock.cli.main import _count, _duration_s
 from penstock.http.bodies import must_seek
 from penstock.http.hosts import is_ours
 from penstock.node import load_config
-from penstock.running import _local_file
+from penstock.running import local_file
 from streams.errors import Malformed, UserError
 from streams.media.addresses import place_of, public_url
 from streams.subjects import token
@@ -160,7 +160,7 @@ def _url(data: bytes) -> None:
     said = _words(data)
     gate = Gate(OPEN)
     public_url(said)
-    for read in (check_webhook, public_webhook, gate.check_webhook, gate.check, _local_file):
+    for read in (check_webhook, public_webhook, gate.check_webhook, gate.check, local_file):
         try:
             read(said)
         except UserError as error:

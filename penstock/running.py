@@ -65,11 +65,8 @@ async def run(
     """
     chosen = options or Options()
     configure_logging_once(chosen.log_level)
-    least_s, most_s = BOUNDS["segment_s"]
-    if not least_s <= chosen.segment_s <= most_s:
-        raise UserError(f"a segment of {chosen.segment_s:g} s: give between {least_s:g} and {most_s:g} s")
-    asked = workflow.for_asks(asks)
-    path = _local_file(str(input))
+    asked = checked(workflow, asks, chosen)
+    path = local_file(str(input))
     traces = Telemetry("penstock", chosen.trace_file)
     try:
         return await _run(asked, asks, path, chosen, traces, on_plan, on_progress, on_answer)
@@ -77,6 +74,14 @@ async def run(
         raise first_error(group) from group
     finally:
         traces.close()
+
+
+def checked(workflow: Workflow, asks: Sequence[str], options: Options) -> Workflow:
+    """The workflow with what is asked. Raises UserError for what cannot be run so."""
+    least_s, most_s = BOUNDS["segment_s"]
+    if not least_s <= options.segment_s <= most_s:
+        raise UserError(f"a segment of {options.segment_s:g} s: give between {least_s:g} and {most_s:g} s")
+    return workflow.for_asks(asks)
 
 
 async def _run(
@@ -94,14 +99,14 @@ async def _run(
     found: list[tuple[Plan, str]] = []
 
     async def plan_it() -> None:
-        found.append(await _planned(workflow, path, options))
+        found.append(await planned_for(workflow, path, options))
         planned.set()
 
     async with anyio.create_task_group() as tasks, node(options.num_workers, log_file) as workers:
         tasks.start_soon(plan_it)  # while the server and the workers start
-        async with _link(options) as link:
-            workers.assign(_assignment(link.url, options))
-            ledger, registry = await _opened(link)
+        async with link_of(options) as link:
+            workers.assign(work_of(link.url, options))
+            ledger, registry = await opened(link)
             await planned.wait()
             ((plan, stream),) = found
             on_plan(plan)
@@ -112,7 +117,7 @@ async def _run(
                     installed(),
                     plan,
                     StreamSpec(name=stream, segment_s=options.segment_s, title=title_of(path)),
-                    _source(path, stream, options.segment_s),
+                    source_of_file(path, stream, options.segment_s),
                     traces,
                     asks=asks,
                     on_progress=on_progress,
@@ -123,7 +128,7 @@ async def _run(
     return answers
 
 
-async def _opened(link: Link) -> tuple[Ledger, Registry]:
+async def opened(link: Link) -> tuple[Ledger, Registry]:
     """Both at once: on a new server all they consist of is made."""
     ledgers: list[Ledger] = []
 
@@ -136,7 +141,7 @@ async def _opened(link: Link) -> tuple[Ledger, Registry]:
     return ledgers[0], registry
 
 
-def _source(path: Path, stream: str, segment_s: float) -> Source:
+def source_of_file(path: Path, stream: str, segment_s: float) -> Source:
     """The file, from its beginning each time it is read."""
 
     def read(resume: Resume, stop: threading.Event, tell: Tell) -> Iterator[MediaMessage]:
@@ -145,7 +150,7 @@ def _source(path: Path, stream: str, segment_s: float) -> Source:
     return Source(read=read, goes_on=False, waits=True, is_named=True)
 
 
-def _assignment(url: str, options: Options) -> Assignment:
+def work_of(url: str, options: Options) -> Assignment:
     machine = this_machine()
     return Assignment(
         url=url,
@@ -158,7 +163,7 @@ def _assignment(url: str, options: Options) -> Assignment:
     )
 
 
-async def _planned(workflow: Workflow, path: Path, options: Options) -> tuple[Plan, str]:
+async def planned_for(workflow: Workflow, path: Path, options: Options) -> tuple[Plan, str]:
     info = await anyio.to_thread.run_sync(probe, str(path))
     planned = partial(make_plan, workflow, installed(), this_machine(), info, pace=Pace(options.segment_s))
     plan = await anyio.to_thread.run_sync(planned)
@@ -168,7 +173,7 @@ async def _planned(workflow: Workflow, path: Path, options: Options) -> tuple[Pl
 
 
 @asynccontextmanager
-async def _link(options: Options) -> AsyncIterator[Link]:
+async def link_of(options: Options) -> AsyncIterator[Link]:
     if options.url is not None:
         async with connect(options.url) as link:
             yield link
@@ -178,7 +183,7 @@ async def _link(options: Options) -> AsyncIterator[Link]:
         yield link
 
 
-def _local_file(input: str) -> Path:
+def local_file(input: str) -> Path:
     try:
         parts = urlsplit(input)
     except ValueError as error:

@@ -13,6 +13,7 @@ import signal
 import statistics
 import subprocess
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ SEGMENT_S = 1.0
 CLIP_S = 12.0
 EVERY_S = 0.25  # a segment
 SUBMIT_EVERY_S = 2.0
+NUM_ASKED = 10  # segments a question is about, or it would be about more and more
 LASTS_S = (0.5, 4.0)  # a fault
 CALM_S = 1.0  # between two
 DISK = "1g"
@@ -291,6 +293,7 @@ class _Run:
         self.outcome = outcome
         self.cause = "nothing"
         self.num_stored = 0
+        self._starts_s: deque[float] = deque(maxlen=NUM_ASKED)  # of the last segments
         self.is_over = anyio.Event()
         self.all_answered = anyio.Event()
         self._first = anyio.Event()
@@ -298,7 +301,7 @@ class _Run:
         self._asked: dict[str, list[int]] = {}  # one-shot jobs, and the segments they are about
 
     async def submit(self, id: str, standing: bool = False) -> None:
-        start = f"{max(0, self.num_stored - 10)}"
+        start = f"{self._starts_s[0]:.3f}s" if self._starts_s else "0s"
         began_s = time.monotonic()
         job = await self._client.submit(
             "cam", workflow=self._workflow, standing=standing, id=id, start="" if standing else start, end=""
@@ -317,6 +320,7 @@ class _Run:
             record = next(records)
             await self._ledger.put(subjects.media("cam", record.index), encode(record))
             self.num_stored = record.index + 1
+            self._starts_s.append(record.start_ns / 1e9)
             with anyio.move_on_after(EVERY_S):
                 await self.is_over.wait()
         end = EndOfStream(stream="cam", num_segments=self.num_stored)

@@ -95,7 +95,16 @@ def _parser() -> argparse.ArgumentParser:
 
     running = commands.add_parser("run", help="answer questions about a file", allow_abbrev=False)
     running.add_argument("workflow", metavar="WORKFLOW", type=Path, help="a workflow file (TOML)")
-    running.add_argument("--input", required=True, metavar="URL", help="a video or audio file: a path or file:// URL")
+    running.add_argument(
+        "--input",
+        action="append",
+        required=True,
+        metavar="URL",
+        help="a video or audio file: a path or file:// URL; several, or a folder's, if it is given so",
+    )
+    running.add_argument(
+        "--report", type=Path, metavar="FILE", help="of several files: what became of each, as JSON lines"
+    )
     running.add_argument("--ask", action="append", default=[], metavar="TEXT", help="a question; give it several times")
     running.set_defaults(command=_run)
     _add_run_options(running)
@@ -176,8 +185,13 @@ def _run(parsed: argparse.Namespace) -> int:
     from engine.spec.workflow import load_workflow
     from penstock.running import run
 
-    work = partial(run, load_workflow(parsed.workflow), parsed.input, parsed.ask, _options(parsed, parsed.store))
-    _answers(work, parsed.json)
+    workflow, options = load_workflow(parsed.workflow), _options(parsed, parsed.store)
+    if len(parsed.input) > 1 or parsed.report is not None or os.path.isdir(parsed.input[0]):  # noqa: PTH112 - which has no opinion on names too long
+        from penstock.cli import batch
+
+        work = partial(batch.run, workflow, parsed.input, parsed.ask, options, parsed.report, parsed.json)
+        return DONE if _until_done(work) else FAILED
+    _answers(partial(run, workflow, parsed.input[0], parsed.ask, options), parsed.json)
     return DONE
 
 
