@@ -92,9 +92,10 @@ def test_what_is_meant_is_each_file_once_and_nothing_else(folder: Path, tmp_path
     one = str(folder / "1.mkv")
     assert [file.name for file in files_among([one, str(folder), one])] == ["1.mkv", "0.mkv", "2.mkv", "3.mkv"]
     (tmp_path / "empty").mkdir()
-    for wrong, said in ((tmp_path / "empty", "there are no media files in this folder"), (tmp_path / "no", "there is no such file")):
+    wrongs = {"empty": "there are no media files in this folder", "no": "there is no such file"}
+    for wrong, said in wrongs.items():
         with pytest.raises(UserError, match=said):
-            files_among([one, str(wrong)])
+            files_among([one, str(tmp_path / wrong)])
 
 
 def run_it(folder: Path, *more: str) -> list[str]:

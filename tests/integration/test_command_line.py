@@ -66,7 +66,7 @@ def one_line(text: str) -> str:
         (["run", WORKFLOW, "--input", STATION, *ASK, "--trace", "/no/such/folder/t"], "cannot write the trace"),
         (["run", WORKFLOW, "--input", STATION, *ASK, "--nats", "nonsense"], "nats://host:4222"),
         (["run", WORKFLOW, "--input", "no-such-file.mp4", *ASK], "no file no-such-file.mp4"),
-        (["run", WORKFLOW, "--input", "/tmp", *ASK], "is not a file"),
+        (["run", WORKFLOW, "--input", "/dev/null", *ASK], "is not a file"),
         (["run", WORKFLOW, "--input", "gopher://x/y", *ASK], "gopher:// is no file, and `run` reads nothing else"),
         (["run", WORKFLOW, "--input", "http://[", *ASK], "is no file and no URL"),
         (["run", WORKFLOW, "--input", "a" * 300, *ASK], "no file aaa"),
