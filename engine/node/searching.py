@@ -1,35 +1,29 @@
 """Searching: what was said or shown in any of the streams that are kept, by what their stages found.
 
 An index is filled from the ledger when somebody searches: what has come since is taken in, what has gone, because it
-fell out of retention or its stream was forgotten, is dropped, so nothing is found that is not kept. Which outputs there
-are is known from the jobs, those that have ended included: a stage's capability says what its outputs are.
+fell out of retention or its stream was forgotten, is dropped, so nothing is found that is not kept.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Protocol
 
 import anyio
 import anyio.to_thread
 import msgspec
-import structlog
 
+from engine.node.outputs import Pair, giving, outputs_of, stored_of
 from engine.run.registry import Registry
 from engine.spec.catalogue import Catalogue
-from streams import subjects
-from streams.errors import Malformed, UserError
-from streams.records import Record, Result, decode_output, decode_result
+from streams.errors import UserError
+from streams.records import Record
 from streams.subjects import Key
 from streams.wire.ledger import Ledger
-
-log = structlog.get_logger(__name__)
 
 MAX_TEXT = 2000
 MAX_STREAMS = 1000
 MAX_OUTPUTS_AT_ONCE = 512
 MAX_FOUND = 100
-MAX_APART = 16  # stages and streams whose outputs are asked for one by one
 
-Pair = tuple[str, str]  # a stage's id and a stream
 Places = set[tuple[int, int]]  # first and last segments of outputs
 
 
@@ -126,7 +120,7 @@ class Searching:
     async def find(self, wanted: Search, on_progress: Callable[[int], None] = lambda num: None) -> list[Hit]:
         """The nearest first. Raises UserError for a stream of which nothing can be found."""
         checked(wanted)
-        pairs = await self._pairs()
+        pairs = await giving(self._registry, self._catalogue, self._index.takes)
         there = {stream for _, stream in pairs}
         for name in wanted.streams:
             if name not in there:
@@ -136,7 +130,7 @@ class Searching:
         async with self._filling:
             await anyio.to_thread.run_sync(self._index.keep_only, set(pairs))
             asked = [pair for pair in pairs if not wanted.streams or pair[1] in wanted.streams]
-            for pair, stored in (await self._stored(asked)).items():
+            for pair, stored in (await stored_of(self._ledger, asked)).items():
                 await self._catch_up(pair, stored, pairs[pair])
             while (num := await anyio.to_thread.run_sync(self._index.fill)) > 0:
                 on_progress(num)
@@ -161,59 +155,16 @@ class Searching:
         async with self._filling:
             await anyio.to_thread.run_sync(self._index.forget, stream)
 
-    async def _pairs(self) -> dict[Pair, type[msgspec.Struct]]:
-        """The stages whose outputs can be found, on each stream, with the type of these; one capability once."""
-        found: dict[Pair, type[msgspec.Struct]] = {}
-        for job in await self._registry.jobs():
-            for stage in job.plan.stages:
-                capability = self._catalogue.capabilities.get(stage.capability)
-                if capability is not None and self._index.takes(capability.output):
-                    found[stage.id, job.stream] = capability.output
-        return found
-
-    async def _stored(self, pairs: Sequence[Pair]) -> dict[Pair, dict[Key, str]]:
-        """Which outputs there are, by segments, with their subjects."""
-        found: dict[Pair, dict[Key, str]] = {pair: {} for pair in pairs}
-        patterns = (
-            [subjects.results_of("*", "*")]
-            if len(pairs) > MAX_APART
-            else [subjects.results_of(*pair) for pair in pairs]
-        )
-        for pattern in patterns:
-            for subject in await self._ledger.subjects(pattern):
-                try:
-                    address = subjects.parse(subject)
-                except UserError:  # nothing of ours
-                    continue
-                if address.key is not None and (address.source, address.stream) in found:
-                    found[address.source, address.stream][address.key] = subject
-        return found
-
     async def _catch_up(self, pair: Pair, stored: Mapping[Key, str], kind: type[msgspec.Struct]) -> None:
         """Have the index hold what the ledger does."""
         source, stream = pair
         known = await anyio.to_thread.run_sync(self._index.known, source, stream)
         gone = known - set(stored)
         lacking = [stored[key] for key in sorted(set(stored) - known)]
-        decoder = msgspec.msgpack.Decoder(kind)
         for start in range(0, len(lacking), MAX_OUTPUTS_AT_ONCE):
-            added = await self._outputs(lacking[start : start + MAX_OUTPUTS_AT_ONCE], decoder)
+            added = await outputs_of(self._ledger, lacking[start : start + MAX_OUTPUTS_AT_ONCE], kind)
             if added or gone:
                 await anyio.to_thread.run_sync(self._index.update, source, stream, added, gone)
                 gone = set()
         if gone:
             await anyio.to_thread.run_sync(self._index.update, source, stream, {}, gone)
-
-    async def _outputs(
-        self, wanted: Iterable[str], decoder: "msgspec.msgpack.Decoder[msgspec.Struct]"
-    ) -> dict[tuple[int, int], msgspec.Struct]:
-        """Those that can be read; of gaps nothing can be found."""
-        found: dict[tuple[int, int], msgspec.Struct] = {}
-        for subject, stored in (await self._ledger.get_many(wanted)).items():
-            try:
-                record = decode_result(stored.data)
-                if isinstance(record, Result):
-                    found[record.first, record.last] = decode_output(decoder, record)
-            except Malformed as error:
-                log.warning("not_searched", subject=subject, error=str(error))
-        return found

@@ -154,6 +154,11 @@ async def test_a_natural_voice_is_heard_and_found(tmp_path: Path) -> None:
     (hit,) = map(json.loads, done.stdout.splitlines())
     assert hit["title"] == "reading.ogg"
     assert "a more amiable woman" in hit["text"]
+    write = [sys.executable, "-m", "penstock", "transcript", "reading.ogg", "--format", "srt"]
+    done = await anyio.run_process([*write, "--store", str(tmp_path / "store")])
+    cues = [block.split("\n", 2) for block in done.stdout.decode().strip().split("\n\n")]
+    assert [number for number, _, _ in cues] == [str(at + 1) for at in range(len(cues))]
+    assert words(" ".join(shown for *_, shown in cues)) == words(text)
 
 
 def test_beside_json_the_verdict_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:

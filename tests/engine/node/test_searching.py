@@ -8,7 +8,8 @@ import msgspec
 import pytest
 from sites import site
 
-from engine.node.searching import MAX_APART, Hit, Search, Searching, checked
+from engine.node.outputs import MAX_APART
+from engine.node.searching import Hit, Search, Searching, checked
 from engine.node.submission import submit_whole
 from engine.run.registry import Registry, open_registry
 from engine.spec.catalogue import installed
