@@ -112,7 +112,8 @@ class WatchedClient(Client):
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         """nats-py writes what is pending even to a connection that is gone, and raises whatever asyncio does then: from
         Python 3.12 on a TypeError, before it has cleaned up."""
-        if not self.is_connected or self._transport is None or self._transport.at_eof():
+        is_gone = isinstance(self._transport, SievedTransport) and self._transport.is_gone
+        if not self.is_connected or self._transport is None or is_gone or self._transport.at_eof():
             self._pending.clear()
             self._pending_data_size = 0
         await super()._close(status, do_cbs)
@@ -159,8 +160,8 @@ class WatchedClient(Client):
         line = f"HPUB {subject} {reply} {len(block)} {len(block) + len(payload)}\r\n".encode()
         if len(payload) < MIN_APART_BYTES:
             self._pending.append(b"".join((line, block, payload, b"\r\n")))
-        else:  # they are joined once more when they are flushed
-            self._pending += line, block, payload, b"\r\n"
+        else:  # over TCP they are joined, or sent as they are, when they are flushed
+            self._pending += line + block, bytes(payload), b"\r\n"
         self._pending_data_size += len(line) + len(block) + len(payload) + 2
         if 0 < self._max_pending_size < self._pending_data_size:
             await self._flush_pending(force_flush=True)

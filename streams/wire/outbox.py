@@ -146,8 +146,8 @@ class Outbox:
         """Ask again, patiently."""
         open = self._sent.get(number)
         if self._tasks is not None and open is not None and not open.is_asked:
-            open.is_asked = True
             self._tasks.start_soon(self._put, number, open.record)
+            open.is_asked = True
 
     async def _put(self, number: str, record: NewRecord) -> None:
         try:

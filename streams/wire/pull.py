@@ -130,10 +130,18 @@ class Pull:
                 await self._ask(room - self._credit)
             with anyio.move_on_after(self._patience_s()) as silence:
                 await self._news.wait()
-            if silence.cancelled_caught:
-                self._is_owed = False
+            if silence.cancelled_caught and (not self._is_owed or await self._is_pending()):
                 self._on_doubt()
+            self._is_owed = self._is_owed and not silence.cancelled_caught
         return [self._arrived.popleft() for _ in range(min(room, len(self._arrived)))]
+
+    async def _is_pending(self) -> bool:
+        """Whether the server still has something for the consumer: another worker may have taken what was owed."""
+        try:
+            info = await self._link.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
+        except Refused:
+            return True  # it is gone, which is doubt enough
+        return bool(info.get("num_pending"))
 
     def _patience_s(self) -> float:
         """For how long there may be not even a word that our request expired. A request whose bytes are used up exactly

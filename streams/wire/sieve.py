@@ -13,16 +13,27 @@ and a StreamReader go on as before.
 """
 
 import asyncio
+import re
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, cast
 
+import structlog
 from nats.aio.transport import TcpTransport
+
+from streams.errors import Malformed
+
+log = structlog.get_logger(__name__)
 
 BUFFER_BYTES = 1 << 20  # what is read at once
 MAX_KEPT_BYTES = 1 << 22  # of a buffer that became larger for a large message
 MAX_MESSAGE_BYTES = (1 << 26) + (1 << 16)  # the most a server can be told to let through
 MAX_LINE_BYTES = 1 << 20  # what a server says of itself and its cluster is the longest
 MAX_LEFT_BYTES = 1 << 20  # for nats-py, before nothing more is read
+MAX_DIGITS = 18
+CLOSE_S = 1.0
+_ODD = re.compile(rb"\s")
 _NUM_WORDS = {b"MSG": 4, b"HMSG": 5}  # without a subject to answer on, which stands before the sizes
 
 Take = Callable[[int, bytes, bytes, bytes, bytes | None], bool]  # sid, subject, reply, payload, headers: is it heard?
@@ -30,19 +41,29 @@ Take = Callable[[int, bytes, bytes, bytes, bytes | None], bool]  # sid, subject,
 
 def message_of(line: bytes) -> tuple[int, bytes, bytes, int, int] | None:
     """What a line announces: sid, subject, the subject to answer on, the size of its headers and of all; None for what
-    is no message's."""
-    words = line.split()
-    num_words = _NUM_WORDS.get(words[0], 0) if words else 0
-    if not num_words or len(words) not in (num_words, num_words + 1):
+    is no message's. Raises Malformed for a message's that cannot be read: what follows may then not be taken for lines,
+    because a sender wrote it."""
+    words = line.split(b" ")  # as servers write it; a subject may hold any other white space
+    num_words = _NUM_WORDS.get(words[0], 0)
+    if not num_words:
         return None
-    try:
-        sid, size = int(words[2]), int(words[-1])
-        header_size = int(words[-2]) if num_words == 5 else 0
-    except ValueError:
-        return None
-    if not 0 <= header_size <= size <= MAX_MESSAGE_BYTES:
-        return None
-    return sid, words[1], words[3] if len(words) > num_words else b"", header_size, size
+    if len(words) not in (num_words, num_words + 1):
+        raise Malformed("a message's line cannot be read")
+    sizes = words[-2:] if num_words == 5 else words[-1:]
+    if not all(word.isdigit() and len(word) <= MAX_DIGITS for word in (words[2], *sizes)):
+        raise Malformed("a message's line has no numbers where they belong")
+    size, header_size = int(sizes[-1]), int(sizes[0]) if num_words == 5 else 0
+    if header_size > size or size > MAX_MESSAGE_BYTES:
+        raise Malformed(f"a message of {size} bytes, {header_size} of them headers")
+    return int(words[2]), words[1], words[3] if len(words) > num_words else b"", header_size, size
+
+
+def _say_asyncio() -> None:
+    """Let anyio know where it is, which it asks sniffio, if that is installed."""
+    with suppress(ImportError):
+        from sniffio import current_async_library_cvar
+
+        current_async_library_cvar.set("asyncio")
 
 
 class Sieve(asyncio.BufferedProtocol):
@@ -61,6 +82,9 @@ class Sieve(asyncio.BufferedProtocol):
         self._news = asyncio.Event()
         self._is_over = False
         self._error: Exception | None = None
+        self._num_searched = 0  # bytes of an unfinished line in which no end was found
+        self._context = copy_context()  # whoever hears is called by the loop, not by a task, and anyio asks where it is
+        self._context.run(_say_asyncio)
 
     def begin(self, first: bytes) -> None:
         """With what has been read before."""
@@ -101,7 +125,7 @@ class Sieve(asyncio.BufferedProtocol):
         self._num_bytes += nbytes
         if self._num_bytes < self._num_needed:
             return
-        at = self._cut()
+        at = self._context.run(self._cut)
         rest = self._num_bytes - at
         if at:
             self._view[:rest] = self._view[at : self._num_bytes]
@@ -132,9 +156,16 @@ class Sieve(asyncio.BufferedProtocol):
         buffer, view, take, stop = self._buffer, self._view, self._take, self._num_bytes
         at = passed = 0  # up to `passed`, all was heard or handed on
         self._num_needed = 0
-        while (end := buffer.find(b"\r\n", at, stop)) >= 0:
-            start = end + 2
-            message = message_of(bytes(view[at:end]))
+        searched, self._num_searched = self._num_searched, 0
+        while (end := buffer.find(b"\r\n", max(at, searched), stop)) >= 0:
+            start, searched = end + 2, 0
+            try:
+                message = message_of(bytes(view[at:end]))
+            except Malformed as error:
+                log.error("nats_unreadable", error=str(error))
+                self._pass_on(passed, at)
+                self._transport.abort()
+                return stop
             if message is None:
                 at = start
                 continue
@@ -145,10 +176,16 @@ class Sieve(asyncio.BufferedProtocol):
                 break
             body = start + header_size
             headers = bytes(view[start:body]) if header_size else None
-            if take(sid, subject, reply, bytes(view[body : start + size]), headers):
+            is_taken = take(sid, subject, reply, bytes(view[body : start + size]), headers)
+            if not is_taken and _ODD.search(subject + reply):
+                log.warning("odd_subject", subject=repr(subject))
+                is_taken = True  # nats-py's parser would end the connection for it, again and again
+            if is_taken:
                 self._pass_on(passed, at)
                 passed = after
             at = after
+        else:
+            self._num_searched = max(0, stop - at - 1)  # its end may have half come
         self._pass_on(passed, at)
         return at
 
@@ -197,6 +234,22 @@ class SievedTransport(TcpTransport):
             self._sieve = self._begun()
         return await self._sieve.left()
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing that is written now gets anywhere."""
+        return self._io_writer is None or self._io_writer.transport.is_closing()
+
+    async def wait_closed(self) -> None:
+        """Within CLOSE_S: a server that is frozen never takes what is still to be sent."""
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await super().wait_closed()  # type: ignore[no-untyped-call]
+        except TimeoutError:
+            if self._io_writer is not None:
+                self._io_writer.transport.abort()
+        except OSError:
+            pass  # so it is closed
+
     def at_eof(self) -> bool:
         is_at_eof = super().at_eof()  # type: ignore[no-untyped-call]
         return bool(is_at_eof) and (self._sieve is None or self._sieve.is_over)
@@ -206,13 +259,19 @@ class SievedTransport(TcpTransport):
         if reader is None or writer is None:
             raise ConnectionError("there is no connection to read from")
         transport = cast(asyncio.Transport, writer.transport)
-        sieve = Sieve(transport, cast(asyncio.Protocol, transport.get_protocol()), self._take)
+        before = cast(asyncio.Protocol | None, None if transport.is_closing() else transport.get_protocol())
+        sieve = Sieve(transport, before or asyncio.Protocol(), self._take)
         buffered = reader._buffer  # type: ignore[attr-defined]
         first = bytes(buffered)
         buffered.clear()
-        transport.set_protocol(sieve)
-        if reader.at_eof():
-            sieve.eof_received()
+        is_at_eof = reader.at_eof()
+        if before is not None:
+            transport.set_protocol(sieve)
         sieve.begin(first)
-        transport.resume_reading()  # the reader may have paused it, for what is in the buffer
+        if before is None:  # it has been lost already, and nobody else will say so
+            sieve.connection_lost(reader.exception())
+        elif is_at_eof:
+            sieve.eof_received()
+        else:
+            transport.resume_reading()  # the reader may have paused it, for what is in the buffer
         return sieve

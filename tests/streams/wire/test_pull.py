@@ -350,6 +350,34 @@ async def test_a_request_that_bounds_the_bytes_and_is_met_is_no_cause_for_doubt(
     assert asked["name"] == DURABLE
 
 
+async def test_what_another_has_taken_is_not_asked_for_again(
+    ledger: Ledger, nats_url: str, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """The last message said that there was more, and the other took it."""
+    monkeypatch.setattr("streams.wire.pull.OWED_S", 0.05)
+    await publish(ledger, range(3))
+    asked: list[int] = []
+    async with connect(nats_url) as link, pulling(ledger) as one, pulling(await open_ledger(link)) as other:
+        (first,) = await take(one, 1)
+        assert first.num_pending == 2
+        rest = await take(other, 2)
+        while len(rest) < 2:
+            rest += await take(other, 2 - len(rest))
+        looked = one._is_pending
+
+        async def look() -> bool:
+            asked.append(1)
+            return await looked()
+
+        one._is_pending = look  # type: ignore[method-assign]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.take, 1)
+            await eventually(lambda: bool(asked) and not one._is_owed)
+            assert (one._credit, one._doubtful) == (1, False)
+            assert (await consumer(ledger))["num_waiting"] <= 2  # of each one request, at most
+            tasks.cancel_scope.cancel()
+
+
 async def test_a_request_whose_bytes_are_used_up_exactly_holds_nothing_up(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,16 @@
 other byte is left as it came. And what it rests on of nats-py and asyncio."""
 
 import asyncio
+import contextvars
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
+import anyio.abc
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +19,7 @@ from nats.aio.client import Client
 
 from streams.wire import sieve as sieve_module
 from streams.wire.client import WatchedClient, read_headers
-from streams.wire.sieve import MAX_LEFT_BYTES, MAX_MESSAGE_BYTES, Sieve, message_of
+from streams.wire.sieve import MAX_LEFT_BYTES, MAX_MESSAGE_BYTES, Sieve, SievedTransport, message_of
 
 pytestmark = pytest.mark.anyio
 HEARD = {7, 8}
@@ -100,9 +105,7 @@ MESSAGES = st.builds(
     st.sampled_from([b"", b"to.me"]),
     st.none() | st.sampled_from([b"NATS/1.0\r\n\r\n", b"\0\0\r\n\r\n"]),
 )
-LINES = st.sampled_from(
-    [b"PING\r\n", b"+OK\r\n", b"INFO {}\r\n", b"-ERR 'no'\r\n", b"what\r\n", b"\r\n", b"MSG a x y\r\n"]
-)
+LINES = st.sampled_from([b"PING\r\n", b"+OK\r\n", b"INFO {}\r\n", b"-ERR 'no'\r\n", b"what\r\n", b"\r\n"])
 
 
 @given(items=st.lists(MESSAGES | LINES, max_size=12), cuts=st.lists(st.integers(1, 200), max_size=60))
@@ -142,17 +145,9 @@ def test_a_message_larger_than_the_buffer_is_put_together_and_the_buffer_shrinks
     "line",
     [
         b"",
-        b"MSG",
-        b"MSG a 7",
-        b"MSG a 7 x",
-        b"MSG a 7 r 3 4",
-        b"HMSG a 7 4 3",
-        b"HMSG a 7 -1 3",
-        b"MSG a 7 -3",
-        b"MSG a 7 %d" % (MAX_MESSAGE_BYTES + 1),
-        b"MSG a 7 " + b"9" * 5000,
         b"msg a 7 3",
         b"PING",
+        b"MSGS a 7 3",
     ],
 )
 def test_a_line_that_announces_no_message_is_nats_pys(line: bytes) -> None:
@@ -160,6 +155,67 @@ def test_a_line_that_announces_no_message_is_nats_pys(line: bytes) -> None:
     sieve, heard, _, _ = sieving()
     give(sieve, line + b"\r\n")
     assert (heard, left(sieve)) == ([], line + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"MSG",
+        b"MSG a 7",
+        b"MSG a 7 x",
+        b"MSG a 7 r 3 4",
+        b"MSG a  7 3",
+        b"HMSG a 7 4 3",
+        b"HMSG a 7 -1 3",
+        b"MSG a 7 -3",
+        b"MSG a 7 1_0",
+        b"MSG a +7 3",
+        b"MSG a 7 %d" % (MAX_MESSAGE_BYTES + 1),
+        b"MSG a 7 " + b"9" * 5000,
+    ],
+)
+def test_a_message_s_line_that_cannot_be_read_ends_the_connection_and_nothing_behind_it_is_read(line: bytes) -> None:
+    """It is a sender's, and not the protocol's."""
+    sieve, heard, wire, _ = sieving()
+    give(sieve, b"PING\r\n" + line + b"\r\n" + message(7, b"forged"))
+    assert (heard, left(sieve), wire.said) == ([], b"PING\r\n", ["abort"])
+
+
+def test_other_white_space_in_a_subject_forges_nothing() -> None:
+    sieve, heard, wire, _ = sieving()
+    forged = b"MSG a 8 6\r\nforged\r\n"
+    for subject in (b"x.\x0bz", b"x.\x0c8", b"x.\t8"):
+        for sid in (7, 9):  # heard, and not
+            give(sieve, b"MSG %s %d %d\r\n%s\r\n" % (subject, sid, len(forged), forged))
+    assert [(each[0], each[1], each[3]) for each in heard] == [
+        (7, subject, forged) for subject in (b"x.\x0bz", b"x.\x0c8", b"x.\t8")
+    ]
+    assert left(sieve) == b"", "nats-py's parser would end the connection for it"
+    assert wire.said == []
+
+
+async def test_whoever_hears_may_use_anyio_though_no_task_runs() -> None:
+    came: list[float] = []
+
+    def take(*_: Any) -> bool:
+        came.append(anyio.current_time())
+        return True
+
+    sieve = Sieve(Wire(), Before(), take)
+    context = contextvars.Context()  # as of a program that runs asyncio by itself
+    asyncio.get_running_loop().call_soon(partial(give, sieve, message(7, b"x")), context=context)
+    with anyio.fail_after(10):
+        while not came:
+            await anyio.lowlevel.checkpoint()
+
+
+def test_an_unfinished_line_is_not_searched_from_its_start_again() -> None:
+    sieve, heard, _, _ = sieving()
+    for byte in b"MSG a 7 3\r\nabc\r\n":
+        give(sieve, bytes([byte]))
+    assert [each[3] for each in heard] == [b"abc"]
+    give(sieve, b"x" * 1000)
+    assert sieve._num_searched == 999
 
 
 def test_a_line_without_an_end_ends_the_connection() -> None:
@@ -233,6 +289,25 @@ async def test_headers_are_read_as_nats_py_reads_them(block: bytes) -> None:
 def test_no_block_of_headers_raises(block: bytes) -> None:
     found = read_headers(block)
     assert found is None or all(isinstance(text, str) for pair in found.items() for text in pair)
+
+
+# --- a connection ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_that_is_lost_before_anything_is_read_says_so() -> None:
+    """Nobody tells a protocol that comes after."""
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as listener:
+        transport = SievedTransport(lambda *_: False)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        await transport.connect(urlsplit(f"nats://127.0.0.1:{port}"), buffer_size=1024, connect_timeout=5)
+        assert not transport.is_gone
+        assert transport._io_writer is not None
+        transport._io_writer.transport._fatal_error(ConnectionResetError("reset"))
+        await asyncio.sleep(0)
+        assert transport.is_gone
+        with anyio.fail_after(10), pytest.raises(ConnectionResetError):
+            await transport.read(10)
+        await transport.wait_closed()
 
 
 # --- what it rests on ------------------------------------------------------------------------------------------------
