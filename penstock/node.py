@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -103,6 +103,8 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
     machine = this_machine()
     id = new_id("n")
     traces = Telemetry("penstock-node", options.trace_file, id)
+    closed = ExitStack()
+    closed.callback(traces.close)
     try:
         async with (
             node(options.num_workers, options.store / "workers.log") as workers,
@@ -120,6 +122,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
             from operators.language.index import open_index  # long to load
 
             index = await anyio.to_thread.run_sync(open_index, index_of(options.store, options.url))
+            closed.callback(index.close)
             services = Services(registry, ledger, installed(), machine, demo.workflow(), gate, index)
             workers.assign(
                 Assignment(
@@ -172,7 +175,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                     on_ready(Running(id, url, http, None if options.url else options.store))
                     await anyio.sleep_forever()
     finally:
-        traces.close()
+        closed.close()
 
 
 async def _say_rungs(duties: Duties, status: NodeStatus, machine: Machine) -> None:

@@ -16,8 +16,9 @@ import functools
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,17 +262,21 @@ class PassageIndex:
     def _opened(self) -> sqlite3.Connection:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                return self._made()
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError) and "fts5" in str(error):
-                    raise UserError(
-                        f"this Python's SQLite {sqlite3.sqlite_version} has no FTS5: search needs it"
-                    ) from error
-                for suffix in ("", "-wal", "-shm"):
-                    with suppress(FileNotFoundError):
-                        Path(f"{self._path}{suffix}").unlink()
-                return self._made()
+            until_s = time.monotonic() + WAIT_S
+            while True:
+                try:
+                    return self._made()
+                except sqlite3.OperationalError as error:  # of the machine, not of the file
+                    if "fts5" in str(error):
+                        version = sqlite3.sqlite_version
+                        raise UserError(f"this Python's SQLite {version} has no FTS5: search needs it") from error
+                    if "locked" not in str(error) or time.monotonic() > until_s:
+                        raise
+                    time.sleep(0.02)  # another makes it just now
+                except sqlite3.DatabaseError:  # it is none, or damaged
+                    for suffix in ("", "-wal", "-shm"):
+                        Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+                    return self._made()
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"cannot keep an index in {self._path}: {error}; give a folder you can write") from error
 

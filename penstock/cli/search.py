@@ -5,6 +5,7 @@ from __future__ import annotations  # what reads the ledger is loaded when it is
 import argparse
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ async def _search(parsed: argparse.Namespace) -> None:
         index = await anyio.to_thread.run_sync(open_index, path)
         searching = Searching(await open_registry(link), await open_ledger(link), installed(), index)
         notes = console(stderr=True)
-        with notes.status("reading what has come since") as status:
+        with closing(index), notes.status("reading what has come since") as status:
 
             def on_progress(num: int) -> None:
                 status.update(f"{num} passages are new")

@@ -2,8 +2,10 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from operators.language.index import NUM_CANDIDATES, PassageIndex
 from streams.errors import UserError
 
 S = 1_000_000_000
+Open = Callable[..., PassageIndex]
 TOPICS = {"train": 0, "railway": 0, "leeds": 0, "onions": 1, "broth": 1, "stock": 1, "choir": 2}
 
 
@@ -49,10 +52,19 @@ def shown(*texts: str) -> ScreenText:
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Iterator[PassageIndex]:
-    made = PassageIndex(tmp_path / "deep" / "index.sqlite", vectors)
-    yield made
-    made.close()
+def opened() -> Iterator[Open]:
+    """What opens an index that is closed in the end."""
+    with ExitStack() as closed:
+
+        def open_it(*arguments: Any) -> PassageIndex:
+            return closed.enter_context(closing(PassageIndex(*arguments)))
+
+        yield open_it
+
+
+@pytest.fixture
+def index(tmp_path: Path, opened: Open) -> PassageIndex:
+    return opened(tmp_path / "deep" / "index.sqlite", vectors)
 
 
 def fill(index: PassageIndex) -> None:
@@ -78,8 +90,8 @@ def test_it_finds_by_meaning_what_has_none_of_the_words(index: PassageIndex) -> 
     assert found(index, "broth", 3, []) == []
 
 
-def test_by_words_alone_only_what_has_one_is_found_in_any_of_its_forms(tmp_path: Path) -> None:
-    index = PassageIndex(tmp_path / "i")
+def test_by_words_alone_only_what_has_one_is_found_in_any_of_its_forms(tmp_path: Path, opened: Open) -> None:
+    index = opened(tmp_path / "i")
     index.update("t", "a", {(0, 0): said("Chop the onions.")})
     index.update("t", "b", {(0, 0): said("A café in Zürich.")})
     assert index.fill() == 0
@@ -127,29 +139,29 @@ def test_what_overlaps_says_the_same_but_rows_of_a_screen_do_not(index: PassageI
     assert {"CAFE", "EXIT"} <= {text.split("TRAIN 12")[-1].strip() for text in texts}
 
 
-def test_vectors_are_made_once(tmp_path: Path) -> None:
+def test_vectors_are_made_once(tmp_path: Path, opened: Open) -> None:
     made: list[str] = []
 
     def counting(texts: list[str]) -> NDArray[np.float32]:
         made.extend(texts)
         return vectors(texts)
 
-    index = PassageIndex(tmp_path / "i", counting)
+    index = opened(tmp_path / "i", counting)
     index.update("t", "a", {(0, 0): said("The train leaves.")})
     assert index.fill() == 0
     index.update("t", "a", {(9, 9): said("The choir sings.", start_s=90)})
     fill(index)
     assert made == ["The train leaves.", "The choir sings."]
     index.close()
-    again = PassageIndex(tmp_path / "i", counting)
+    again = opened(tmp_path / "i", counting)
     fill(again)
     assert [hit.text for hit in again.search("train", 1)] == ["The train leaves."]
     assert made[2:] == ["train"]
 
 
-def test_what_was_taken_in_without_a_model_gets_its_vectors_later(tmp_path: Path) -> None:
-    PassageIndex(tmp_path / "i").update("t", "a", {(0, 0): said("The train leaves.")})
-    index = PassageIndex(tmp_path / "i", vectors)
+def test_what_was_taken_in_without_a_model_gets_its_vectors_later(tmp_path: Path, opened: Open) -> None:
+    opened(tmp_path / "i").update("t", "a", {(0, 0): said("The train leaves.")})
+    index = opened(tmp_path / "i", vectors)
     assert index.search("railway", 1) == []
     assert found(index, "railway") == ["The train leaves."]
 
@@ -161,7 +173,9 @@ def test_more_than_are_ranked_are_still_ranked_rightly(index: PassageIndex) -> N
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"", None])
-def test_a_file_that_is_none_or_of_another_version_is_begun_anew(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_none_or_of_another_version_is_begun_anew(
+    tmp_path: Path, content: bytes | None, opened: Open
+) -> None:
     path = tmp_path / "i"
     if content is None:
         other = sqlite3.connect(path)
@@ -169,7 +183,7 @@ def test_a_file_that_is_none_or_of_another_version_is_begun_anew(tmp_path: Path,
         other.close()
     else:
         path.write_bytes(content)
-    index = PassageIndex(path, vectors)
+    index = opened(path, vectors)
     index.update("t", "a", {(0, 0): said("The train leaves.")})
     assert found(index, "train") == ["The train leaves."]
 
@@ -180,7 +194,7 @@ def test_where_no_file_can_be_is_said(tmp_path: Path) -> None:
         PassageIndex(tmp_path / "file" / "index.sqlite")
 
 
-def test_several_write_and_search_at_once(tmp_path: Path) -> None:
+def test_several_write_and_search_at_once(tmp_path: Path, opened: Open) -> None:
     errors: list[Exception] = []
 
     def work(number: int) -> None:
@@ -200,7 +214,7 @@ def test_several_write_and_search_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(60)
     assert not errors
-    index = PassageIndex(tmp_path / "i", vectors)
+    index = opened(tmp_path / "i", vectors)
     assert len(found(index, "train", 100)) == 20
 
 

@@ -1,6 +1,7 @@
 """Searching over a real ledger: what is stored is found, what has gone is not, whoever asks."""
 
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -75,7 +76,9 @@ class Here:
 @pytest.fixture
 async def here(nats_url: str, tmp_path: Path) -> AsyncIterator[Here]:
     async with connect(nats_url) as link:
-        yield Here(await open_registry(link), await open_ledger(link), tmp_path)
+        made = Here(await open_registry(link), await open_ledger(link), tmp_path)
+        with closing(made.index):
+            yield made
 
 
 async def test_what_is_stored_is_found_and_what_has_come_since_too(here: Here) -> None:

@@ -198,11 +198,13 @@ async def test_a_model_is_not_loaded_for_ever_beside_batches_that_do_not_come_ba
     Stuck.let_go, StuckThread.num_loaded = threading.Event(), 0
     pool = pool_of(StuckThread, num_cores=1)
     try:
-        for _ in range(MAX_STUCK):
+        num_tried = 0
+        while StuckThread.num_loaded < MAX_STUCK:  # on a busy machine the time may be over before it is loaded
             ((kind, said),) = await outcomes(pool, [7])
             assert kind is Transient
             assert "did not finish within" in said
-        assert StuckThread.num_loaded == MAX_STUCK
+            num_tried += 1
+            assert num_tried <= 5 * MAX_STUCK
         ((kind, said),) = await outcomes(pool, [1])
         assert (kind, "4 batches have not come back" in said) == (Transient, True)
         assert StuckThread.num_loaded == MAX_STUCK
