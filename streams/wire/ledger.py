@@ -286,7 +286,7 @@ class Ledger:
         seq = 1
         for _ in range(MAX_PAGES):
             read = partial(jetstream.page, self.link, stream, subjects, len(subjects), seq)
-            async with self.link.reading:
+            async with self.link.paging:
                 page = await self.link.patiently(read, f"read from {stream}")
             if page is None:
                 return None

@@ -39,7 +39,8 @@ CLUSTER_REPLICAS = 3
 SCHEMES = ("nats", "tls", "ws", "wss")
 FIRST_RETRY_S, MAX_RETRY_S = 0.05, 1.0
 MAX_ATTEMPT_S = 6.0  # more than a request's own timeout, which says more
-MAX_READS = 8  # at once; with the size of a page it bounds what the server holds for a connection, see `jetstream.page`
+MAX_READS = 8  # of one record each, at once
+MAX_PAGES_READ = 3  # at once: their size bounds what the server holds for a connection, see `jetstream.page`
 
 # What may pass if the same is asked again: the server is restarting, electing a leader or out of room.
 RETRIED = (
@@ -88,7 +89,8 @@ class Link:
         self.is_clustered = bool(client._server_info.get("cluster"))
         self.first_timeout_s = FIRST_TIMEOUT_S if self.is_clustered else REQUEST_TIMEOUT_S
         self.num_replicas = CLUSTER_REPLICAS if self.is_clustered else 1  # of what is made here, where nobody says
-        self.reading = anyio.Semaphore(MAX_READS)  # for what reads records back
+        self.reading = anyio.Semaphore(MAX_READS)  # for what reads a record back
+        self.paging = anyio.Semaphore(MAX_PAGES_READ)  # for what reads many
         self.num_pulls = 0  # consumers that are listened to
         self._reconnected: list[Callable[[], None]] = []
 
