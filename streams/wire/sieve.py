@@ -49,10 +49,11 @@ def message_of(line: bytes) -> tuple[int, bytes, bytes, int, int] | None:
         return None
     if len(words) not in (num_words, num_words + 1):
         raise Malformed("a message's line cannot be read")
-    sizes = words[-2:] if num_words == 5 else words[-1:]
-    if not all(word.isdigit() and len(word) <= MAX_DIGITS for word in (words[2], *sizes)):
+    header = words[-2] if num_words == 5 else b"0"
+    are_numbers = words[2].isdigit() and words[-1].isdigit() and header.isdigit()
+    if not are_numbers or max(len(words[2]), len(words[-1]), len(header)) > MAX_DIGITS:
         raise Malformed("a message's line has no numbers where they belong")
-    size, header_size = int(sizes[-1]), int(sizes[0]) if num_words == 5 else 0
+    size, header_size = int(words[-1]), int(header)
     if header_size > size or size > MAX_MESSAGE_BYTES:
         raise Malformed(f"a message of {size} bytes, {header_size} of them headers")
     return int(words[2]), words[1], words[3] if len(words) > num_words else b"", header_size, size
