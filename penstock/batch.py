@@ -15,15 +15,13 @@ import msgspec
 import structlog
 
 from engine.decide.answer import Answer
-from engine.node.whole_file import answers_about
 from engine.node.worker_processes import node
 from engine.run.registry import Registry
 from engine.run.telemetry import Telemetry, configure_logging_once
-from engine.spec.catalogue import installed
-from engine.spec.stream import StreamSpec
+from engine.spec.plan import Plan
 from engine.spec.workflow import Workflow
-from penstock.places import default_store, title_of
-from penstock.running import Options, checked, link_of, local_file, opened, planned_for, source_of_file, work_of
+from penstock.places import default_store
+from penstock.running import Options, about_file, link_of, local_file, opened, planned_for, work_of, workflow_for
 from streams.errors import PenstockError, UserError, first_error
 from streams.media.addresses import files_of
 from streams.wire.ledger import Ledger
@@ -37,19 +35,21 @@ MAX_FILES = 100_000
 
 class Outcome(msgspec.Struct, frozen=True):
     """What became of a file. `error` is empty where all its questions have an answer, which may be that there is
-    none; `num_gaps` counts the segments that answers went without."""
+    none."""
 
     input: str
     stream: str = ""
     error: str = ""
-    num_answers: int = 0
-    num_gaps: int = 0
     took_s: float = 0.0
     answers: tuple[Answer, ...] = ()
 
     @property
     def is_done(self) -> bool:
         return not self.error
+
+    @property
+    def num_gaps(self) -> int:
+        return sum(len(answer.gaps) for answer in self.answers)
 
 
 def files_among(inputs: Iterable[str]) -> list[Path]:
@@ -69,12 +69,13 @@ async def run_many(
     asks: Sequence[str] = (),
     options: Options | None = None,
     on_done: Callable[[Outcome], None] = lambda outcome: None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
 ) -> list[Outcome]:
-    """What became of each file, in the order given; `on_done` is told as it comes. Raises UserError for a bad workflow
-    or option, LinkError without NATS."""
+    """What became of each file, in the order given; `on_done` is told as it comes, `on_plan` how each is answered.
+    Raises UserError for a bad workflow or option, LinkError without NATS."""
     chosen = options or Options()
     configure_logging_once(chosen.log_level)
-    asked = checked(workflow, asks, chosen)
+    asked = workflow_for(workflow, asks, chosen)
     traces = Telemetry("penstock", chosen.trace_file)
     outcomes: dict[int, Outcome] = {}
     try:
@@ -82,7 +83,7 @@ async def run_many(
         async with node(chosen.num_workers, log_file) as workers, link_of(chosen) as link:
             workers.assign(work_of(link.url, chosen))
             ledger, registry = await opened(link)
-            one = partial(_answered, asked, asks, registry, ledger, chosen, traces)
+            one = partial(_answered, asked, asks, registry, ledger, chosen, traces, on_plan)
             left = iter(enumerate(files))
 
             async def take() -> None:
@@ -108,30 +109,22 @@ async def _answered(
     ledger: Ledger,
     options: Options,
     traces: Telemetry,
+    on_plan: Callable[[Plan], None],
     path: Path,
 ) -> Outcome:
     began_s = time.monotonic()
     stream = ""
     try:
         plan, stream = await planned_for(workflow, path, options)
-        answers = await answers_about(
-            registry,
-            ledger,
-            installed(),
-            plan,
-            StreamSpec(name=stream, segment_s=options.segment_s, title=title_of(path)),
-            source_of_file(path, stream, options.segment_s),
-            traces,
-            asks=asks,
-        )
+        on_plan(plan)
+        answers = await about_file(registry, ledger, plan, stream, path, options, traces, asks)
     except Exception as error:
         cause = first_error(error) if isinstance(error, ExceptionGroup) else error
         if not isinstance(cause, PenstockError):
             log.error("not_answered", file=str(path), exc_info=cause)
         said = str(cause) if isinstance(cause, PenstockError) else f"{type(cause).__name__}: {cause}"
         return Outcome(str(path), stream, error=" ".join(said.split())[:MAX_ERROR], took_s=_since(began_s))
-    num_gaps = sum(len(answer.gaps) for answer in answers)
-    return Outcome(str(path), stream, "", len(answers), num_gaps, _since(began_s), tuple(answers))
+    return Outcome(str(path), stream, took_s=_since(began_s), answers=tuple(answers))
 
 
 def _since(began_s: float) -> float:

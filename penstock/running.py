@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -65,7 +66,7 @@ async def run(
     """
     chosen = options or Options()
     configure_logging_once(chosen.log_level)
-    asked = checked(workflow, asks, chosen)
+    asked = workflow_for(workflow, asks, chosen)
     path = local_file(str(input))
     traces = Telemetry("penstock", chosen.trace_file)
     try:
@@ -76,7 +77,7 @@ async def run(
         traces.close()
 
 
-def checked(workflow: Workflow, asks: Sequence[str], options: Options) -> Workflow:
+def workflow_for(workflow: Workflow, asks: Sequence[str], options: Options) -> Workflow:
     """The workflow with what is asked. Raises UserError for what cannot be run so."""
     least_s, most_s = BOUNDS["segment_s"]
     if not least_s <= options.segment_s <= most_s:
@@ -111,21 +112,28 @@ async def _run(
             ((plan, stream),) = found
             on_plan(plan)
             try:
-                answers = await answers_about(
-                    registry,
-                    ledger,
-                    installed(),
-                    plan,
-                    StreamSpec(name=stream, segment_s=options.segment_s, title=title_of(path)),
-                    source_of_file(path, stream, options.segment_s),
-                    traces,
-                    asks=asks,
-                    on_progress=on_progress,
-                    on_answer=on_answer,
-                )
+                shown = {"on_progress": on_progress, "on_answer": on_answer}
+                answers = await about_file(registry, ledger, plan, stream, path, options, traces, asks, **shown)
             finally:
                 workers.stop()  # while the server is left
     return answers
+
+
+async def about_file(
+    registry: Registry,
+    ledger: Ledger,
+    plan: Plan,
+    stream: str,
+    path: Path,
+    options: Options,
+    traces: Telemetry,
+    asks: Sequence[str],
+    **shown: Any,
+) -> list[Answer]:
+    """A file's answers; `shown` is who is told as they come, as of `answers_about`."""
+    spec = StreamSpec(name=stream, segment_s=options.segment_s, title=title_of(path))
+    source = _source(path, stream, options.segment_s)
+    return await answers_about(registry, ledger, installed(), plan, spec, source, traces, asks=asks, **shown)
 
 
 async def opened(link: Link) -> tuple[Ledger, Registry]:
@@ -141,7 +149,7 @@ async def opened(link: Link) -> tuple[Ledger, Registry]:
     return ledgers[0], registry
 
 
-def source_of_file(path: Path, stream: str, segment_s: float) -> Source:
+def _source(path: Path, stream: str, segment_s: float) -> Source:
     """The file, from its beginning each time it is read."""
 
     def read(resume: Resume, stop: threading.Event, tell: Tell) -> Iterator[MediaMessage]:

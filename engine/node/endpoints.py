@@ -214,7 +214,10 @@ class Services:
         for pattern in subjects.everything_of(stream):
             await self._ledger.purge(pattern)
         if self._searching is not None:
-            await self._searching.forget(stream)
+            try:
+                await self._searching.forget(stream)
+            except (Transient, UserError) as error:  # the next search drops what is not in the ledger
+                log.warning("index_not_cleared", stream=stream, error=str(error))
 
     async def _forget(self, which: OfStream, _: str) -> Mapping[str, str]:
         await self.forget(which.stream)

@@ -4,7 +4,8 @@ Which there are is known from the jobs, those that have ended included, until th
 says what its outputs are.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -18,6 +19,7 @@ from streams.subjects import Key
 from streams.wire.ledger import Ledger
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_APART = 16  # stages and streams whose outputs are asked for one by one
 
@@ -54,12 +56,10 @@ async def stored_of(ledger: Ledger, pairs: Sequence[Pair]) -> dict[Pair, dict[Ke
     return found
 
 
-async def outputs_of(
-    ledger: Ledger, wanted: Iterable[str], kind: type[msgspec.Struct]
-) -> Mapping[tuple[int, int], msgspec.Struct]:
+async def outputs_of(ledger: Ledger, wanted: Iterable[str], kind: type[T]) -> dict[tuple[int, int], T]:
     """What stands on these subjects, by segments: of gaps and of what cannot be read, nothing."""
     decoder = msgspec.msgpack.Decoder(kind)
-    found: dict[tuple[int, int], msgspec.Struct] = {}
+    found: dict[tuple[int, int], T] = {}
     for subject, stored in (await ledger.get_many(wanted)).items():
         try:
             record = decode_result(stored.data)

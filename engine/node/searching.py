@@ -5,7 +5,7 @@ fell out of retention or its stream was forgotten, is dropped, so nothing is fou
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import anyio
 import anyio.to_thread
@@ -21,7 +21,7 @@ from streams.wire.ledger import Ledger
 
 MAX_TEXT = 2000
 MAX_STREAMS = 1000
-MAX_OUTPUTS_AT_ONCE = 512
+MAX_OUTPUTS_AT_ONCE = 4096  # an index makes a stream's passages anew each time
 MAX_FOUND = 100
 
 Places = set[tuple[int, int]]  # first and last segments of outputs
@@ -60,7 +60,7 @@ class Index(Protocol):
         self,
         source: str,
         stream: str,
-        added: Mapping[tuple[int, int], msgspec.Struct],
+        added: Mapping[tuple[int, int], Any],
         gone: Collection[tuple[int, int]] = (),
     ) -> None:
         """Take in outputs of a stage on a stream, and drop others."""

@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from operators import weights
 from operators.capabilities import ScreenText, Speech, TextLine, Transcript
 from operators.language import embedding
 from operators.language.retrieval import OF_WORDS, Piece, Vectors, coverage, screen_pieces, spoken_pieces
-from streams.errors import UserError
+from streams.errors import Transient, UserError
+from streams.records import Evidence, encode
 
 VERSION = 1
 NUM_CANDIDATES = 200
@@ -40,7 +41,7 @@ ROWS_A_PIECE = 10_000
 WAIT_S = 30.0  # for another process that writes
 MAX_WORDS_ASKED = 64
 
-_KINDS: dict[str, type[Transcript] | type[ScreenText]] = {"speech": Transcript, "text": ScreenText}
+_KINDS: dict[str, type[Transcript] | type[ScreenText]] = {kind.kind: kind for kind in (Transcript, ScreenText)}
 _SCHEMA = """
 CREATE TABLE outputs (source TEXT, stream TEXT, first INT, last INT, kind TEXT, data BLOB,
     PRIMARY KEY (source, stream, first, last)) WITHOUT ROWID;
@@ -68,26 +69,36 @@ class Passage:
 
 
 class PassageIndex:
-    """May be used by several threads and processes. `vectors` gives texts as unit vectors; None: by words alone."""
+    """May be used by several threads and processes. `vectors` gives texts as unit vectors; None: by words alone.
+    What is asked of it raises UserError where no file can be kept there, Transient where it fails."""
 
     def __init__(self, path: Path, vectors: Vectors | None = None) -> None:
         self._path = path
         self._vectors = vectors
         self._lock = threading.RLock()
-        self._db = self._opened()
+        self._connection: sqlite3.Connection | None = None
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """Opened when it is first needed: no node stops for what nobody has asked for."""
+        if self._connection is None:
+            self._connection = self._opened()
+        return self._connection
 
     def close(self) -> None:
         with self._lock:
-            self._db.close()
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     @staticmethod
     def takes(kind: type) -> bool:
         """Whether outputs of this type can be found here."""
-        return issubclass(kind, (Transcript, ScreenText))
+        return issubclass(kind, tuple(_KINDS.values()))
 
     def known(self, source: str, stream: str) -> set[Place]:
         """Which outputs of a stage on a stream it has."""
-        with self._lock:
+        with self._transaction("BEGIN"):
             rows = self._db.execute("SELECT first, last FROM outputs WHERE source = ? AND stream = ?", (source, stream))
             return set(rows.fetchall())
 
@@ -95,23 +106,18 @@ class PassageIndex:
         """Drop what is of other stages and streams than these."""
         with self._changing():
             for pair in set(self._db.execute("SELECT DISTINCT source, stream FROM outputs")) - set(pairs):
-                for table in ("outputs", "passages"):
-                    self._delete(table, pair)
+                self._drop(pair)
 
     def forget(self, stream: str) -> None:
         """Drop what is of a stream, from the file as well."""
         with self._changing():
-            for pair in self._db.execute(
-                "SELECT DISTINCT source, stream FROM outputs WHERE stream = ?", (stream,)
-            ).fetchall():
-                for table in ("outputs", "passages"):
-                    self._delete(table, pair)
+            query = "SELECT DISTINCT source, stream FROM outputs WHERE stream = ?"
+            for pair in self._db.execute(query, (stream,)).fetchall():
+                self._drop(pair)
         with self._lock:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def update(
-        self, source: str, stream: str, added: Mapping[Place, msgspec.Struct], gone: Collection[Place] = ()
-    ) -> None:
+    def update(self, source: str, stream: str, added: Mapping[Place, Evidence], gone: Collection[Place] = ()) -> None:
         """Take in outputs of a stage on a stream, and drop others: its passages are made again of what there is."""
         with self._changing():
             self._db.executemany(
@@ -120,11 +126,11 @@ class PassageIndex:
             )
             self._db.executemany(
                 "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?, ?, ?)",
-                [(source, stream, *place, _kind_of(value), _encoded(value)) for place, value in added.items()],
+                [(source, stream, *place, value.kind, encode(value)) for place, value in added.items()],
             )
             kept = self._kept_vectors(source, stream)
             pieces = self._pieces(source, stream)
-            self._delete("passages", (source, stream))
+            self._drop_passages((source, stream))
             for piece in pieces:
                 row = (source, stream, piece.kind, piece.start_ns, piece.end_ns, piece.text, piece.meaning)
                 cursor = self._db.execute(
@@ -140,7 +146,7 @@ class PassageIndex:
         if self._vectors is None:
             return 0
         lacking = "FROM passages WHERE vector IS NULL"
-        with self._lock:
+        with self._transaction("BEGIN"):
             texts = [text for (text,) in self._db.execute(f"SELECT DISTINCT meaning {lacking} LIMIT ?", (num,))]
         made: Iterable[NDArray[np.float16]] = self._vectors(texts).astype(np.float16) if texts else ()
         with self._changing():
@@ -190,11 +196,14 @@ class PassageIndex:
         query = "SELECT meaning, vector FROM passages WHERE source = ? AND stream = ? AND vector IS NOT NULL"
         return dict(self._db.execute(query, (source, stream)).fetchall())
 
-    def _delete(self, table: str, pair: tuple[str, str]) -> None:
-        of_it = "WHERE source = ? AND stream = ?"
-        if table == "passages":
-            self._db.execute(f"DELETE FROM words WHERE rowid IN (SELECT id FROM passages {of_it})", pair)
-        self._db.execute(f"DELETE FROM {table} {of_it}", pair)
+    def _drop(self, pair: tuple[str, str]) -> None:
+        self._drop_passages(pair)
+        self._db.execute("DELETE FROM outputs WHERE source = ? AND stream = ?", pair)
+
+    def _drop_passages(self, pair: tuple[str, str]) -> None:
+        of_it = "FROM passages WHERE source = ? AND stream = ?"
+        self._db.execute(f"DELETE FROM words WHERE rowid IN (SELECT id {of_it})", pair)
+        self._db.execute(f"DELETE {of_it}", pair)
 
     # --- finding -------------------------------------------------------------------------------------------------
 
@@ -249,15 +258,26 @@ class PassageIndex:
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
-        """All of it, or nothing."""
+        """All of it, or nothing. Raises Transient where the machine or the file fails; a damaged file is begun anew."""
         with self._lock:
-            self._db.execute(begin)
             try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+                self._db.execute(begin)
+                try:
+                    yield
+                except BaseException:
+                    with suppress(sqlite3.Error):
+                        self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if type(error) is sqlite3.DatabaseError:
+                    self.close()
+                    self._remove()
+                raise Transient(f"the index {self._path} cannot be used: {error}; search again") from error
+
+    def _remove(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
 
     def _opened(self) -> sqlite3.Connection:
         try:
@@ -274,8 +294,7 @@ class PassageIndex:
                         raise
                     time.sleep(0.02)  # another makes it just now
                 except sqlite3.DatabaseError:  # it is none, or damaged
-                    for suffix in ("", "-wal", "-shm"):
-                        Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+                    self._remove()
                     return self._made()
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"cannot keep an index in {self._path}: {error}; give a folder you can write") from error
@@ -306,20 +325,12 @@ class PassageIndex:
 
 
 def open_index(path: Path) -> PassageIndex:
-    """An index by meaning, or by words where the weights are not here. The model is loaded when it is first needed.
-    Raises UserError where no file can be kept there."""
+    """An index by meaning, or by words where the weights are not here. Model and file are opened when they are first
+    needed."""
     if weights.find(embedding.NAME) is None:
         return PassageIndex(path)
     loaded = functools.cache(embedding.load)
     return PassageIndex(path, lambda texts: loaded().vectors(texts))
-
-
-def _kind_of(value: msgspec.Struct) -> str:
-    return "speech" if isinstance(value, Transcript) else "text"
-
-
-def _encoded(value: msgspec.Struct) -> bytes:
-    return msgspec.msgpack.encode(value)
 
 
 def _among(streams: Collection[str] | None) -> tuple[str, list[str]]:

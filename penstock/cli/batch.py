@@ -14,6 +14,7 @@ from penstock.cli.show import console, lines, show_answer
 from streams.errors import UserError
 
 if TYPE_CHECKING:
+    from engine.spec.plan import Plan
     from engine.spec.workflow import Workflow
     from penstock.batch import Outcome
     from penstock.running import Options
@@ -52,8 +53,16 @@ async def run(
                     show_answer(results, answer)
             bar.advance(task)
 
+        noticed: set[str] = set()
+
+        def on_plan(plan: Plan) -> None:
+            for notice in plan.notices:
+                if notice not in noticed:
+                    notes.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True)
+                    noticed.add(notice)
+
         try:
-            outcomes = await run_many(workflow, files, asks, options, on_done)
+            outcomes = await run_many(workflow, files, asks, options, on_done, on_plan)
         finally:
             if told is not None:
                 told.close()
@@ -65,7 +74,8 @@ async def run(
         notes.print(f"and {len(failed) - NUM_SHOWN} more: --report FILE tells of all")
     num_with_gaps = sum(bool(outcome.num_gaps) for outcome in outcomes)
     lacking = f", {num_with_gaps} of them without some segments" if num_with_gaps else ""
-    notes.print(f"{len(outcomes)} files: {len(outcomes) - len(failed)} answered{lacking}, {len(failed)} failed")
+    num = f"{len(outcomes)} file{'s' * (len(outcomes) != 1)}"
+    notes.print(f"{num}: {len(outcomes) - len(failed)} answered{lacking}, {len(failed)} failed")
     return not failed
 
 
@@ -76,7 +86,7 @@ def line_of(outcome: Outcome) -> dict[str, object]:
         "stream": outcome.stream,
         "state": "answered" if outcome.is_done else "failed",
         "error": outcome.error,
-        "answers": outcome.num_answers,
+        "answers": len(outcome.answers),
         "gaps": outcome.num_gaps,
         "took_s": outcome.took_s,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # what reads the ledger is loaded when it is asked for
 
+import argparse
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,12 @@ from streams.errors import UserError
 
 if TYPE_CHECKING:
     from streams.wire.link import Link
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What `linked` goes by."""
+    parser.add_argument("--nats", metavar="URL", help="the NATS server (default: $PENSTOCK_NATS, or the store's own)")
+    parser.add_argument("--store", type=Path, metavar="DIR", help="where the embedded server keeps its data")
 
 
 @asynccontextmanager

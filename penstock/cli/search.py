@@ -7,13 +7,12 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from rich.markup import escape
 
-from penstock.cli.links import linked
+from penstock.cli.links import add_options, linked
 from penstock.cli.show import between, console, lines
 from penstock.places import NATS_URL, default_store, index_of
 
@@ -32,8 +31,7 @@ def add_command(commands: Any, run: Run) -> None:
         "--stream", action="append", default=[], metavar="NAME", help="only there; give it several times"
     )
     parser.add_argument("--num", type=_num, default=10, metavar="N", help="how many to show (default 10)")
-    parser.add_argument("--nats", metavar="URL", help="the NATS server (default: $PENSTOCK_NATS, or the store's own)")
-    parser.add_argument("--store", type=Path, metavar="DIR", help="where the embedded server keeps its data")
+    add_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
 
     def call(parsed: argparse.Namespace) -> int:
@@ -78,9 +76,7 @@ def _show(hits: list[Hit], as_json: bool) -> None:
         return
     results = console()
     if not hits:
-        console(stderr=True).print("nothing is kept that was heard or read: `penstock run` or a job comes first")
+        console(stderr=True).print("nothing was found")
     for hit in hits:
-        where = (
-            f"[bold]{escape(hit.title or hit.stream)}[/]  {between(hit.start_s, hit.end_s)}  [dim]{escape(hit.kind)}[/]"
-        )
+        where = f"[bold]{escape(hit.title or hit.stream)}[/]  {between(hit.start_s, hit.end_s)}  [dim]{escape(hit.kind)}, {hit.score:.2f}[/]"
         results.print(f"{where}\n  {escape(hit.text)}", soft_wrap=True)

@@ -5,12 +5,11 @@ from __future__ import annotations  # what reads the ledger is loaded when it is
 import argparse
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from penstock.cli.links import linked
+from penstock.cli.links import add_options, linked
 from penstock.cli.show import between, console, lines
 from penstock.places import default_store
 from streams.errors import UserError
@@ -31,8 +30,7 @@ def add_command(commands: Any, run: Run) -> None:
     parser.add_argument("segment", nargs="?", type=_index, metavar="SEGMENT", help="its number; default: all")
     parser.add_argument("--stage", default="", metavar="NAME", help="of this stage only")
     parser.add_argument("--answer", type=_index, metavar="N", help="of the Nth answer about the stream, from 1")
-    parser.add_argument("--nats", metavar="URL", help="the NATS server (default: $PENSTOCK_NATS, or the store's own)")
-    parser.add_argument("--store", type=Path, metavar="DIR", help="where the embedded server keeps its data")
+    add_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
 
     def call(parsed: argparse.Namespace) -> int:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from rich.markup import escape
 
-from penstock.cli.links import linked
+from penstock.cli.links import add_options, linked
 from penstock.cli.show import console
-from penstock.cli.terminal import json_line
+from penstock.cli.terminal import harmless, json_line
 from penstock.places import default_store
 from streams.errors import UserError
 
@@ -33,8 +34,7 @@ def add_command(commands: Any, run: Run) -> None:
     parser.add_argument("stream", nargs="*", metavar="STREAM", help="a stream's name or its file's; none: all")
     parser.add_argument("--format", choices=FORMATS, default="txt", help="default: txt, a line for each utterance")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a file for each stream there, not stdout")
-    parser.add_argument("--nats", metavar="URL", help="the NATS server (default: $PENSTOCK_NATS, or the store's own)")
-    parser.add_argument("--store", type=Path, metavar="DIR", help="where the embedded server keeps its data")
+    add_options(parser)
 
     def call(parsed: argparse.Namespace) -> int:
         run(partial(_transcripts, parsed))
@@ -51,19 +51,21 @@ async def _transcripts(parsed: argparse.Namespace) -> None:
     async with linked(parsed.nats, parsed.store or default_store(), "penstock-transcript") as link:
         ledger, registry = await open_ledger(link), await open_registry(link)
         titles = {name: spec.title or name for name, spec in (await registry.streams()).items()}
-        heard = {name: titles.get(name, name) for name in await streams_heard(registry)}
+        stages = await streams_heard(registry)
+        heard = {name: titles.get(name, name) for name in stages}
         streams = _meant(parsed.stream, heard)
         if parsed.out is None and len(streams) > 1 and parsed.format != "json":
             raise UserError(f"{len(streams)} streams are one file too many: give --out DIR, or name one")
         names = _names(streams, heard, parsed.format)
         for stream in streams:
-            text = written(await heard_in(registry, ledger, stream), parsed.format, stream, heard[stream])
+            text = written(await heard_in(ledger, stages[stream], stream), parsed.format, stream, heard[stream])
             if parsed.out is None:
                 sys.stdout.write(text)
             else:
                 await _write(parsed.out / names[stream], text)
     if parsed.out is not None:
-        console(stderr=True).print(f"{len(streams)} files in {parsed.out}", soft_wrap=True)
+        num = f"{len(streams)} file{'s' * (len(streams) != 1)}"
+        console(stderr=True).print(f"{num} in {escape(str(parsed.out))}", soft_wrap=True)
 
 
 def written(said: Sequence[Speech], form: str, stream: str, title: str) -> str:
@@ -88,8 +90,7 @@ def written(said: Sequence[Speech], form: str, stream: str, title: str) -> str:
                 for each in said
             )
             return "".join(json_line(line) + "\n" for line in lines)
-    texts = (" ".join("".join(char if char.isprintable() else " " for char in each.text).split()) for each in said)
-    return "".join(f"{text}\n" for text in texts if text)
+    return "".join(f"{harmless(text)}\n" for each in said if (text := " ".join(each.text.split())))
 
 
 def _meant(asked: Sequence[str], heard: Mapping[str, str]) -> list[str]:

@@ -59,7 +59,7 @@ async def test_each_file_is_answered_or_fails_for_itself(folder: Path, tmp_path:
     assert sorted(told) == [str(file) for file in files]
     assert [outcome.is_done for outcome in outcomes] == [True, True, True, False]
     assert "cannot be opened as media" in outcomes[3].error
-    assert [outcome.num_answers for outcome in outcomes] == [1, 1, 1, 0]
+    assert [len(outcome.answers) for outcome in outcomes] == [1, 1, 1, 0]
     assert outcomes[0].answers[0].answer == "Breakfast costs eleven euros."
     assert len({outcome.stream for outcome in outcomes[:3]}) == 3
 

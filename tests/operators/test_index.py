@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from operators.capabilities import ScreenText, Speech, TextLine, Transcript
 from operators.language.index import NUM_CANDIDATES, PassageIndex
-from streams.errors import UserError
+from streams.errors import Transient, UserError
 
 S = 1_000_000_000
 Open = Callable[..., PassageIndex]
@@ -191,7 +191,21 @@ def test_a_file_that_is_none_or_of_another_version_is_begun_anew(
 def test_where_no_file_can_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot keep an index in .*; give a folder you can write"):
-        PassageIndex(tmp_path / "file" / "index.sqlite")
+        PassageIndex(tmp_path / "file" / "index.sqlite").known("t", "a")
+
+
+def test_one_that_is_damaged_while_it_is_open_is_begun_anew(tmp_path: Path, opened: Open) -> None:
+    index = opened(tmp_path / "i", vectors)
+    index.update("t", "a", {(0, 0): said("The train leaves.")})
+    other = sqlite3.connect(tmp_path / "i")
+    other.executescript("PRAGMA writable_schema = 1; UPDATE sqlite_master SET sql = 'x' WHERE name = 'passages';")
+    other.execute("PRAGMA schema_version = 4711")
+    other.close()
+    with pytest.raises(Transient, match=r"the index .* cannot be used: .*; search again"):
+        index.search("train", 1)
+    assert index.known("t", "a") == set()
+    index.update("t", "a", {(0, 0): said("The train leaves.")})
+    assert found(index, "train") == ["The train leaves."]
 
 
 def test_several_write_and_search_at_once(tmp_path: Path, opened: Open) -> None:

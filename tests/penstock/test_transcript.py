@@ -16,7 +16,7 @@ SAID = [
 
 
 def test_text_is_a_line_for_each_utterance_and_nothing_a_terminal_obeys() -> None:
-    assert written(SAID, "txt", "f1", "a.mp4") == "The train [31m leaves.\n"
+    assert written(SAID, "txt", "f1", "a.mp4") == "The train\ufffd[31m leaves.\n"
     assert written([], "txt", "f1", "a.mp4") == ""
 
 

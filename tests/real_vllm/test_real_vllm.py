@@ -4,7 +4,6 @@ killed and started again without a question being lost or answered twice, and a 
 `.ci/real-vllm` brings both and runs this; what the model says is not judged, for it is weak.
 """
 
-import math
 import os
 import signal
 import socket
@@ -244,7 +243,6 @@ async def test_a_server_that_is_killed_and_started_again_loses_and_doubles_nothi
         with anyio.fail_after(2 * UP_S):
             answers = await run(WORKFLOW, clip, asks, Options(segment_s=2.0, store=tmp_path / "store"))
     assert was_busy > 0
-    assert not math.isinf(was_busy)
     assert Counter(answer.question for answer in answers) == Counter(asks)
     causes: list[Any] = [gap.detail for answer in answers for gap in answer.gaps]
     assert all(str(cause).partition(":")[0] in ("citation", "budget", "schema") for cause in causes), causes
