@@ -78,5 +78,6 @@ def _show(hits: list[Hit], as_json: bool) -> None:
     if not hits:
         console(stderr=True).print("nothing was found")
     for hit in hits:
-        where = f"[bold]{escape(hit.title or hit.stream)}[/]  {between(hit.start_s, hit.end_s)}  [dim]{escape(hit.kind)}, {hit.score:.2f}[/]"
+        what = f"[dim]{escape(hit.kind)}, {hit.score:.2f}[/]"
+        where = f"[bold]{escape(hit.title or hit.stream)}[/]  {between(hit.start_s, hit.end_s)}  {what}"
         results.print(f"{where}\n  {escape(hit.text)}", soft_wrap=True)
