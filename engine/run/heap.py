@@ -7,10 +7,16 @@ nothing is answered, and a fifth of what an output costs. They are put where it 
 
 import gc
 
+YOUNG = 10_000
+
 
 def settle() -> None:
     """What is alive now stays: the collector looks at it no more. Called when libraries and models are loaded; what was
-    put away before and has gone since goes now."""
+    put away before and has gone since goes now.
+
+    From then on it looks for cycles YOUNG new containers later, not 700: a worker with hundreds of messages under way
+    makes that many with each batch, and they end by themselves."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])

@@ -23,6 +23,7 @@ writes `_pending` to `_transport`. `tests/streams/wire/test_client.py` fails whe
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,7 @@ log = structlog.get_logger(__name__)
 
 RECONNECT_PAUSE_S = 1.0
 MIN_APART_BYTES = 4096  # of a payload that is not copied to stand beside its line
+_BLANK = re.compile(r"[ \t\r\n]")  # in a subject it would end the line, or begin another
 _USUAL = frozenset({"traceparent", "Penstock-Due", "Nats-Expected-Last-Subject-Sequence"})
 
 
@@ -155,18 +157,39 @@ class WatchedClient(Client):
         if block is None:
             await super()._send_publish(subject, reply, payload, payload_size, headers)
             return
+        self._write(subject, reply, payload, block)
+        if 0 < self._max_pending_size < self._pending_data_size:
+            await self._flush_pending(force_flush=True)
+        await self.send_posted()
+
+    def post(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> bool:
+        """As `publish`, without waiting; false where that would have to wait or would raise, and nothing was written.
+        What was posted goes with whatever is sent next, or with `send_posted`."""
+        block = header_block(headers) if headers else b""
+        num_bytes = self._pending_data_size + len(payload)
+        if block is None or not self.is_connected or len(payload) > self._max_payload:
+            return False
+        if 0 < self._max_pending_size < num_bytes or not subject or _BLANK.search(subject) or _BLANK.search(reply):
+            return False
+        self._write(subject, reply, payload, block)
+        return True
+
+    async def send_posted(self) -> None:
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
+
+    def _write(self, subject: str, reply: str, payload: bytes, block: bytes) -> None:
         self.stats["out_msgs"] += 1
-        self.stats["out_bytes"] += payload_size
-        line = f"HPUB {subject} {reply} {len(block)} {len(block) + len(payload)}\r\n".encode()
+        self.stats["out_bytes"] += len(payload)
+        if block:
+            line = f"HPUB {subject} {reply} {len(block)} {len(block) + len(payload)}\r\n".encode()
+        else:
+            line = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
         if len(payload) < MIN_APART_BYTES:
             self._pending.append(b"".join((line, block, payload, b"\r\n")))
         else:  # over TCP they are joined, or sent as they are, when they are flushed
             self._pending += line + block, bytes(payload), b"\r\n"
         self._pending_data_size += len(line) + len(block) + len(payload) + 2
-        if 0 < self._max_pending_size < self._pending_data_size:
-            await self._flush_pending(force_flush=True)
-        if self._flush_queue is not None and self._flush_queue.empty():
-            await self._flush_pending()
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
         return read_headers(headers) if headers else None

@@ -6,7 +6,7 @@ reconnection or in another process; in a stream that was deleted and made anew, 
 that there may be more; what it does not tell is found by looking every LOOK_S.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -24,7 +24,7 @@ async def follow(
     after: int = 0,
     is_over: Callable[[], Awaitable[bool]] | None = None,
     hint: str = "",
-) -> AsyncIterator[Stored]:
+) -> AsyncGenerator[Stored, None]:
     """The records stored behind sequence `after` (0: from the first that is kept; -1: only those stored from now on).
     Ends where nothing is left and `is_over` says that nothing more will come, which it is asked after silence and after
     each message on `hint`."""

@@ -104,6 +104,8 @@ class Outbox:
         """Send what is queued now."""
         while self._queue:
             subject, data, reply, headers = self._queue.popleft()
+            if self._client.post(subject, data, reply, headers):
+                continue
             try:
                 await self._client.publish(subject, data, reply, headers)
             except (nats.errors.Error, OSError) as error:
@@ -111,6 +113,7 @@ class Outbox:
                     self._again(reply.rpartition(".")[2])
                 else:
                     log.warning("not_sent", subject=subject, error=str(error))
+        await self._client.send_posted()
 
     # --- answers -----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ Delivery guarantee: at least once. A message that is not acknowledged within `ac
 sign of progress comes again, here or elsewhere.
 """
 
+import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,10 @@ MAX_ASKED_BYTES, MIN_ASKED_BYTES = 32 << 20, 2 << 20  # on a connection, by all 
 SPENT = ("Message Size Exceeds MaxBytes", "Batch Completed")  # how a request ends that bounds the bytes
 INACTIVE_S = 3600.0  # the server forgets a consumer that nobody asks of for this long; it starts over when made again
 
+
+_NUMBERS = r"[^.]+\.[^.]+\.(\d{1,18})\.(\d{1,18})\.\d{1,18}\.([0-8]?\d{1,18})\.(\d{1,18})"  # after stream and consumer
+_SHORT = re.compile(rf"\$JS\.ACK\.{_NUMBERS}", re.ASCII)
+_LONG = re.compile(rf"\$JS\.ACK\.[^.]+\.[^.]+\.{_NUMBERS}(?:\.[^.]*)?", re.ASCII)
 
 # What is said of a message, on its `reply` subject. Lost words only cause a redelivery.
 DONE, PROGRESS = b"+ACK", b"+WPI"
@@ -245,12 +250,11 @@ def delivery(reply: str) -> tuple[int, int, int, int]:
     the subject to acknowledge on:
     `$JS.ACK.<stream>.<consumer>.<delivered>.<seq>.<consumer seq>.<stored>.<pending>`, with domain and account before
     the stream by newer servers. Raises Malformed for what is none."""
-    tokens = reply.split(".")
-    if tokens[:2] != ["$JS", "ACK"] or len(tokens) not in (9, 11, 12):
+    said = _SHORT.fullmatch(reply) or _LONG.fullmatch(reply)
+    if said is None:
         raise Malformed(f"{shown(reply)} is no subject to acknowledge on")
-    where = 4 if len(tokens) == 9 else 6
-    delivered, seq, _, stored_ns, num_pending = map(whole_number, tokens[where : where + 5])
-    return delivered, seq, stored_ns, num_pending
+    delivered, seq, stored_ns, num_pending = said.groups()
+    return int(delivered), int(seq), int(stored_ns), int(num_pending)
 
 
 def _num_expired(headers: Mapping[str, str]) -> int:

@@ -31,10 +31,9 @@ MAX_KEPT_BYTES = 1 << 22  # of a buffer that became larger for a large message
 MAX_MESSAGE_BYTES = (1 << 26) + (1 << 16)  # the most a server can be told to let through
 MAX_LINE_BYTES = 1 << 20  # what a server says of itself and its cluster is the longest
 MAX_LEFT_BYTES = 1 << 20  # for nats-py, before nothing more is read
-MAX_DIGITS = 18
+MAX_DIGITS = 40  # of the numbers of a line together
 CLOSE_S = 1.0
 _ODD = re.compile(rb"\s")
-_NUM_WORDS = {b"MSG": 4, b"HMSG": 5}  # without a subject to answer on, which stands before the sizes
 
 Take = Callable[[int, bytes, bytes, bytes, bytes | None], bool]  # sid, subject, reply, payload, headers: is it heard?
 
@@ -43,20 +42,25 @@ def message_of(line: bytes) -> tuple[int, bytes, bytes, int, int] | None:
     """What a line announces: sid, subject, the subject to answer on, the size of its headers and of all; None for what
     is no message's. Raises Malformed for a message's that cannot be read: what follows may then not be taken for lines,
     because a sender wrote it."""
-    words = line.split(b" ")  # as servers write it; a subject may hold any other white space
-    num_words = _NUM_WORDS.get(words[0], 0)
-    if not num_words:
-        return None
-    if len(words) not in (num_words, num_words + 1):
-        raise Malformed("a message's line cannot be read")
-    header = words[-2] if num_words == 5 else b"0"
-    are_numbers = words[2].isdigit() and words[-1].isdigit() and header.isdigit()
-    if not are_numbers or max(len(words[2]), len(words[-1]), len(header)) > MAX_DIGITS:
+    kind, *words = line.split(b" ")  # as servers write it; a subject may hold any other white space
+    header, answer_to = b"0", b""
+    try:
+        if kind == b"MSG":
+            subject, sid, *between, all = words
+        elif kind == b"HMSG":
+            subject, sid, *between, header, all = words
+        else:
+            return None
+        if between:
+            (answer_to,) = between
+    except ValueError:
+        raise Malformed("a message's line cannot be read") from None
+    if not (sid.isdigit() and all.isdigit() and header.isdigit()) or len(sid) + len(all) + len(header) > MAX_DIGITS:
         raise Malformed("a message's line has no numbers where they belong")
-    size, header_size = int(words[-1]), int(header)
+    size, header_size = int(all), int(header)
     if header_size > size or size > MAX_MESSAGE_BYTES:
         raise Malformed(f"a message of {size} bytes, {header_size} of them headers")
-    return int(words[2]), words[1], words[3] if len(words) > num_words else b"", header_size, size
+    return int(sid), subject, answer_to, header_size, size
 
 
 def _say_asyncio() -> None:
