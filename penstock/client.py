@@ -12,10 +12,10 @@ a node does; a client in another language sends bytes instead.
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import anyio
 import anyio.abc
@@ -38,7 +38,9 @@ from engine.spec.catalogue import installed
 from engine.spec.jobs import BUCKET, State
 from engine.spec.stream import Policy
 from engine.spec.workflow import Workflow
+from operators.capabilities import Speech
 from penstock.places import NATS_URL, default_store, title_of
+from penstock.transcripts import heard_in, streams_heard
 from streams import subjects
 from streams.decoding import from_json
 from streams.errors import LinkError, Malformed, UserError, first_error
@@ -53,6 +55,15 @@ from streams.wire.link import connect as connect_link
 from streams.wire.server import running_server
 
 T = TypeVar("T")
+
+
+class Answers(NamedTuple):
+    """Some answers of a job, one after the other. `next` is where to go on; `is_over` says that none will come."""
+
+    answers: list[Answer]
+    next: int
+    is_over: bool
+
 
 REQUEST_TIMEOUT_S = 20.0
 
@@ -189,6 +200,29 @@ class Client:
         if unknown and not num_given:
             raise unknown[0]
 
+    async def next_answers(self, job: str, after: int = 0, wait_s: float = 30.0, num: int = 20) -> Answers:
+        """Up to `num` answers of a job behind where another call ended, waited for where there is none yet; after
+        `wait_s`, or where the job has ended, perhaps none. Raises UserError for a job that is not there."""
+        unknown: list[UserError] = []
+        every = subjects.answers(subjects.token(job), "*")
+        found: list[Answer] = []
+        seq, is_over = after, True
+        news = follow(self._ledger, every, after, partial(self._is_over, job, unknown), f"$KV.{BUCKET}.{job}")
+        async with aclosing(news):
+            with anyio.move_on_after(wait_s) as waiting:
+                async for stored in news:
+                    seq = stored.seq
+                    try:
+                        found.append(from_json(stored.data, Answer))
+                    except Malformed:  # anyone can publish there
+                        continue
+                    if len(found) >= num or await self._ledger.next(every, seq + 1) is None:
+                        is_over = False
+                        break
+        if unknown and not found and not after:
+            raise unknown[0]
+        return Answers(found, seq, is_over and not waiting.cancelled_caught)
+
     async def drafts(self, job: str, stream: str) -> AsyncIterator[Answer]:
         """Partial answers of a job, over core NATS: some may be missed. Does not end by itself."""
         send, receive = anyio.create_memory_object_stream[Answer](64)
@@ -214,6 +248,16 @@ class Client:
             await self._link.unsubscribe(watch)
 
     # --- streams -----------------------------------------------------------------------------------------------
+
+    async def transcript(self, stream: str) -> Sequence[Speech]:
+        """What was heard in a stream, by its name or its file's, in order of time. Raises UserError where nobody has
+        listened to it yet."""
+        stages = await streams_heard(self._registry)
+        titles = {name: spec.title for name, spec in (await self._registry.streams()).items()}
+        meant = next((name for name in sorted(stages) if stream in (name, titles.get(name))), None)
+        if meant is None:
+            raise UserError(f"nothing was heard in a stream {stream!r}: a job that transcribes it comes first")
+        return await heard_in(self._ledger, stages[meant], meant)
 
     async def streams(self, stream: str = "") -> list[StreamView]:
         found = await self._ask("streams.list", OfStream(stream=stream), dict[str, list[StreamView]])

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import anyio
 
 from engine.run.telemetry import configure_logging, product_version
-from penstock.cli import live, models, new, search, show, store, story, transcript
+from penstock.cli import live, mcp, models, new, search, show, store, story, transcript
 from penstock.cli.terminal import harmless
 from streams.errors import PenstockError, UserError, first_error
 
@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_command(commands, _until_done)
     transcript.add_command(commands, _until_done)
     store.add_command(commands, _until_done)
+    mcp.add_command(commands, _until_done)
     live.add_commands(commands, _duration_s, _count, _until_done)
     return parser
 

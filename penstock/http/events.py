@@ -9,11 +9,11 @@ Source: HTML Living Standard, 9.2 Server-sent events.
 """
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import msgspec
@@ -27,7 +27,6 @@ from penstock.http.problems import Refusal
 from streams import subjects
 from streams.errors import PenstockError, UserError
 from streams.wire.follow import follow
-from streams.wire.ledger import Stored
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +81,7 @@ class AnswerEvents(ASGIResponse):
 
     async def _tell(self, say: Callable[[bytes], Awaitable[None]]) -> None:
         is_over, hint = (self._is_over, f"$KV.{BUCKET}.{self._job}") if self._job else (None, "")
-        answers = cast("AsyncGenerator[Stored]", follow(self._face.ledger, self._subject, self._after, is_over, hint))
+        answers = follow(self._face.ledger, self._subject, self._after, is_over, hint)
         async with aclosing(answers):
             async for stored in answers:
                 await say(event("answer", stored.data, stored.seq))

@@ -6,22 +6,17 @@ it saw. Needs node, and the package: in $NODE_PATH, or else from npm.
 
 import json
 import os
-import shutil
-import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
 from clips import EXAMPLES, first_seconds
+from npm import modules_with
+from served import serving
 
 CLIENT = Path(__file__).parent / "client.mjs"
-PACKAGE = "nats@2.29.3"
 CLIP_S = 30.0
 ASKS = ["Where can I park my car?", "Why is the train to the forest not running?"]
 WATCHED = "Which platform is Alice waiting on?"
@@ -38,49 +33,7 @@ def accepted(question: str) -> list[str]:
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of npm modules that the client finds its package in."""
-    if shutil.which("node") is None:
-        pytest.skip("needs node")
-    for folder in filter(None, os.environ.get("NODE_PATH", "").split(os.pathsep)):
-        package = Path(folder) / "nats" / "package.json"
-        if package.is_file() and json.loads(package.read_text())["version"].startswith("2."):
-            return folder
-    return installed(tmp_path_factory.mktemp("npm"))
-
-
-def installed(folder: Path) -> str:
-    """Installs the package there, or skips with what npm says."""
-    if shutil.which("npm") is None:
-        pytest.skip("needs the npm package nats 2.x in NODE_PATH, or npm")
-    command = ["npm", "install", "--prefix", str(folder), "--no-package-lock", "--no-save", "--ignore-scripts"]
-    quiet = ["--no-audit", "--no-fund", "--no-update-notifier", "--loglevel", "error", "--fetch-retries", "0"]
-    try:
-        npm = subprocess.run([*command, *quiet, PACKAGE], cwd=folder, capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"npm did not install {PACKAGE} within 60 s")
-    if npm.returncode:
-        pytest.skip(f"npm cannot install {PACKAGE}: {' '.join(npm.stderr.split())}")
-    return str(folder / "node_modules")
-
-
-@contextmanager
-def serving(store: Path) -> Iterator[Path]:
-    """A node on a store of its own; gives the file that says where it is."""
-    log = store / "serve.log"
-    where = store / "server.json"
-    with log.open("w") as err:
-        command = [sys.executable, "-m", "penstock", "serve", "--http", "none", "--store", str(store)]
-        node = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err)
-    try:
-        deadline = monotonic() + 30
-        while not where.exists():
-            assert node.poll() is None and monotonic() < deadline, log.read_text()
-            sleep(0.05)  # between two looks
-        yield where
-    finally:
-        node.send_signal(signal.SIGINT)
-        node.wait(timeout=30)
-    assert node.returncode == 130, log.read_text()
-    assert "Traceback" not in log.read_text()
+    return modules_with("nats", "2.", tmp_path_factory.mktemp("npm"))
 
 
 @pytest.fixture(scope="module")
