@@ -30,8 +30,9 @@ from measure import ROOT, at_least, at_most, keep, say
 from engine.spec.operator import Device
 from operators.capabilities import NOT_IN_THE_VIDEO, Speech, Transcript
 from operators.language import retrieval
+from operators.language.asking import ModelKnobs
 from operators.language.quoting import SCALES, By, QuoteKnobs, Quoting
-from operators.language.reading import Reading, ReadKnobs
+from operators.language.reading import Reading
 from operators.language.retrieval import Found, Piece, spoken_pieces
 from penstock.testing import loaded, run
 from streams.errors import Permanent, Transient
@@ -172,7 +173,7 @@ def main() -> None:
     options = parser.parse_args()
     asked = questions(options.scenes)
     if options.model:
-        reader = loaded(Reading, ReadKnobs(model=options.model), Device())
+        reader = loaded(Reading, ModelKnobs(model=options.model), Device())
         replies = replied(asked, reader, options.wrong)
         keep(f"answers-{options.scenes}-model", {"scenes": options.scenes, "model": options.model, "replies": replies})
         return

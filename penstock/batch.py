@@ -22,6 +22,7 @@ from engine.spec.plan import Plan
 from engine.spec.workflow import Workflow
 from penstock.places import default_store
 from penstock.running import Options, about_file, link_of, local_file, opened, planned_for, work_of, workflow_for
+from penstock.served import models_of, serving, to_serve
 from streams.errors import PenstockError, UserError, first_error
 from streams.media.addresses import files_of
 from streams.wire.ledger import Ledger
@@ -80,10 +81,19 @@ async def run_many(
     outcomes: dict[int, Outcome] = {}
     try:
         log_file = (chosen.store or default_store()) / "workers.log"
-        async with node(chosen.num_workers, log_file) as workers, link_of(chosen) as link:
+        async with (
+            serving(log_file.parent) as serve_models,
+            node(chosen.num_workers, log_file) as workers,
+            link_of(chosen) as link,
+        ):
             workers.assign(work_of(link.url, chosen))
             ledger, registry = await opened(link)
-            one = partial(_answered, asked, asks, registry, ledger, chosen, traces, on_plan)
+
+            def note_plan(plan: Plan) -> None:
+                serve_models(to_serve(models_of(plan)))
+                on_plan(plan)
+
+            one = partial(_answered, asked, asks, registry, ledger, chosen, traces, note_plan)
             left = iter(enumerate(files))
 
             async def take() -> None:

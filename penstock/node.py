@@ -4,7 +4,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,11 +36,13 @@ from engine.spec.operator import Machine
 from engine.spec.plan import runnable
 from engine.spec.stream import StreamSettings, within_bounds
 from engine.spec.workflow import load_workflow
+from operators.language.served import ServedState
 from penstock import demo
 from penstock.cli.tables import Running
 from penstock.event_webhooks import EventWebhooks
 from penstock.places import default_store, index_of, this_machine
 from penstock.posting import fingerprint
+from penstock.served import said_of, serving, to_serve
 from penstock.tokens import Auth, known_token
 from penstock.webhooks import Webhooks
 from streams.decoding import from_toml
@@ -100,6 +102,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lambda running: None) -> None:
     """Run a node until canceled. Raises UserError for a bad configuration or a port in use, LinkError without NATS."""
     config = load_config(options.config) if options.config else Config()
+    models = to_serve()
     machine = this_machine()
     id = new_id("n")
     traces = Telemetry("penstock-node", options.trace_file, id)
@@ -167,9 +170,13 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                 tasks.start_soon(keep_up, link, config.retention)
                 tasks.start_soon(duties.run)
                 tasks.start_soon(Expiry(registry, ledger, id).run)
-                tasks.start_soon(_say_rungs, duties, status, machine)
+                tasks.start_soon(_say_rungs, duties, machine)
                 tasks.start_soon(Intake(registry, ledger, traces, id).run)
-                async with serve_endpoints(link, "penstock", product_version(), services.endpoints()):
+                async with (
+                    serving(options.store, partial(_say_models, duties)) as serve_models,
+                    serve_endpoints(link, "penstock", product_version(), services.endpoints()),
+                ):
+                    serve_models(models)
                     await _configure(config, options.config, registry, services)
                     heap.settle()
                     on_ready(Running(id, url, http, None if options.url else options.store))
@@ -178,14 +185,18 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
         closed.close()
 
 
-async def _say_rungs(duties: Duties, status: NodeStatus, machine: Machine) -> None:
+def _say_models(duties: Duties, states: Mapping[str, ServedState]) -> None:
+    duties.status = msgspec.structs.replace(duties.status, models=said_of(states))
+
+
+async def _say_rungs(duties: Duties, machine: Machine) -> None:
     """Say what can run here, once every implementation has been asked what it lacks; a hub may be slow to answer."""
     try:
         rungs = await anyio.to_thread.run_sync(runnable, installed(), machine)
     except Exception as error:  # of an implementation that is not ours
         log.error("cannot_say_rungs", exc_info=error)
         return
-    duties.status = msgspec.structs.replace(status, rungs=tuple(rungs))
+    duties.status = msgspec.structs.replace(duties.status, rungs=tuple(rungs))
 
 
 @asynccontextmanager

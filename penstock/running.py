@@ -26,6 +26,7 @@ from engine.spec.plan import Pace, Plan, make_plan
 from engine.spec.stream import BOUNDS, StreamSpec
 from engine.spec.workflow import Workflow
 from penstock.places import default_store, this_machine, title_of
+from penstock.served import models_of, serving, to_serve
 from streams.errors import UserError, first_error
 from streams.media.probe import probe
 from streams.media.segmenter import segments, stream_id
@@ -103,7 +104,11 @@ async def _run(
         found.append(await planned_for(workflow, path, options))
         planned.set()
 
-    async with anyio.create_task_group() as tasks, node(options.num_workers, log_file) as workers:
+    async with (
+        anyio.create_task_group() as tasks,
+        serving(log_file.parent) as serve_models,
+        node(options.num_workers, log_file) as workers,
+    ):
         tasks.start_soon(plan_it)  # while the server and the workers start
         async with link_of(options) as link:
             workers.assign(work_of(link.url, options))
@@ -111,6 +116,7 @@ async def _run(
             await planned.wait()
             ((plan, stream),) = found
             on_plan(plan)
+            serve_models(to_serve(models_of(plan)))
             try:
                 shown = {"on_progress": on_progress, "on_answer": on_answer}
                 answers = await about_file(registry, ledger, plan, stream, path, options, traces, asks, **shown)

@@ -79,6 +79,7 @@ class NodeStatus(Record, frozen=True, omit_defaults=False):
     serves: tuple[str, ...] = ()  # what its workers can run: capability/implementation/version/device
     rungs: tuple[str, ...] = ()  # those of them that lack nothing there: capability/rung/device
     signs: str = ""  # what tells the key that it signs webhooks with from others; empty: it signs none
+    models: dict[str, str] = msgspec.field(default_factory=dict)  # language models it serves, and their state
 
 
 def _sound_node(key: str, value: bytes) -> NodeStatus:

@@ -9,12 +9,15 @@ The file is $PENSTOCK_ENDPOINTS, else penstock/endpoints.toml in $XDG_CONFIG_HOM
     key = "${OPENAI_API_KEY}"         # or "${file:/run/secrets/key}"
     quality = 0.7                     # of questions to recordings, the share it answers rightly: bench/answers.py
     max_in_flight = 32
+
+One with `serve`, a command, is served by this machine's nodes (operators.language.served).
 """
 
 import os
 import re
 import tomllib
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -46,6 +49,8 @@ class Endpoint(Settings, frozen=True):
     max_tokens: Annotated[int, Meta(ge=16, le=100_000)] = 512  # of an answer
     context_tokens: Annotated[int, Meta(ge=512, le=10_000_000)] = 4096
     is_constrained: bool = True  # it keeps to a JSON schema; else what it says is looked through for JSON
+    serve: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=4096)], ...], Meta(max_length=200)] = ()
+    start_s: Annotated[float, Meta(gt=0, le=3600)] = 600.0  # until a server that is started here is up
 
     @property
     def headers(self) -> dict[str, str]:
@@ -94,6 +99,14 @@ def endpoint_of(model: str) -> Endpoint | None:
     return next((each for each in endpoints() if each.model == model), None)
 
 
+def is_here(host: str) -> bool:
+    """Whether only this machine can connect to that."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 @lru_cache(maxsize=8)
 def _read(path: Path, stamp: int) -> tuple[Endpoint, ...]:
     try:
@@ -105,12 +118,15 @@ def _read(path: Path, stamp: int) -> tuple[Endpoint, ...]:
     for each in found:
         try:
             parts = urlsplit(each.url)
+            _ = parts.port
         except ValueError:
             parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"{path}: the url of {each.model!r} is no http(s) address")
         if parts.username or parts.password or parts.query:
             raise UserError(f"{path}: the url of {each.model!r} holds more than a place: a key belongs in key")
+        if each.serve and (parts.scheme != "http" or not is_here(parts.hostname)):
+            raise UserError(f"{path}: {each.model!r} is to be served here, so its url is http://127.0.0.1:PORT/v1")
         if each.key and not is_reference(each.key):
             raise UserError(f'{path}: the key of {each.model!r} stands there itself: write key = "${{NAME}}"')
     first: dict[str, Endpoint] = {}

@@ -125,10 +125,12 @@ def nodes(found: Sequence[NodeStatus], as_json: bool) -> None:
     if as_json:
         lines(found)
         return
-    table = Table("node", "host", "pid", "cores", "GPU", "workers", "HTTP", box=None, pad_edge=False)
+    table = Table("node", "host", "pid", "cores", "GPU", "workers", "HTTP", "models", box=None, pad_edge=False)
     for item in found:
         gpu = "yes" if item.has_gpu else "no"
-        table.add_row(item.id, item.host, str(item.pid), str(item.num_cores), gpu, str(item.num_workers), item.http)
+        models = escape(", ".join(f"{model} {state}" for model, state in item.models.items()))
+        numbers = str(item.pid), str(item.num_cores), gpu, str(item.num_workers)
+        table.add_row(item.id, item.host, *numbers, item.http, models)
     _results.print(table if found else "no nodes")
 
 

@@ -12,7 +12,9 @@ from scripted_endpoint import Act, Endpoint, Request, Send, refuses, says, servi
 from engine.spec.operator import Device, Machine
 from operators.capabilities import NOT_IN_THE_VIDEO, AnswerParams, Reply, Speech, Transcript
 from operators.language import reading
-from operators.language.reading import Reading, ReadKnobs, not_borne_out
+from operators.language.asking import ModelKnobs
+from operators.language.endpoints import OVERHEAD_TOKENS
+from operators.language.reading import Reading, not_borne_out
 from penstock.testing import inputs_of
 from streams.errors import Permanent, Transient
 
@@ -53,7 +55,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asking:
             file = tmp_path / "endpoints.toml"
             file.write_text(f'[[endpoint]]\nmodel = "toy"\nurl = "{there.url}"\nanswer_s = 5\n')
             monkeypatch.setenv("PENSTOCK_ENDPOINTS", str(file))
-            operator = kind(ReadKnobs(model="toy"))
+            operator = kind(ModelKnobs(model="toy"))
             (item,) = inputs_of(Reading, {"evidence": [[evidence]]}, params=AnswerParams(question=ASK))
             await anyio.to_thread.run_sync(operator.load, Device())
             with anyio.fail_after(30):
@@ -164,10 +166,10 @@ def test_one_passage_that_is_too_long_keeps_no_other_away_and_none_that_fits_is_
     )
     small = reading.Endpoint(model="toy", url="http://x", context_tokens=1000, max_tokens=300)
     (item,) = inputs_of(Reading, {"evidence": [[both]]}, params=AnswerParams(question=ASK))
-    shown = Reading(ReadKnobs(model="toy"))._shown(small, ASK, item)
+    shown = Reading(ModelKnobs(model="toy"))._shown(small, ASK, item)
     assert any("Porto" in piece.text for piece in shown)
     with pytest.raises(Permanent, match=r"^budget: toy has no room for a passage"):
-        Reading(ReadKnobs(model="toy"))._shown(small, ASK * 100, item)
+        Reading(ModelKnobs(model="toy"))._shown(small, ASK * 100, item)
 
 
 def test_no_more_is_shown_than_there_is_room_for(asked: Asking) -> None:
@@ -179,9 +181,9 @@ def test_no_more_is_shown_than_there_is_room_for(asked: Asking) -> None:
     )
     (item,) = inputs_of(Reading, {"evidence": [[long]]}, params=AnswerParams(question=ASK))
     small = reading.Endpoint(model="toy", url="http://x", context_tokens=1100, max_tokens=300)
-    shown = Reading(ReadKnobs(model="toy"))._shown(small, ASK, item)
+    shown = Reading(ModelKnobs(model="toy"))._shown(small, ASK, item)
     assert 0 < len(shown) < reading.NUM_PASSAGES
-    assert sum(len(piece.meaning) for piece in shown) <= 3 * (1100 - 300 - reading.OVERHEAD_TOKENS)
+    assert sum(len(piece.meaning) for piece in shown) <= 3 * (1100 - 300 - OVERHEAD_TOKENS)
     assert [piece.start_ns for piece in shown] == sorted(piece.start_ns for piece in shown)
 
 
@@ -191,7 +193,7 @@ def test_each_model_is_a_rung_and_without_any_it_is_said_where_to_name_one(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (rung,) = Reading.rungs()
     assert rung.quality == 0
-    why = Reading.missing(ReadKnobs(), Machine(num_cores=1), None)
+    why = Reading.missing(ModelKnobs(), Machine(num_cores=1), None)
     assert why == f"{tmp_path}/penstock/endpoints.toml names no endpoint (docs/models.md)"
     (tmp_path / "penstock").mkdir()
     (tmp_path / "penstock" / "endpoints.toml").write_text(
@@ -199,5 +201,5 @@ def test_each_model_is_a_rung_and_without_any_it_is_said_where_to_name_one(
         '[[endpoint]]\nmodel = "b"\nurl = "http://x/v1"\nquality = 0.8\n'
     )
     assert [(rung.name, rung.quality) for rung in Reading.rungs()] == [("b", 0.8), ("a", 0.3)]
-    assert Reading.missing(ReadKnobs(model="a"), Machine(num_cores=1), None) is None
-    assert "no endpoint of c" in str(Reading.missing(ReadKnobs(model="c"), Machine(num_cores=1), None))
+    assert Reading.missing(ModelKnobs(model="a"), Machine(num_cores=1), None) is None
+    assert "no endpoint of c" in str(Reading.missing(ModelKnobs(model="c"), Machine(num_cores=1), None))

@@ -1,0 +1,118 @@
+"""Asking: a language model of this machine's endpoints, for operators that need one. What it says has to be of a type
+and to stand a check; what does not is asked for once more, with what was wrong, and is then a failure with a name
+(operators.language.chat)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+import anyio
+import msgspec
+
+from engine.spec.operator import Rung, Settings
+from operators.language.chat import completed, failure
+from operators.language.endpoints import OVERHEAD_TOKENS, Endpoint, endpoint_of, endpoints, place
+from operators.language.served import until_up
+from operators.language.structured import Growing, read, schema_of
+from streams.errors import Permanent, Transient, UserError
+
+CHARS_A_TOKEN = 3  # of English, at least
+NUM_TRIES = 2
+MAX_REPEATED = 2000  # characters of what was wrong, shown to the model
+
+S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
+
+
+class ModelKnobs(Settings, frozen=True):
+    model: str = ""
+
+
+def rungs() -> Sequence[Rung]:
+    """Each model of the machine's endpoints, the best first; where there is none, one that says what is missing."""
+    there = [Rung(each.model, each.quality, ModelKnobs(model=each.model)) for each in endpoints()]
+    return sorted(there, key=lambda rung: -rung.quality) or [Rung("language-model", 0.0, ModelKnobs())]
+
+
+def missing(knobs: ModelKnobs) -> str | None:
+    if endpoint_of(knobs.model) is None:
+        return f"{place()} names no endpoint{knobs.model and f' of {knobs.model}'} (docs/models.md)"
+    return None
+
+
+def room_of(endpoint: Endpoint) -> int:
+    """Characters of what is shown to a model, beside its role."""
+    return CHARS_A_TOKEN * (endpoint.context_tokens - endpoint.max_tokens - OVERHEAD_TOKENS)
+
+
+class Model:
+    """A model, for one instance of an operator."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._limit: anyio.CapacityLimiter | None = None
+        self._is_up = False
+
+    def endpoint(self) -> Endpoint:
+        """Where it is now. Raises Transient, named `upstream`."""
+        try:
+            found = endpoint_of(self._name)
+        except UserError as error:  # its owner is at it
+            raise failure("upstream", str(error)) from error
+        if found is None:
+            raise failure("upstream", f"no endpoint of {self._name!r} is named in {place()} any more")
+        return found
+
+    async def told(
+        self,
+        endpoint: Endpoint,
+        role: str,
+        request: str,
+        kind: type[S],
+        made_of: Callable[[S], T],
+        emit: Callable[[str], None] = lambda text: None,
+    ) -> T:
+        """What is made of its answer. `made_of` raises Permanent, named, where that does not stand."""
+        if self._limit is None:
+            self._limit = anyio.CapacityLimiter(endpoint.max_in_flight)
+        if not self._is_up and not await until_up(endpoint):
+            raise failure("upstream", f"{endpoint.model}: its server is not up after {endpoint.start_s:g} s")
+        self._is_up = True
+        async with self._limit:
+            with anyio.move_on_after(endpoint.answer_s):
+                try:
+                    return await _tried(endpoint, role, request, kind, made_of, emit)
+                except Transient:
+                    self._is_up = False  # whoever asks next waits for it, if it is started here
+                    raise
+        raise failure("timeout", f"{endpoint.model} gave no answer that holds within {endpoint.answer_s:g} s")
+
+
+async def _tried(
+    endpoint: Endpoint,
+    role: str,
+    request: str,
+    kind: type[S],
+    made_of: Callable[[S], T],
+    emit: Callable[[str], None],
+) -> T:
+    asked: list[Mapping[str, str]] = [{"role": "system", "content": role}, {"role": "user", "content": request}]
+    messages = asked
+    for left in reversed(range(NUM_TRIES)):
+        text = await completed(endpoint, messages, schema_of(kind), partial(_pass, emit, Growing()))
+        try:
+            return made_of(read(kind, text))
+        except Permanent as wrong:
+            if not left:
+                raise
+            messages = [
+                *asked,
+                {"role": "assistant", "content": text[:MAX_REPEATED]},
+                {"role": "user", "content": f"That cannot be used ({wrong}). Reply again, with JSON only."},
+            ]
+    raise AssertionError  # the last try returns or raises
+
+
+def _pass(emit: Callable[[str], None], growing: Growing, piece: str) -> None:
+    if grown := growing.add(piece):
+        emit(grown)
