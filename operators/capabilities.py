@@ -1,8 +1,9 @@
 """The capabilities that ship with Penstock and the types that flow between them."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
+from msgspec import Meta
 
 from engine.spec.operator import Capability, Media, Port, Settings
 from streams.records import NOT_IN_THE_VIDEO as NOT_IN_THE_VIDEO
@@ -66,15 +67,157 @@ class ScreenText(Evidence, frozen=True):
     observations: tuple[TextLine, ...] = ()
 
 
+class DetectedObject(Observation, frozen=True):
+    """An object in one frame: `text` is its class, `box` is (x, y, width, height) in fractions of the upright frame."""
+
+    box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+
+class Objects(Evidence, frozen=True):
+    """The objects of the frames that were looked at, which are at `times_ns`."""
+
+    kind: ClassVar[str] = "object"
+    observations: tuple[DetectedObject, ...] = ()
+    times_ns: tuple[int, ...] = ()
+
+
+Bounds = tuple[float, float, float, float]  # x, y, width, height, in fractions of the upright frame
+Place = tuple[float, float]  # x, y, in the same
+Zone = Annotated[tuple[Place, ...], Meta(min_length=3, max_length=100)]  # a polygon's corners
+
+
+class Sighting(msgspec.Struct, frozen=True, array_like=True):
+    """Where an object was, in a frame."""
+
+    at_ns: int
+    box: Bounds
+    confidence: float = 1.0
+
+
+class TrackedObject(Observation, frozen=True):
+    """One object's way through a segment. `track` is its number in its stream, from 1."""
+
+    track: int = 0
+    path: tuple[Sighting, ...] = ()
+
+
+class OpenTrack(msgspec.Struct, frozen=True):
+    """A track that may go on. `velocity`: of its middle, in fractions of the frame a second."""
+
+    id: int
+    name: str
+    last: Sighting
+    velocity: Place = (0.0, 0.0)
+    num_seen: int = 1
+
+    @property
+    def is_sure(self) -> bool:
+        return self.num_seen >= 2  # what is seen once may be an error of the detector
+
+
+class Tracks(Evidence, frozen=True):
+    """The objects of a segment, each with its way; and, for the next segment, what may go on."""
+
+    kind: ClassVar[str] = "track"
+    observations: tuple[TrackedObject, ...] = ()
+    open: tuple[OpenTrack, ...] = ()
+    num_tracks: int = 0  # so far
+
+
+class Event(Observation, frozen=True):
+    """Something an object did. `what`: enters, leaves, stays or crosses; `place`: a zone or a line."""
+
+    what: str = ""
+    track: int = 0
+    object: str = ""
+    place: str = ""
+
+
+class Inside(msgspec.Struct, frozen=True, array_like=True):
+    """An object in a zone."""
+
+    track: int
+    name: str
+    zone: str
+    since_ns: int
+    seen_ns: int
+    confidence: float = 1.0
+    is_told: bool = False  # that it stays
+
+
+class Events(Evidence, frozen=True):
+    """What objects did in a segment; and, for the next one, where each is."""
+
+    kind: ClassVar[str] = "event"
+    observations: tuple[Event, ...] = ()
+    inside: tuple[Inside, ...] = ()
+    last: tuple[tuple[int, Place], ...] = ()  # by track, where it stood
+
+
+class Count(Observation, frozen=True):
+    """How many objects of a class there were."""
+
+    object: str = ""
+    num: int = 0
+    most_at_once: int = 0
+
+
+class Counts(Evidence, frozen=True):
+    kind: ClassVar[str] = "count"
+    observations: tuple[Count, ...] = ()
+
+
+class Captions(Evidence, frozen=True):
+    """What was said, in cues that can be read while it is said: `text` has at most two lines."""
+
+    kind: ClassVar[str] = "caption"
+
+
+class Point(Observation, frozen=True):
+    """One statement of a summary, with what bears it out."""
+
+    evidence: tuple[Support, ...] = ()
+
+
+class Summary(Evidence, frozen=True):
+    """What matters most of what was said or shown, in order of time; nothing where nothing was."""
+
+    kind: ClassVar[str] = "summary"
+    observations: tuple[Point, ...] = ()
+
+
 class TranscribeParams(Settings, frozen=True):
     language: str = "en"  # ISO 639-1
+
+
+class DetectObjectsParams(Settings, frozen=True):
+    objects: Annotated[tuple[str, ...], Meta(max_length=80)] = ()  # their classes; none: all of them
+
+
+class WatchZonesParams(Settings, frozen=True):
+    """Corners in fractions of the upright frame, from its top left."""
+
+    zones: Annotated[dict[str, Zone], Meta(max_length=50)] = msgspec.field(default_factory=dict)
+    lines: Annotated[dict[str, tuple[Place, Place]], Meta(max_length=50)] = msgspec.field(default_factory=dict)
+    stays_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0  # how long is long, in a zone; 0: nobody asks
 
 
 class AnswerParams(Settings, frozen=True):
     question: str
 
 
+class SummarizeParams(Settings, frozen=True):
+    max_points: Annotated[int, Meta(ge=1, le=20)] = 5
+    about: Annotated[str, Meta(max_length=500)] = ""  # what it is to be about; empty: whatever matters most
+
+
 DETECT_SCENES = Capability("detect_scenes", {"media": Port(Media)}, Scenes)
 TRANSCRIBE = Capability("transcribe", {"media": Port(Media)}, Transcript, TranscribeParams)
 READ_TEXT = Capability("read_text", {"media": Port(Media), "scenes": Port(Scenes)}, ScreenText)
+DETECT_OBJECTS = Capability("detect_objects", {"media": Port(Media)}, Objects, DetectObjectsParams)
+TRACK_OBJECTS = Capability("track_objects", {"objects": Port(Objects)}, Tracks)
+WATCH_ZONES = Capability("watch_zones", {"tracks": Port(Tracks)}, Events, WatchZonesParams)
+COUNT_OBJECTS = Capability("count_objects", {"tracks": Port(Tracks)}, Counts)
+CAPTION = Capability("caption", {"speech": Port(Transcript)}, Captions)
+SUMMARIZE = Capability("summarize", {"evidence": Port(Evidence, many=True)}, Summary, SummarizeParams)
 ANSWER_QUESTION = Capability("answer_question", {"evidence": Port(Evidence, many=True)}, Reply, AnswerParams)

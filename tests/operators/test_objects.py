@@ -1,0 +1,374 @@
+"""Objects: what is found in pictures that nobody here made, how boxes become tracks, and tracks events and counts."""
+
+import math
+import shutil
+import subprocess
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.spec.operator import Device, Media
+from operators import weights
+from operators.capabilities import (
+    Counts,
+    DetectedObject,
+    DetectObjectsParams,
+    Events,
+    Objects,
+    OpenTrack,
+    Sighting,
+    TrackedObject,
+    Tracks,
+    WatchZonesParams,
+)
+from operators.vision.count_objects import CountObjects
+from operators.vision.detect_objects import (
+    BINS,
+    NAME,
+    NAMES,
+    SIDE,
+    DetectKnobs,
+    DetectObjects,
+    NanoDet,
+    boxes_of,
+    middles,
+    prepared,
+)
+from operators.vision.track_objects import MAX_UNSEEN_S, distance, tracked
+from operators.vision.watch_zones import crossed, events_of, is_in
+from penstock.testing import gap, loaded, run
+from streams.media.segmenter import segments
+from streams.records import Segment
+
+S = 10**9
+PICTURES = Path("/usr/share/doc/opencv-doc/examples")
+
+
+def found_in(name: str) -> Path:
+    """A file of Debian's opencv-doc, unpacked or not; skips where that is not installed."""
+    for root in (PICTURES, Path("/usr/share/opencv4/samples/data"), Path("/usr/share/doc/opencv-doc")):
+        for path in sorted(root.rglob(name)) if root.is_dir() else []:
+            return path
+    pytest.skip(f"needs {name} of Debian's opencv-doc")
+
+
+@pytest.fixture(scope="module")
+def model() -> NanoDet:
+    return NanoDet(weights.folder_of(NAME), 1)
+
+
+# --- finding -----------------------------------------------------------------------------------------------------
+
+
+def test_the_weights_come_along_and_are_what_the_manifest_says() -> None:
+    assert weights.verify(NAME).where == "bundled"
+
+
+@pytest.mark.parametrize(
+    ("picture", "there", "not_there"),
+    [
+        ("messi5.jpg", {"person", "sports ball"}, {"cat", "car", "bus"}),
+        ("basketball1.png", {"person"}, {"cat", "car", "airplane"}),
+        ("leuvenB.jpg", {"bicycle"}, {"cat", "airplane", "boat"}),
+        ("home.jpg", set(), {"person", "cat", "airplane", "elephant"}),
+    ],
+)
+def test_photographs_show_what_is_in_them(model: NanoDet, picture: str, there: set[str], not_there: set[str]) -> None:
+    image = cv2.imread(str(found_in(picture)))
+    (boxes,) = model.boxes(np.ascontiguousarray(image[..., ::-1])[None], 0.4)
+    names = {box.name for box in boxes}
+    assert there <= names
+    assert not not_there & names
+    assert all(0 <= box.x <= box.x + box.width <= 1.0001 for box in boxes)
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
+    """The first ten seconds of PETS 2009's pedestrians, in segments of two. The file has a keyframe in twelve seconds,
+    so it is coded anew first."""
+    path = tmp_path_factory.mktemp("street") / "street.mp4"
+    shutil.which("ffmpeg") or pytest.skip("needs ffmpeg")
+    how = ["-t", "10", "-c:v", "libx264", "-g", "20", "-preset", "ultrafast", "-crf", "18", "-loglevel", "error"]
+    subprocess.run(["ffmpeg", "-i", str(found_in("vtest.avi")), *how, str(path)], check=True, timeout=60)
+    return [each for each in segments(str(path), stream="street", target_s=2.0) if isinstance(each, Segment)]
+
+
+@pytest.fixture(scope="module")
+def pedestrians(street: list[Segment]) -> list[Objects]:
+    operator = loaded(DetectObjects, DetectKnobs(), Device())
+    return run(
+        operator, {"media": [Media(segment) for segment in street]}, params=DetectObjectsParams(objects=("person",))
+    )
+
+
+def test_people_in_a_street_are_found_in_every_frame_that_is_looked_at(pedestrians: list[Objects]) -> None:
+    times = [at_ns for each in pedestrians for at_ns in each.times_ns]
+    assert times == sorted(times)
+    assert len(times) == pytest.approx(25, abs=2)  # every 0.4 s
+    for each in pedestrians:
+        for at_ns in each.times_ns:
+            here = [seen for seen in each.observations if seen.start_ns == at_ns]
+            assert 2 <= len(here) <= 14
+            assert {seen.text for seen in here} == {"person"}
+
+
+def test_a_frame_gives_the_same_in_any_company(model: NanoDet, street: list[Segment]) -> None:
+    from operators.media.decode import FrameSpec, frames
+
+    pictures = frames(Media(street[0]), FrameSpec(interval_ns=400_000_000, max_width=1280)).images
+    assert model.boxes(pictures, 0.4) == [model.boxes(pictures[at : at + 1], 0.4)[0] for at in range(len(pictures))]
+
+
+def test_people_in_a_street_are_followed_and_counted(pedestrians: list[Objects]) -> None:
+    tracks: list[Tracks] = []
+    for objects in pedestrians:
+        tracks.append(tracked(objects, tracks[-1] if tracks else None))
+    ids = [{track.track for track in each.observations} for each in tracks]
+    stayed = [len(one & next_) / len(one) for one, next_ in pairwise(ids)]
+    assert min(stayed) >= 0.4  # a person is in the picture for longer than two seconds
+    (count,) = counted(*tracks).observations
+    assert 2 <= count.most_at_once <= 14
+    assert count.most_at_once <= count.num <= 30
+
+
+# --- boxes of what the model gives -----------------------------------------------------------------------------------
+
+
+def output(cells: Mapping[int, tuple[int, float, tuple[int, int, int, int]]]) -> tuple[Any, Any]:
+    """What the model would give for objects at these cells: class, score, and whole steps to each side."""
+    num = len(middles())
+    scores = np.full((num, len(NAMES)), 0.01, np.float32)
+    sides = np.zeros((num, 4, BINS), np.float32)
+    for cell, (kind, score, steps) in cells.items():
+        scores[cell, kind] = score
+        for side, step in enumerate(steps):
+            sides[cell, side, step] = 50.0  # all of the distribution
+    return scores, sides.reshape(num, 4 * BINS)
+
+
+def test_a_box_is_where_its_distributions_say() -> None:
+    x, y, stride = middles()[1000].tolist()
+    scores, sides = output({1000: (2, 0.9, (1, 2, 3, 4))})
+    (box,) = boxes_of(scores, sides, 0.4)
+    assert (box.name, box.score) == ("car", pytest.approx(0.9))
+    expected = ((x - stride) / SIDE, (y - 2 * stride) / SIDE, 4 * stride / SIDE, 6 * stride / SIDE)
+    assert box[2:] == pytest.approx(expected, abs=1e-4)
+    assert boxes_of(scores, sides, 0.95) == []
+
+
+def test_of_boxes_that_overlap_the_surest_of_a_class_stands() -> None:
+    scores, sides = output({1000: (2, 0.9, (3, 3, 3, 3)), 1001: (2, 0.8, (3, 3, 3, 3)), 1002: (0, 0.7, (3, 3, 3, 3))})
+    assert [(box.name, round(box.score, 2)) for box in boxes_of(scores, sides, 0.4)] == [("car", 0.9), ("person", 0.7)]
+
+
+def test_a_box_ends_with_the_picture() -> None:
+    scores, sides = output({0: (0, 0.9, (10, 10, 1, 1))})
+    (box,) = boxes_of(scores, sides, 0.4)
+    assert (box.x, box.y) == (0, 0)
+
+
+def test_there_are_as_many_cells_as_the_model_gives(model: NanoDet) -> None:
+    image = np.zeros((1, 3, SIDE, SIDE), np.float32)
+    outputs = model._session.run(model._outputs, {model._input: image})
+    assert sum(each.shape[1] for each in outputs if each.shape[-1] == len(NAMES)) == len(middles())
+
+
+def test_pixels_are_prepared_as_the_model_was_trained() -> None:
+    image = np.zeros((1, 100, 200, 3), np.uint8)
+    image[..., 0], image[..., 2] = 255, 10  # red, blue
+    made = prepared(image)
+    assert (made.shape, made.dtype) == ((1, 3, SIDE, SIDE), np.float32)
+    assert made[0, :, 5, 5] == pytest.approx([(10 - 103.53) / 57.375, -116.28 / 57.12, (255 - 123.675) / 58.395])
+
+
+# --- following -------------------------------------------------------------------------------------------------------
+
+
+def at(at_s: float, x: float, y: float = 0.5, name: str = "person", confidence: float = 0.9) -> DetectedObject:
+    when = round(at_s * S)
+    return DetectedObject(start_ns=when, end_ns=when, text=name, confidence=confidence, box=(x, y, 0.1, 0.2))
+
+
+def seen(*found: DetectedObject, times_s: tuple[float, ...] = ()) -> Objects:
+    times = {each.start_ns for each in found} | {round(at_s * S) for at_s in times_s}
+    return Objects(observations=found, times_ns=tuple(sorted(times)))
+
+
+def followed(*segments: Objects) -> list[Tracks]:
+    found: list[Tracks] = []
+    for segment in segments:
+        found.append(tracked(segment, found[-1] if found else None))
+    return found
+
+
+def test_one_that_walks_is_one_track_over_segments() -> None:
+    steps = [at(0.5 * n, 0.1 + 0.05 * n) for n in range(8)]
+    first, second = followed(seen(*steps[:4]), seen(*steps[4:]))
+    ((one,), (two,)) = (first.observations, second.observations)
+    assert one.track == two.track == 1
+    assert [sighting.box[0] for sighting in two.path] == pytest.approx([0.3, 0.35, 0.4, 0.45])
+    assert (two.start_ns, two.end_ns, second.num_tracks) == (2 * S, round(3.5 * S), 1)
+
+
+def test_two_that_meet_and_part_keep_their_tracks() -> None:
+    """They pass through the same place: the velocity says which is which."""
+    there = [at(0.25 * n, 0.1 + 0.04 * n, 0.50) for n in range(12)]
+    back = [at(0.25 * n, 0.54 - 0.04 * n, 0.52) for n in range(12)]
+    (tracks,) = followed(seen(*there, *back))
+    assert len(tracks.observations) == 2
+    for track in tracks.observations:
+        xs = [sighting.box[0] for sighting in track.path]
+        assert xs in (sorted(xs), sorted(xs, reverse=True))
+
+
+def test_classes_are_never_joined_and_what_is_seen_once_is_not_shown() -> None:
+    (tracks,) = followed(seen(at(0, 0.1), at(0.5, 0.1, name="dog"), at(1.0, 0.1), at(1.0, 0.8)))
+    assert [(track.text, track.track, len(track.path)) for track in tracks.observations] == [("person", 1, 2)]
+    assert tracks.num_tracks == 3
+
+
+def test_one_that_is_away_for_long_is_another() -> None:
+    near, far = MAX_UNSEEN_S - 0.5, MAX_UNSEEN_S + 0.5
+    for away_s, num in ((near, 1), (far, 2)):
+        later = [at(0.5 + away_s, 0.1), at(1.0 + away_s, 0.1)]
+        _, second = followed(seen(at(0, 0.1), at(0.5, 0.1)), seen(*later))
+        assert second.num_tracks == num
+        assert [track.track for track in second.observations] == [num]
+
+
+BOXES = st.tuples(st.floats(0, 0.9), st.floats(0, 0.8)).map(lambda place: (*place, 0.1, 0.2))
+SOME = st.lists(st.tuples(st.integers(0, 9), BOXES, st.sampled_from(["person", "car"])), max_size=30)
+
+
+@given(SOME)
+def test_however_it_is_cut_the_tracks_are_the_same(found: list[tuple[int, Any, str]]) -> None:
+    every = [
+        DetectedObject(start_ns=n * S // 2, end_ns=n * S // 2, text=name, confidence=0.5, box=box)
+        for n, box, name in found
+    ]
+    times = [n * S // 2 for n in range(10)]
+
+    def part(first: int, last: int) -> Objects:
+        inside = tuple(each for each in every if first <= each.start_ns * 2 // S < last)
+        return Objects(observations=inside, times_ns=tuple(times[first:last]))
+
+    (whole,) = followed(part(0, 10))
+    cut = followed(part(0, 3), part(3, 7), part(7, 10))
+    assert whole.open == cut[-1].open and whole.num_tracks == cut[-1].num_tracks
+    assert sum(len(track.path) for tracks in cut for track in tracks.observations) <= len(found)
+    for tracks in cut:
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(tracks), type=Tracks) == tracks
+
+
+@given(BOXES, BOXES)
+def test_how_far_is_told_in_boxes_and_the_same_there_and_back(one: Any, other: Any) -> None:
+    assert 0 <= distance(one, other) == pytest.approx(distance(other, one))
+    assert distance(one, one) == 0
+
+
+def test_boxes_that_touch_are_one_apart_and_much_larger_ones_are_none() -> None:
+    assert distance((0.1, 0.1, 0.1, 0.2), (0.2, 0.1, 0.1, 0.2)) == pytest.approx(1)
+    assert distance((0.1, 0.1, 0.1, 0.2), (0.1, 0.1, 0.2, 0.4)) == math.inf
+    assert distance((0.1, 0.1, 0.0, 0.0), (0.1, 0.1, 0.0, 0.0)) == math.inf
+
+
+# --- zones and lines -------------------------------------------------------------------------------------------------
+
+GATE = ((0.4, 0.0), (0.6, 0.0), (0.6, 1.0), (0.4, 1.0))
+
+
+def track(id: int, *places: tuple[float, float]) -> TrackedObject:
+    """One whose feet are at these x, at these seconds."""
+    path = tuple(Sighting(round(at_s * S), (x - 0.05, 0.3, 0.1, 0.2)) for at_s, x in places)
+    return TrackedObject(start_ns=path[0].at_ns, end_ns=path[-1].at_ns, text="person", track=id, path=path)
+
+
+def tracks(*some: TrackedObject, alive: tuple[int, ...] | None = None) -> Tracks:
+    ids = tuple(each.track for each in some) if alive is None else alive
+    return Tracks(
+        observations=some, open=tuple(OpenTrack(id=id, name="person", last=Sighting(0, (0, 0, 0, 0))) for id in ids)
+    )
+
+
+def told(params: WatchZonesParams, *segments: Tracks) -> list[str]:
+    said: list[str] = []
+    before: Events | None = None
+    for segment in segments:
+        before = events_of(segment, before, params)
+        before = msgspec.msgpack.decode(msgspec.msgpack.encode(before), type=Events)
+        said += [f"{event.start_ns / S:g} {event.text}" for event in before.observations]
+    return said
+
+
+def test_who_enters_stays_and_leaves_is_told_once_each_over_segments() -> None:
+    params = WatchZonesParams(zones={"the gate": GATE}, stays_s=2)
+    said = told(
+        params,
+        tracks(track(1, (0, 0.2), (1, 0.5))),
+        tracks(track(1, (2, 0.5), (3, 0.5), (4, 0.55))),
+        tracks(track(1, (5, 0.7))),
+    )
+    assert said == ["1 person 1 enters the gate", "1 person 1 stays in the gate for 2 s", "5 person 1 leaves the gate"]
+
+
+def test_who_is_lost_in_a_zone_has_left_it_when_last_seen() -> None:
+    params = WatchZonesParams(zones={"the gate": GATE})
+    said = told(params, tracks(track(7, (0, 0.5), (1, 0.5))), tracks(alive=(7,)), tracks(alive=()), tracks(alive=()))
+    assert said == ["0 person 7 enters the gate", "1 person 7 leaves the gate"]
+
+
+def test_a_line_is_crossed_to_a_side_and_only_where_it_is() -> None:
+    params = WatchZonesParams(lines={"the kerb": ((0.5, 1.0), (0.5, 0.2)), "elsewhere": ((0.5, 0.0), (0.5, 0.1))})
+    said = told(params, tracks(track(1, (0, 0.4))), tracks(track(1, (1, 0.6), (2, 0.7), (3, 0.3))))
+    assert said == ["1 person 1 crosses the kerb to the right", "3 person 1 crosses the kerb to the left"]
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_point_is_in_a_square_as_arithmetic_says(x: float, y: float) -> None:
+    if min(abs(x - 0.4), abs(x - 0.6)) > 1e-9:
+        assert is_in((x, y), GATE) == (0.4 < x < 0.6 and 0.0 <= y < 1.0)
+
+
+POINT = st.tuples(st.integers(-5, 5).map(float), st.integers(-5, 5).map(float))
+
+
+@given(POINT, POINT, POINT, POINT)
+def test_who_crosses_a_line_and_comes_back_crosses_it_to_both_sides(was: Any, now: Any, start: Any, end: Any) -> None:
+    there, back = crossed(was, now, start, end), crossed(now, was, start, end)
+    assert {there, back} in ({None}, {"left", "right"})
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+
+def counted(*segments: Any) -> Counts:
+    (counts,) = run(CountObjects, {"tracks": list(segments)})
+    return counts
+
+
+def test_each_is_counted_once_and_how_many_at_once() -> None:
+    counts = counted(
+        tracks(track(1, (0, 0.1), (1, 0.1)), track(2, (1, 0.5))),
+        tracks(track(2, (2, 0.5)), track(3, (3, 0.9))),
+    )
+    (count,) = counts.observations
+    assert (count.object, count.num, count.most_at_once) == ("person", 3, 2)
+    assert count.text == "person: 3 in all, 2 at once at most"
+    assert counted(Tracks()).observations == ()
+
+
+def test_behind_a_gap_numbers_begin_anew() -> None:
+    (count,) = counted(tracks(track(1, (0, 0.1))), gap("lost"), tracks(track(1, (9, 0.1)))).observations
+    assert count.num == 2
+
+
+def test_its_names_are_cocos() -> None:
+    assert (len(NAMES), len(set(NAMES)), NAMES[0], NAMES[-1]) == (80, 80, "person", "toothbrush")
