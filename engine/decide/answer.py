@@ -60,7 +60,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     latency_s: float  # from the job's start to the answer; of a standing job, from the storing of the last segment
     compute_s: float  # spent on this job's stages, in this run or an earlier one whose results were used
     trace_id: str
-    output: Any = None  # of a last stage that does not answer questions: what it found, as it is
+    output: Any = None  # of a last stage that does not answer questions: what it found; of evidence its observations
     first: int = 0  # the segments it looked at
     last: int = 0
     partial: bool = False  # a draft: over the beginning of the range only
@@ -153,11 +153,19 @@ def make_answer(
         latency_s=round(latency_s, 4),
         compute_s=round(sum(costs), 4),
         trace_id=trace_id,
-        output=msgspec.to_builtins(output) if output is not None and reply is None else None,
+        output=None if reply else _told(output),
         first=record.first if first is None else first,
         last=record.last,
         perhaps=shown(reply.perhaps if reply else ()),
     )
+
+
+def _told(output: msgspec.Struct | None) -> Any:
+    """What a last stage found that answers no question: of evidence the observations, for what is beside them is for
+    other stages, or for its own next output."""
+    if isinstance(output, Evidence):
+        return {"observations": msgspec.to_builtins(output.observations)}
+    return None if output is None else msgspec.to_builtins(output)
 
 
 def _lost(spec: JobSpec) -> tuple[GapNote, ...]:

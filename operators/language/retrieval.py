@@ -104,7 +104,7 @@ def pieces_of(item: Inputs) -> list[Piece]:
 
 def spoken_pieces(utterances: Iterable[Speech]) -> list[Piece]:
     """Every passage of a transcript, in order of time."""
-    units = _units(utterances)
+    units = units_of(utterances)
     pieces: list[Piece] = []
     reached = 0
     for first in range(len(units)):
@@ -145,7 +145,8 @@ def without_what_leads_up(question: str, piece: Piece, vectors: Vectors | None) 
     return nearest(question, [_passage(piece.parts[at:]) for at in range(len(piece.parts))], vectors, 1)[0].piece
 
 
-def _units(utterances: Iterable[Speech]) -> list[Piece]:
+def units_of(utterances: Iterable[Speech]) -> list[Piece]:
+    """What is said in one piece: sentences, or of text without punctuation what was given in one."""
     units: list[Piece] = []
     open_: list[tuple[str, int, int, float]] = []
 
@@ -207,7 +208,7 @@ def nearest(question: str, pieces: Sequence[Piece], vectors: Vectors | None, num
 
 def coverage(question: str, texts: Sequence[str]) -> list[float]:
     """For each text, the share of the question's words that it has, by how rare each is."""
-    has = [set(_words(text)) for text in texts]
+    has = [set(words_of(text)) for text in texts]
     rarity = _rarity(question, has)
     total = math.fsum(rarity.values())
     return [math.fsum(rarity[word] for word in rarity if word in words) / total if total else 0.0 for words in has]
@@ -215,7 +216,7 @@ def coverage(question: str, texts: Sequence[str]) -> list[float]:
 
 def _by_words(question: str, pieces: Sequence[Piece]) -> list[float]:
     """BM25 for each passage, of the most that there can be."""
-    has = [Counter(_words(piece.meaning)) for piece in pieces]
+    has = [Counter(words_of(piece.meaning)) for piece in pieces]
     rarity = _rarity(question, has)
     total = math.fsum(rarity.values())
     lengths = [words.total() for words in has]
@@ -235,11 +236,12 @@ def _rarity(question: str, has: Sequence[Iterable[str]]) -> dict[str, float]:
     """The question's words, and how rare each is among passages."""
     held = Counter(word for words in has for word in words)
     return {
-        word: math.log(1 + (len(has) - held[word] + 0.5) / (held[word] + 0.5)) for word in sorted(set(_words(question)))
+        word: math.log(1 + (len(has) - held[word] + 0.5) / (held[word] + 0.5))
+        for word in sorted(set(words_of(question)))
     }
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 

@@ -53,14 +53,14 @@ def cues_of(utterances: Iterable[Speech]) -> list[Cue]:
 def srt(cues: Sequence[Cue]) -> str:
     """SubRip, UTF-8, with "\\n" at the end of lines."""
     return "".join(
-        f"{number}\n{_span(cue, ',')}\n{_lines(cue.text.replace('-->', '->'))}\n\n"
+        f"{number}\n{_span(cue, ',')}\n{lines_of(cue.text.replace('-->', '->'))}\n\n"
         for number, cue in enumerate(cues, 1)
     )
 
 
 def vtt(cues: Sequence[Cue]) -> str:
     """WebVTT."""
-    return "WEBVTT\n\n" + "".join(f"{_span(cue, '.')}\n{_escaped(_lines(cue.text))}\n\n" for cue in cues)
+    return "WEBVTT\n\n" + "".join(f"{_span(cue, '.')}\n{_escaped(lines_of(cue.text))}\n\n" for cue in cues)
 
 
 def _is_full(open_: Sequence[Timed], word: Timed) -> bool:
@@ -76,7 +76,8 @@ def _cue(words: Sequence[Timed]) -> Cue:
     return Cue(words[0].start_ns, max(word.end_ns for word in words), " ".join(word.text for word in words))
 
 
-def _lines(text: str) -> str:
+def lines_of(text: str) -> str:
+    """As it is shown, in lines of LINE_CHARS."""
     return "\n".join(textwrap.wrap(text, LINE_CHARS))
 
 

@@ -63,10 +63,38 @@ def evidence(tmp_path: Path) -> dict[str, Any]:
     return {"inputs": {"evidence": sources}, "params": {"question": "When does the train to the lake leave?"}}
 
 
+def heard(tmp_path: Path) -> dict[str, Any]:
+    said = run(loaded(shipped("transcribe", "pocketsphinx")), {"media": station(2)})
+    return {"inputs": {"speech": [*said, gap("lost")]}}
+
+
+def to_summarize(tmp_path: Path) -> dict[str, Any]:
+    return {"inputs": {"evidence": [*heard(tmp_path)["inputs"]["speech"]]}, "params": {"max_points": 2}}
+
+
+def objects(tmp_path: Path) -> dict[str, Any]:
+    return {"inputs": {"objects": run(loaded(shipped("detect_objects", "nanodet")), {"media": station(2)})}}
+
+
+def tracks(tmp_path: Path) -> dict[str, Any]:
+    return {"inputs": {"tracks": run(shipped("track_objects", "nearest"), objects(tmp_path)["inputs"])}}
+
+
+def watched(tmp_path: Path) -> dict[str, Any]:
+    half = {"half": ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))}
+    return {**tracks(tmp_path), "params": {"zones": half, "stays_s": 1.0}}
+
+
 GIVEN: Mapping[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     ("answer_question", "quoting"): evidence,
+    ("caption", "cues"): heard,
+    ("count_objects", "tracks"): tracks,
+    ("detect_objects", "nanodet"): pictures,
     ("detect_scenes", "content"): pictures,
     ("read_text", "rapidocr"): pictures_and_scenes,
+    ("summarize", "extracting"): to_summarize,
+    ("track_objects", "nearest"): objects,
+    ("watch_zones", "zones"): watched,
     ("transcribe", "captions"): captioned,
     ("transcribe", "faster-whisper"): speech_for_whisper,
     ("transcribe", "pocketsphinx"): speech,
@@ -89,6 +117,16 @@ def test_one_that_asks_a_language_model_holds_to_it(tmp_path: Path, monkeypatch:
     assert there.requests
 
 
+def test_one_that_has_a_language_model_write_holds_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = json.dumps({"statements": [{"text": "It leaves at nine.", "passages": [1]}]})
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving(says(reply))) as there:
+        (tmp_path / "endpoints.toml").write_text(f'[[endpoint]]\nmodel = "toy"\nurl = "{there.url}"\n')
+        monkeypatch.setenv("PENSTOCK_ENDPOINTS", str(tmp_path / "endpoints.toml"))
+        heard = [Transcript(observations=(Speech(start_ns=0, end_ns=10**9, text="It leaves at nine."),)), gap("lost")]
+        check_contract(shipped("summarize", "writing"), inputs={"evidence": heard}, knobs={"model": "toy"})
+    assert there.requests
+
+
 def test_none_is_left_out() -> None:
     ours = {
         (capability, name)
@@ -96,4 +134,4 @@ def test_none_is_left_out() -> None:
         for name, operator in installed().implementations(capability).items()
         if operator.__module__.startswith("operators.")
     }
-    assert ours == {*GIVEN, ("answer_question", "reading")}
+    assert ours == {*GIVEN, ("answer_question", "reading"), ("summarize", "writing")}

@@ -62,7 +62,7 @@ def test_every_word_is_in_a_passage_and_none_is_too_long(utterances: list[tuple[
     for piece in pieces:
         units |= dict.fromkeys(piece.units, 1)
     assert list(units) == list(range(len(units)))
-    alone = retrieval._units(speech)
+    alone = retrieval.units_of(speech)
     assert len(alone) == len(units)
     assert sorted(" ".join(each.text for each in alone).split()) == sorted(
         w for _, text in utterances for w in text.split()
@@ -82,12 +82,12 @@ def line(text: str, x: float, y: float, start_s: float = 0, end_s: float = 1) ->
 
 def test_a_sentence_may_end_without_a_stop_where_sentences_are_written() -> None:
     heard = [said(0, 2, "The train goes north"), said(2.5, 4, "Children travel free."), said(4, 5, "and well")]
-    assert [unit.text for unit in retrieval._units(heard)] == [
+    assert [unit.text for unit in retrieval.units_of(heard)] == [
         "The train goes north",
         "Children travel free.",
         "and well",
     ]
-    assert len(retrieval._units([said(0, 2, "THE TRAIN"), said(2.5, 4, "GOES NORTH")])) == 1
+    assert len(retrieval.units_of([said(0, 2, "THE TRAIN"), said(2.5, 4, "GOES NORTH")])) == 1
 
 
 def test_a_line_read_in_many_frames_is_one_row_over_their_union() -> None:

@@ -1,0 +1,96 @@
+"""The examples run, offline, and say what is so."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from served import serving
+
+import penstock
+from engine.decide.answer import Answer
+from engine.spec.workflow import load_workflow
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STREET = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
+pytestmark = pytest.mark.anyio
+
+
+def ran(workflow: str, input: Path, store: Path) -> list[dict[str, Any]]:
+    """The answers of `penstock run`, as JSON."""
+    command = [sys.executable, "-m", "penstock", "run", str(EXAMPLES / workflow), "--input", str(input), "--json"]
+    done = subprocess.run([*command, "--store", str(store)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def of_stage(answers: Sequence[Any], stage: str) -> list[Any]:
+    """What a last stage found, in order."""
+
+    def fields(answer: Any) -> tuple[str, Any]:
+        if isinstance(answer, Answer):
+            return answer.stages[-1].stage, answer.output
+        return answer["stages"][-1]["stage"], answer["output"]
+
+    return [output for name, output in map(fields, answers) if name == stage]
+
+
+def test_a_reading_is_captioned_and_summarised_in_its_own_words(tmp_path: Path) -> None:
+    answers = ran("live_captions.toml", EXAMPLES / "reading.ogg", tmp_path)
+    cues = [cue for output in of_stage(answers, "captions") for cue in output.get("observations", ())]
+    assert [cue["start_ns"] for cue in cues] == sorted(cue["start_ns"] for cue in cues)
+    assert all(len(line) <= 42 for cue in cues for line in cue["text"].split("\n"))
+    heard = " ".join(" ".join(cue["text"] for cue in cues).split())
+    assert "he was not an ill-disposed young man" in heard.lower()
+    (summary,) = of_stage(answers, "summary")
+    assert 1 <= len(summary["observations"]) <= 3
+    for point in summary["observations"]:
+        assert point["text"] in heard
+        assert point["evidence"][0]["text"] == point["text"]
+
+
+async def test_captions_and_summaries_go_on_with_a_stream(tmp_path: Path) -> None:
+    with serving(tmp_path):
+        async with penstock.connect(store=tmp_path) as client:
+            await client.push(str(EXAMPLES / "reading.ogg"), "talk", "durable", segment_s=5.0)
+            workflow = load_workflow(EXAMPLES / "live_captions.toml")
+            job = await client.submit("talk", workflow=workflow, standing=True, window_s=10.0, start="0s")
+            with anyio.fail_after(120):
+                answers = [answer async for answer in job.answers()]
+    summaries = of_stage(answers, "summary")
+    assert len(summaries) >= 3  # it changes with what is said
+    for summary, answer in zip(summaries, [a for a in answers if a.stages[-1].stage == "summary"], strict=True):
+        starts_s = [point["start_ns"] / 1e9 for point in summary["observations"]]
+        assert starts_s == sorted(starts_s)
+        assert min(starts_s) >= 5.0 * answer.first - 5.0  # nothing from before the window, but a sentence begun there
+    assert of_stage(answers, "captions")
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve seconds of PETS 2009's pedestrians, from a real street."""
+    if not STREET.exists() or shutil.which("ffmpeg") is None:
+        pytest.skip("needs vtest.avi of Debian's opencv-doc, and ffmpeg")
+    path = tmp_path_factory.mktemp("street") / "street.mp4"
+    how = ["-t", "12", "-c:v", "libx264", "-g", "20", "-preset", "ultrafast", "-crf", "18", "-loglevel", "error"]
+    subprocess.run(["ffmpeg", "-i", str(STREET), *how, str(path)], check=True, timeout=60)
+    return path
+
+
+def test_a_camera_counts_people_and_tells_who_comes_and_goes(tmp_path: Path, street: Path) -> None:
+    answers = ran("cameras.toml", street, tmp_path)
+    (counts,) = of_stage(answers, "counts")
+    people = {each["object"]: each for each in counts["observations"]}["person"]
+    assert 4 <= people["most_at_once"] <= people["num"] <= 20  # eight or so are there, and some come and go
+    events = [event for output in of_stage(answers, "events") for event in output.get("observations", ())]
+    assert events
+    assert {event["what"] for event in events} <= {"enters", "leaves", "crosses", "stays"}
+    inside: dict[int, int] = {}
+    for event in events:
+        inside[event["track"]] = inside.get(event["track"], 0) + {"enters": 1, "leaves": -1}.get(event["what"], 0)
+        assert inside[event["track"]] in (0, 1)  # who leaves has entered
