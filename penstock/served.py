@@ -9,6 +9,7 @@ from typing import Protocol
 import anyio
 
 from engine.spec.plan import Plan
+from operators.language.conversing import Conversing
 from operators.language.endpoints import Endpoint, endpoints
 from operators.language.reading import Reading
 from operators.language.served import Served, ServedState
@@ -32,7 +33,7 @@ def to_serve(models: Collection[str] | None = None) -> list[Endpoint]:
 
 def models_of(plan: Plan) -> set[str]:
     """The language models that a plan asks."""
-    asking = (Reading.name, Writing.name)
+    asking = (Reading.name, Writing.name, Conversing.name)
     return {stage.rung.rung for stage in plan.stages if stage.rung.implementation in asking}
 
 

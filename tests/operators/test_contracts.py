@@ -1,6 +1,7 @@
 """Every operator that ships holds to the contract, on seconds of the demo's clip or on what others found in it."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,8 @@ from scripted_endpoint import says, serving
 
 from engine.spec.catalogue import installed
 from engine.spec.operator import Operator
-from operators.capabilities import Speech, Transcript
+from operators import weights
+from operators.capabilities import Speech, Transcript, Turn, Turns
 from operators.speech.whisper import QUALITY, is_here
 from penstock.testing import check_contract, gap, loaded, run, segments_of
 from streams.records import Segment
@@ -72,6 +74,28 @@ def to_summarize(tmp_path: Path) -> dict[str, Any]:
     return {"inputs": {"evidence": [*heard(tmp_path)["inputs"]["speech"]]}, "params": {"max_points": 2}}
 
 
+def talk(tmp_path: Path) -> dict[str, Any]:
+    knows = ("The train to the lake leaves at ten past eight.", "A return ticket costs nine euros.")
+    return {**heard(tmp_path), "params": {"knows": knows}}
+
+
+def replies(tmp_path: Path) -> dict[str, Any]:
+    turns = (Turn(start_ns=0, end_ns=10**9, heard="When?", text="At nine. Or at ten."),)
+    return {"inputs": {"text": [Turns(observations=turns), Turns(), gap("lost")]}}
+
+
+def for_a_voice(tmp_path: Path) -> dict[str, Any]:
+    if weights.find("hibari-heart") is None:
+        pytest.skip("there is no voice on this machine")
+    return replies(tmp_path)
+
+
+def for_espeak(tmp_path: Path) -> dict[str, Any]:
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("needs espeak-ng")
+    return replies(tmp_path)
+
+
 def objects(tmp_path: Path) -> dict[str, Any]:
     return {"inputs": {"objects": run(loaded(shipped("detect_objects", "nanodet")), {"media": station(2)})}}
 
@@ -88,6 +112,9 @@ def watched(tmp_path: Path) -> dict[str, Any]:
 GIVEN: Mapping[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     ("answer_question", "quoting"): evidence,
     ("caption", "cues"): heard,
+    ("converse", "knowing"): talk,
+    ("speak", "espeak"): for_espeak,
+    ("speak", "hibari"): for_a_voice,
     ("count_objects", "tracks"): tracks,
     ("detect_objects", "nanodet"): pictures,
     ("detect_scenes", "content"): pictures,
@@ -127,6 +154,20 @@ def test_one_that_has_a_language_model_write_holds_to_it(tmp_path: Path, monkeyp
     assert there.requests
 
 
+def test_one_that_has_a_language_model_reply_holds_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serving(says('{"reply": "Yes."}'))) as there,
+    ):
+        (tmp_path / "endpoints.toml").write_text(f'[[endpoint]]\nmodel = "toy"\nurl = "{there.url}"\n')
+        monkeypatch.setenv("PENSTOCK_ENDPOINTS", str(tmp_path / "endpoints.toml"))
+        said = Transcript(observations=(Speech(start_ns=0, end_ns=10**9, text="Is it nine?"),))
+        check_contract(
+            shipped("converse", "conversing"), inputs={"speech": [said, gap("lost")]}, knobs={"model": "toy"}
+        )
+    assert there.requests
+
+
 def test_none_is_left_out() -> None:
     ours = {
         (capability, name)
@@ -134,4 +175,4 @@ def test_none_is_left_out() -> None:
         for name, operator in installed().implementations(capability).items()
         if operator.__module__.startswith("operators.")
     }
-    assert ours == {*GIVEN, ("answer_question", "reading"), ("summarize", "writing")}
+    assert ours == {*GIVEN, ("answer_question", "reading"), ("summarize", "writing"), ("converse", "conversing")}

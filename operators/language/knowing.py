@@ -1,0 +1,78 @@
+"""CONVERSE by knowing: what is asked is replied to with the statement of what is known that is nearest, word for word.
+
+How near and how sure is as in operators.language.quoting, whose scale it takes. A question that nothing answers is told
+so; what is no question is replied to where something known is near, and else not at all: nobody is answered "I do not
+know that" who says thank you.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from engine.spec.operator import Device, Fold, Inputs, Machine, Operator, Rung, Scope
+from operators import weights
+from operators.capabilities import CONVERSE, ConverseParams, Speech, Transcript, Turn, Turns
+from operators.language import embedding
+from operators.language.quoting import SCALES, QuoteKnobs
+from operators.language.retrieval import Piece, Vectors, nearest, sureness
+from operators.language.turns import Heard, is_question, turns_of
+from streams.records import MediaInfo
+
+MAX_HISTORY = 10  # turns
+
+
+class Knowing(Operator):
+    """Replies with what it was told to know."""
+
+    capability = CONVERSE
+    name = "knowing"
+    scope: ClassVar[Scope] = Fold()
+
+    Knobs = QuoteKnobs
+    knobs: QuoteKnobs
+    _vectors: Vectors | None = None
+
+    @classmethod
+    def rungs(cls) -> Sequence[Rung]:
+        """Qualities are those of quoting, which finds answers in the same way."""
+        return (Rung("minilm", 0.44, QuoteKnobs()), Rung("bm25", 0.21, QuoteKnobs(by="words")))
+
+    @classmethod
+    def missing(cls, knobs: QuoteKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
+        if knobs.by == "meaning" and weights.find(embedding.NAME) is None:
+            return f"{embedding.NAME} is not here ({weights.named(embedding.NAME).advice})"
+        return None
+
+    def load(self, device: Device) -> None:
+        if self.knobs.by == "meaning":
+            self._vectors = embedding.load().vectors
+
+    def process(self, batch: Sequence[Inputs]) -> Sequence[Turns]:
+        return [self._turns(item) for item in batch]
+
+    def _turns(self, item: Inputs) -> Turns:
+        heard: Transcript = item.here("speech")
+        before: Turns = item.previous or Turns()
+        ended, pending = turns_of(before.pending, heard.observations)
+        turns = [self._turn(each, item.params) for each in ended]
+        return with_turns(before, turns, pending)
+
+    def _turn(self, heard: Heard, params: ConverseParams) -> Turn:
+        known = [Piece("text", at, at, text, range(at, at + 1)) for at, text in enumerate(params.knows) if text.strip()]
+        found = nearest(heard.text, known, self._vectors, 2)
+        scale = SCALES[self.knobs.by]
+        sure = sureness(found, scale.sure)
+        if sure >= scale.threshold:
+            return turn_of(heard, found[0].piece.text, sure * heard.confidence)
+        return turn_of(heard, params.otherwise if is_question(heard.text) else "", heard.confidence)
+
+
+def turn_of(heard: Heard, reply: str, confidence: float) -> Turn:
+    return Turn(
+        start_ns=heard.start_ns, end_ns=heard.end_ns, heard=heard.text, text=reply, confidence=round(confidence, 4)
+    )
+
+
+def with_turns(before: Turns, turns: Sequence[Turn], pending: Sequence[Speech]) -> Turns:
+    """A segment's output, with what the next one has to know."""
+    history = (*before.history, *((turn.heard, turn.text) for turn in turns))[-MAX_HISTORY:]
+    return Turns(observations=tuple(turns), pending=tuple(pending), history=history)
