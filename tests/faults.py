@@ -297,6 +297,7 @@ class _Run:
         self.is_over = anyio.Event()
         self.all_answered = anyio.Event()
         self._first = anyio.Event()
+        self._asked_all = anyio.Event()
         self._workflow = parse_workflow(SCENES)
         self._asked: dict[str, list[int]] = {}  # one-shot jobs, and the segments they are about
 
@@ -342,6 +343,7 @@ class _Run:
                 print(f"refused: {error!r}")
             with anyio.move_on_after(SUBMIT_EVERY_S):
                 await self.is_over.wait()
+        self._asked_all.set()
 
     async def watch(self) -> None:
         """Read the standing job's answers until the stream's end, then the others'."""
@@ -356,6 +358,7 @@ class _Run:
             seen.append(answer.last)
             self._first.set()
         self._count("standing", seen, list(range(self.num_stored)))
+        await self._asked_all.wait()
         for id, wanted in self._asked.items():
             answered = [answer.last async for answer in self._client.answers(id, "cam", until_done=True)]
             self._count(id, answered, wanted)

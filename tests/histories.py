@@ -31,7 +31,7 @@ from engine.decide.running_graph import RunningStage
 from engine.simulate.clock import VirtualClock
 from engine.simulate.ledger import Place, ToyConsumer, ToyLedger, ToyRecord
 from engine.spec.jobs import Span
-from engine.spec.operator import Fold, Map, Reduce, Scope, Window
+from engine.spec.operator import Fold, Map, OfRanges, PerRange, Reduce, Scope, Window
 from engine.spec.plan import PlannedRung, PlannedStage, ancestors
 from engine.spec.workflow import MEDIA
 from streams.errors import Permanent, Transient
@@ -53,6 +53,8 @@ def planned(name: str, scope: Scope, sources: tuple[str, ...], group: str) -> Pl
 
 def inputs_of(stage: PlannedStage, key: Key, num_segments: int) -> list[Place]:
     """Everything an output is made from, straight from what the scopes mean."""
+    if isinstance(stage.scope, PerRange):
+        return [(stage.sources[0], key)]
     match stage.scope:
         case Map(before, after):
             low, high = key.first - before, key.first + after
@@ -72,7 +74,7 @@ def owed(stage: PlannedStage, spans: Sequence[Span], num_segments: int) -> set[K
     found = set()
     for span in spans:
         last = num_segments - 1 if span.last is None else min(span.last, num_segments - 1)
-        if isinstance(stage.scope, Reduce):
+        if isinstance(stage.scope, OfRanges):
             if span.first < num_segments:  # a range that goes beyond the end holds what there is
                 found.add(Key(span.first, last if span.last is None else span.last))
         else:
@@ -113,8 +115,11 @@ class History:
         self.spans = {stage.id: self._spans(stage) for stage in self.stages}
         for stage in reversed(self.stages):  # what is asked of a stage is owed by those it reads
             for source in stage.sources:
-                if source != MEDIA:
+                if source != MEDIA and not isinstance(stage.scope, PerRange):
                     self.spans[source] = [Span(first=0)]
+        for stage in self.stages:
+            if isinstance(stage.scope, PerRange):
+                self.spans[stage.id] = self.spans[stage.sources[0]]
         assert order == [stage.id for stage in self.stages]
         above = ancestors(self.stages)
         self.awaited = {stage.id: frozenset(joins.awaited(stage.sources, above)) for stage in self.stages}
@@ -136,6 +141,9 @@ class History:
             stages.append(stage)
             if not isinstance(stage.scope, Reduce):
                 readable.append(stage.id)
+            while isinstance(stages[-1].scope, OfRanges) and random.random() < 0.5:
+                name = f"{stages[-1].id}r"
+                stages.append(planned(name, PerRange(), (stages[-1].id,), random.choice([group, f"g{name}"])))
         return stages
 
     def _spans(self, stage: PlannedStage) -> list[Span]:
@@ -343,8 +351,9 @@ def shown(value: Any) -> str:
 
 def value_of(told: Compute) -> list[tuple[Place, str]]:
     """An output says what it was made from."""
+    is_ranged = isinstance(told.stage.scope, PerRange)
     made: list[tuple[Place, str]] = [
-        ((source, Key.of(index)), shown(known.gap or known.value))
+        ((source, told.key if is_ranged else Key.of(index)), shown(known.gap or known.value))
         for source, found in told.inputs.items()
         for index, known in found.items()
     ]

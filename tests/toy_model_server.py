@@ -3,8 +3,8 @@
     python toy_model_server.py HOST PORT MODEL FOLDER
 
 A file in the folder tells it: `slow` (not up before that is away), `sick` (up, and says that it is not), `frozen` (it
-answers nobody), `end` (it ends, with a word). It writes there the process ids of itself and of a child that it starts
-and that would outlive it.
+answers nobody), `end` (it ends, with a word), `other` (it has another model). It writes there the process ids of itself
+and of a child that it starts and that goes its own way, and does not end when it is told to.
 """
 
 import json
@@ -37,9 +37,13 @@ class Handler(BaseHTTPRequestHandler):
         while told("frozen"):
             time.sleep(0.1)
         if told("end"):
-            print("it was told to end", flush=True)
+            print(f"it was told to end \x1b[31m at http://{HOST}:{PORT}/v1", flush=True)
             os._exit(3)
-        pages = {"/health": "", "/metrics": METRICS, "/v1/models": json.dumps({"data": [{"id": MODEL}]})}
+        pages = {
+            "/health": "",
+            "/metrics": METRICS,
+            "/v1/models": json.dumps({"data": [{"id": "another" if told("other") else MODEL}]}),
+        }
         self._say(503 if told("sick") else 200 if self.path in pages else 404, pages.get(self.path, ""))
 
     def do_POST(self) -> None:
@@ -50,6 +54,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _say(self, status: int, text: str) -> None:
         self.send_response(status)
+        self.send_header("Set-Cookie", "\xde=1")  # which no client can send back
         self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
         self.wfile.write(text.encode())
@@ -58,7 +63,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", STUBBORN], start_new_session=True)
 (FOLDER / "pids").write_text(f"{os.getpid()} {child.pid}")
 with (FOLDER / "starts").open("a") as starts:
     starts.write("x")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from engine.decide.running_graph import RunningStage
 from engine.decide.stored_keys import StoredKeys
-from engine.spec.operator import Map, Reduce
+from engine.spec.operator import Map, OfRanges
 from engine.spec.workflow import MEDIA
 
 MAX_AHEAD = 64  # segments of a durable stream that wait to be looked at
@@ -39,7 +39,7 @@ def num_behind(
     behind: dict[str, int] = {}
     for stage in stages:
         scope = stage.planned.scope
-        if isinstance(scope, Reduce):
+        if isinstance(scope, OfRanges):
             reach[stage.id] = behind[stage.id] = 0
             continue
         ahead = scope.after if isinstance(scope, Map) else 0

@@ -7,7 +7,7 @@ import msgspec
 
 from engine.decide import joins
 from engine.decide.running_graph import RunningStage
-from engine.spec.operator import Fold, Map
+from engine.spec.operator import Fold, Map, PerRange
 from engine.spec.workflow import MEDIA
 from streams.records import Gap, GapCause
 from streams.subjects import Key
@@ -79,7 +79,7 @@ class StageRule:
         self.name = running.planned.name
         self.scope = running.planned.scope
         self.sources = running.planned.sources
-        self.is_plain = self.scope == Map() and len(self.sources) == 1  # one record in, one out: nothing to join
+        self.is_plain = self.scope in (Map(), PerRange()) and len(self.sources) == 1
         # One arrival acts in each JetStream stream; where both can, the second looks whether the first was there.
         self.asks_own = MEDIA in awaited and len(awaited) > 1
 

@@ -10,7 +10,7 @@ and the write-once ledger refuses the second result.
 from collections.abc import Iterable, Sequence
 
 from engine.spec.jobs import Span
-from engine.spec.operator import Fold, Map, Reduce, Scope, Window
+from engine.spec.operator import Fold, Map, PerRange, Reduce, Scope, Window
 from streams.subjects import MAX_INDEX, Key
 
 
@@ -25,6 +25,8 @@ def outputs_of(scope: Scope, index: int, num_segments: int | None) -> list[Key]:
             first, last = index, index + size - 1
         case Reduce():
             return outputs_of_end(scope, num_segments) if num_segments is not None else []
+        case PerRange():
+            return []  # a segment belongs to none: a range does
     if num_segments is not None:
         last = min(last, num_segments - 1)
     return [Key.of(output) for output in range(first, last + 1)]
@@ -62,7 +64,7 @@ def needs(scope: Scope, key: Key, num_segments: int | None) -> range:
             first, last = key.first, key.last
         case Window(size):
             first, last = max(0, key.first - size + 1), key.last
-        case Reduce():
+        case Reduce() | PerRange():
             first, last = key.first, key.last
     if num_segments is not None:
         last = min(last, num_segments - 1)

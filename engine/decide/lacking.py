@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from engine.decide import joins
-from engine.spec.operator import Fold, Reduce
+from engine.spec.operator import Fold, PerRange, Reduce
 from engine.spec.plan import PlannedStage
 from engine.spec.workflow import MEDIA
 from streams.subjects import Key
@@ -53,7 +53,8 @@ def lacking(
             view = joins.needs(stage.scope, output, num_segments)
             for source in stage.sources:
                 if source != MEDIA:
-                    wanted.setdefault(source, set()).update(map(Key.of, view))
+                    keys_there = [output] if isinstance(stage.scope, PerRange) else map(Key.of, view)
+                    wanted.setdefault(source, set()).update(keys_there)
     lost: Outputs = {}
     for stage in stages:
         lost[stage.id] = set(filter(_is_too_long, missing[stage.id]))

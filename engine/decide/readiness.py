@@ -41,7 +41,7 @@ from engine.decide.instructions import (
 )
 from engine.decide.messages import Message, Messages
 from engine.decide.stored_keys import StoredKeys
-from engine.spec.operator import Fold, Reduce, Window
+from engine.spec.operator import Fold, PerRange, Reduce, Window
 from engine.spec.workflow import MEDIA
 from streams.records import GapCause
 from streams.subjects import Key
@@ -186,7 +186,7 @@ class Readiness:
                 self._look(stage, keys, event, root, out)
             return
         for stage in self._by_source.get(event.source, ()):
-            if stage.is_plain and event.num_delivered == 1:
+            if stage.is_plain and (event.num_delivered == 1 or isinstance(stage.scope, PerRange)):
                 if stage.running.owes(key):
                     self._plain(stage, key, event, root, out, now_ns)
                 continue
@@ -207,7 +207,7 @@ class Readiness:
             if stage.read_inside:
                 self._read(Read(stage, key, event, own=True), root, out)
         else:
-            self._begin(stage, key, event, {event.source: {key.first: event.known}}, None, root, out, now_ns)
+            self._begin(stage, key, event, {event.source: {key.last: event.known}}, None, root, out, now_ns)
 
     def _look(self, stage: StageRule, keys: Sequence[Key], event: Event, root: Message, out: list[Instruction]) -> None:
         """Look at outputs one behind the other: of windows, once one lacks a later input all behind it do."""

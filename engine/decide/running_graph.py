@@ -17,7 +17,7 @@ from graphlib import TopologicalSorter
 import msgspec
 
 from engine.spec.jobs import JobSpec, Span, distinct, merged
-from engine.spec.operator import Reduce
+from engine.spec.operator import OfRanges
 from engine.spec.plan import PlannedStage
 from streams.records import encode
 from streams.subjects import Key
@@ -38,7 +38,7 @@ class RunningStage(msgspec.Struct, frozen=True, kw_only=True):
 
     def owes(self, key: Key) -> bool:
         """Whether this output of the stage is asked for."""
-        if isinstance(self.planned.scope, Reduce):
+        if isinstance(self.planned.scope, OfRanges):
             return any(span.first == key.first and span.last in (None, key.last) for span in self.spans)
         first = key.first
         for span in self.spans:  # noqa: SIM110 - of every arrival, and a generator costs
@@ -48,7 +48,7 @@ class RunningStage(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_prompt(self, key: Key) -> bool:
         """Whether this output is worth nothing when it is late; what is made of a range is wanted however late."""
-        if isinstance(self.planned.scope, Reduce):
+        if isinstance(self.planned.scope, OfRanges):
             return False
         for span in self.patient:  # noqa: SIM110 - of every output, and a generator costs
             if span.holds(key.last):
@@ -110,7 +110,7 @@ def running_stages(jobs: list[JobSpec], only: Container[str] | None = None) -> l
 
 
 def _running(planned: PlannedStage, jobs: list[JobSpec]) -> RunningStage:
-    together = distinct if isinstance(planned.scope, Reduce) else merged
+    together = distinct if isinstance(planned.scope, OfRanges) else merged
     return RunningStage(
         planned=planned,
         spans=tuple(together(span for job in jobs for span in job.spans[planned.id])),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from engine.decide import joins
 from engine.decide.instructions import Known, StageRule
 from engine.spec.jobs import JobProgress, JobSpec, Span
-from engine.spec.operator import Fold, Reduce
+from engine.spec.operator import Fold, OfRanges, Reduce
 from streams.subjects import Key
 
 
@@ -53,7 +53,8 @@ def ranges_lacking(
     inside = {stage.id for stage in stages}
     found: list[tuple[StageRule, Key]] = []
     for stage in stages:
-        if not stage.running.planned.is_of_ranges or not inside.isdisjoint(stage.sources):
+        is_reducing = isinstance(stage.scope, Reduce) and stage.running.planned.is_of_ranges
+        if not is_reducing or not inside.isdisjoint(stage.sources):
             return None
         for span in stage.running.spans if left is None else left.get(stage.id, ()):
             if first_lacking(stage, [span], stored[stage.id], num_segments) is None:
@@ -92,7 +93,7 @@ def first_lacking(stage: StageRule, spans: Iterable[Span], stored: set[Key], num
     last_known = None if num_segments is None else num_segments - 1
     for span in spans:
         last = span.last if last_known is None else min(last_known, last_known if span.last is None else span.last)
-        if isinstance(stage.scope, Reduce):
+        if isinstance(stage.scope, OfRanges):
             if last is None or Key(span.first, last) not in stored:
                 found.append(span.first)
             continue

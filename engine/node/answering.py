@@ -26,7 +26,7 @@ from engine.run.registry import Registry
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, Progress, Reached
-from engine.spec.operator import Reduce, Window
+from engine.spec.operator import OfRanges, Window
 from streams import subjects
 from streams.decoding import decoded, shown
 from streams.errors import LinkError, Malformed, PenstockError
@@ -210,7 +210,7 @@ class Answering:
         )
 
     async def _follow(self, stage_id: str) -> None:
-        reduces = isinstance(self._plan.stage(stage_id).scope, Reduce)
+        reduces = isinstance(self._plan.stage(stage_id).scope, OfRanges)
         async with anyio.create_task_group() as tasks:
             if reduces:
                 tasks.start_soon(self._draft, stage_id)
@@ -321,7 +321,7 @@ class Answering:
         reading_ns = time.time_ns()
         scope = self._plan.stage(stage_id).scope
         looked_at = joins.needs(scope, key, None)
-        used = {id: await self._records(id, looked_at) for id in self._upstream[stage_id] if id != stage_id}
+        used = {id: await self._records(id, key, looked_at) for id in self._upstream[stage_id] if id != stage_id}
         stored_ns, clock = await self._moments.of(self._stream, key.last)
         started_ns = stored_ns if self.spec.standing else self.spec.submitted_ns
         end = self._end if self.spec.standing else await self._known_end()  # not asked for with every window
@@ -349,14 +349,18 @@ class Answering:
         )
         return answer, span
 
-    async def _records(self, source: str, indices: range) -> list[Used]:
-        """What a stage delivered over a range, read once for all the answers that rest on it."""
+    async def _records(self, source: str, whole: Key, indices: range) -> list[Used]:
+        """What a stage delivered over a range, or of the whole of it, read once for all the answers that rest on it."""
         if self._last_read.get(source, (None, []))[0] != indices:
-            names = [subjects.result(source, self._stream, Key.of(index)) for index in indices]
+            is_of_ranges = isinstance(self._plan.stage(source).scope, OfRanges)
+            names = {
+                subjects.result(source, self._stream, key): key
+                for key in ([whole] if is_of_ranges else map(Key.of, indices))
+            }
             found = await self._ledger.get_many(names)
             records = [
-                Used(self._record(source, Key.of(index), found[name].data), found[name].traceparent)
-                for index, name in zip(indices, names, strict=True)
+                Used(self._record(source, key, found[name].data), found[name].traceparent)
+                for name, key in names.items()
                 if name in found
             ]
             self._last_read[source] = (indices, records)

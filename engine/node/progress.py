@@ -12,7 +12,7 @@ import structlog
 
 from engine.node.ends import stored_end
 from engine.spec.jobs import JobSpec
-from engine.spec.operator import Reduce
+from engine.spec.operator import OfRanges
 from streams import subjects
 from streams.errors import PenstockError
 from streams.subjects import Key
@@ -39,7 +39,7 @@ async def show_progress(ledger: Ledger, spec: JobSpec, on_progress: Callable[[Pr
 
     def show() -> None:
         counts = {stage.name: len(stored[stage.id]) for stage in stages}
-        total = {stage.name: 1 if isinstance(stage.scope, Reduce) else num_segments for stage in stages}
+        total = {stage.name: 1 if isinstance(stage.scope, OfRanges) else num_segments for stage in stages}
         on_progress(Progress(counts, total))
 
     def note(names: Iterable[str]) -> None:

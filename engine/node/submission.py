@@ -24,7 +24,7 @@ from engine.run.gaps import put_gaps
 from engine.run.registry import Registry, new_id
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, Span, spans_of
-from engine.spec.operator import Machine, Reduce
+from engine.spec.operator import Machine, OfRanges
 from engine.spec.plan import Pace, Plan, make_plan
 from engine.spec.stream import StreamSpec
 from engine.spec.webhook_url import check_webhook
@@ -192,7 +192,7 @@ async def _shared(
         s.id
         for s in plan.stages
         if is_covered(running.get(s.id), spans[s.id])
-        or not lacks(spans[s.id], stored[s.id], num_segments, reduces=isinstance(s.scope, Reduce))
+        or not lacks(spans[s.id], stored[s.id], num_segments, reduces=isinstance(s.scope, OfRanges))
     }
     round = await ledger.last_stored(RESULTS)
     return shared, {s.id: round for s in plan.stages if s.id not in shared}
@@ -368,7 +368,7 @@ async def _tell_lost(ledger: Ledger, spec: JobSpec, first_kept: int) -> None:
     gaps = [
         lost(stage.id, spec.stream, key)
         for stage in spec.plan.stages
-        if not isinstance(stage.scope, Reduce)
+        if not isinstance(stage.scope, OfRanges)
         for span in spec.spans[stage.id]
         for key in map(Key.of, range(span.first, min(first_kept, first_kept if span.last is None else span.last + 1)))
     ]

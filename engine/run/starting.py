@@ -1,7 +1,9 @@
 """Where a group's consumers begin: what is stored already is learnt, and the rest is left to the rule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
+
+import structlog
 
 from engine.decide import joins
 from engine.decide.instructions import StageRule
@@ -10,9 +12,12 @@ from engine.run.group import Group
 from engine.spec.jobs import Span
 from engine.spec.workflow import MEDIA
 from streams import subjects
+from streams.errors import LinkError, PenstockError
 from streams.subjects import Key
 from streams.wire import retention
 from streams.wire.ledger import Ledger
+
+log = structlog.get_logger(__name__)
 
 MAX_OUT_OF_ORDER = 64  # results under way at once: how far the order of storing may differ from that of the stream
 
@@ -49,6 +54,25 @@ async def where_to_start(
         seq = await _seq_from(ledger, group.stream, source, index)
         found[name].append(behind[name] if seq is None else seq)
     return {name: Start(min(found[name], default=1), filters) for name, filters in external.items()}
+
+
+async def start_again(
+    ledger: Ledger,
+    group: Group,
+    left: Callable[[], Awaitable[Mapping[str, Sequence[Span]]]],
+    stream: str,
+    began: int,
+) -> int:
+    """Where a consumer in a JetStream stream begins that was lost and is made again. From where it began, all would be
+    computed again, in order, that was answered and has gone since: that took minutes."""
+    try:
+        starts = await where_to_start(ledger, group, await left())
+        return starts[stream].seq if starts and stream in starts else await ledger.last_stored(stream) + 1
+    except LinkError:
+        raise
+    except PenstockError as error:
+        log.warning("cannot_tell_where_to_start", group=group.name, error=str(error))
+        return began
 
 
 async def _at_what_completes(group: Group, ranges: Sequence[tuple[StageRule, Key]]) -> Start | None:

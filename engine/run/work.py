@@ -18,8 +18,8 @@ def inputs_of(work: Compute, stream: str, params: Any, media: Mapping[int, Media
     ports: dict[str, tuple[tuple[Entry, ...], ...]]
     if work.stage.is_plain and not media:  # most outputs, and what they cost beside their computing counts
         (found,) = work.inputs.values()
-        known = found[key.first]
-        one = ((Entry(key.first, known.value, known.gap),),)
+        known = found[key.last]
+        one = ((Entry(key.last, known.value, known.gap),),)
         ports = {}
         for port, sources in planned.inputs.items():
             ports[port] = one * len(sources)

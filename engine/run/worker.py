@@ -36,7 +36,7 @@ from engine.run.registry import Registry, following, open_registry
 from engine.run.segment_cache import SegmentCache
 from engine.run.signalling import Meters, say_signals, stream_signals
 from engine.run.spans import WorkSpans
-from engine.run.starting import where_to_start
+from engine.run.starting import start_again, where_to_start
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, Span
 from engine.spec.operator import Fold, Machine
@@ -266,7 +266,9 @@ class Worker:
                 tasks.start_soon(self._warm_up, pool)
             for stream, start in starts.items():
                 durable = f"{running.name}-{running.stream}"
-                pull = Pull(self._ledger.link, stream, durable, start.filters, self._assignment.ack_wait_s, start.seq)
+                again = partial(start_again, self._ledger, group, partial(self._left, running), stream, start.seq)
+                how = (start.filters, self._assignment.ack_wait_s, start.seq, again)
+                pull = Pull(self._ledger.link, stream, durable, *how)
                 served.pulls.append(pull)
                 await pull.open()
                 if not group.is_leaving:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from engine.spec.operator import Fold, Map, Reduce, Scope, Window
+from engine.spec.operator import Fold, Map, OfRanges, PerRange, Reduce, Scope, Window
 from engine.spec.plan import Plan
 from engine.spec.workflow import MEDIA
 from streams.records import Record
@@ -74,7 +74,7 @@ class JobSpec(Record, frozen=True):
 
     def spans_left(self, progress: Progress) -> dict[str, tuple[Span, ...]]:
         """What it still asks of every stage, once it is answered so far; what is made of a range rests on all of it."""
-        if any(isinstance(stage.scope, Reduce) for stage in self.plan.stages):
+        if any(isinstance(stage.scope, OfRanges) for stage in self.plan.stages):
             return self.spans
         nexts = [progress[id].next if id in progress else 0 for id in self.plan.answers]
         left = Span(first=max(self.asked.first, min(nexts)), last=self.asked.last)
@@ -102,7 +102,7 @@ def spans_of(plan: Plan, asked: Span, drafts: bool = False) -> dict[str, tuple[S
     needed: dict[str, list[Span]] = {id: [asked] for id in plan.answers}
     for stage in reversed(plan.stages):
         spans = needed.setdefault(stage.id, [])
-        if isinstance(stage.scope, Reduce):
+        if isinstance(stage.scope, OfRanges):
             spans[:] = distinct(d for span in spans for d in (beginnings(span) if drafts else [span]))
         elif isinstance(stage.scope, Fold):  # what it finds rests on all before it, whoever asks
             spans[:] = merged(Span(first=0, last=span.last) for span in spans)
@@ -122,7 +122,7 @@ def widened(scope: Scope, span: Span) -> Span:
             first, last = first - before, None if last is None else last + after
         case Window(size):
             first -= size - 1
-        case Fold() | Reduce():
+        case Fold() | Reduce() | PerRange():
             pass
     return Span(first=max(0, first), last=last)
 

@@ -43,7 +43,13 @@ class Reduce(msgspec.Struct, frozen=True, tag="reduce"):
     """One output for a whole range of segments."""
 
 
-Scope = Map | Fold | Window | Reduce
+class PerRange(msgspec.Struct, frozen=True, tag="per_range"):
+    """One output for each that its source made of a range. The plan gives it to a map of one source that reduces; no
+    operator has it by itself."""
+
+
+Scope = Map | Fold | Window | Reduce | PerRange
+OfRanges = Reduce | PerRange  # whose outputs stand for ranges of segments
 
 
 # --- what can be asked ---------------------------------------------------------------------------------------

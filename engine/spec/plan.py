@@ -17,7 +17,20 @@ from typing import Any, Literal
 import msgspec
 
 from engine.spec.catalogue import Catalogue, Offer, raised
-from engine.spec.operator import Capability, Machine, Map, Media, Operator, Reduce, Rung, Scope, Settings, Window
+from engine.spec.operator import (
+    Capability,
+    Machine,
+    Map,
+    Media,
+    OfRanges,
+    Operator,
+    PerRange,
+    Reduce,
+    Rung,
+    Scope,
+    Settings,
+    Window,
+)
 from engine.spec.workflow import MEDIA, Stage, Workflow
 from streams.errors import UserError
 from streams.records import MediaInfo, encode
@@ -52,7 +65,7 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_of_ranges(self) -> bool:
         """Whether it makes one output of each range, of results."""
-        return isinstance(self.scope, Reduce) and MEDIA not in self.sources
+        return isinstance(self.scope, OfRanges) and MEDIA not in self.sources
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +166,7 @@ def make_plan(
         scope = operator.scope_of(rung.knobs, pace.segment_s)
         if window is not None and isinstance(scope, Reduce):
             scope = Window(window)
+        scope = _behind_ranges(name, stage, scope, planned)
         planned[name] = PlannedStage(
             id=stage_id(capability.name, [chosen], scope, params, inputs),
             name=name,
@@ -166,6 +180,19 @@ def make_plan(
     stages = _with_ranges_apart({stage.id: stage for stage in planned.values()}.values())
     answers = tuple(dict.fromkeys(planned[name].id for name in workflow.answers))
     return Plan(workflow=workflow.name, stages=stages, answers=answers, notices=tuple(notices))
+
+
+def _behind_ranges(name: str, stage: Stage, scope: Scope, planned: Mapping[str, PlannedStage]) -> Scope:
+    """How a stage reads one that makes one output of a whole range. Raises UserError where it cannot."""
+    before = [each for each in stage.all_sources if each != MEDIA and isinstance(planned[each].scope, OfRanges)]
+    if not before:
+        return scope
+    if scope != Map() or len(stage.all_sources) > 1:
+        raise UserError(
+            f"stage {name!r} reads {before[0]!r}, which makes one output of a whole range: what follows that may read"
+            " nothing else, and only one output at a time"
+        )
+    return PerRange()
 
 
 def stage_id(

@@ -2,6 +2,7 @@
 and to stand a check; what does not is asked for once more, with what was wrong, and is then a failure with a name
 (operators.language.chat)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -18,6 +19,7 @@ from streams.errors import Permanent, Transient, UserError
 
 CHARS_A_TOKEN = 3  # of English, at least
 NUM_TRIES = 2
+SEEN_S = 5.0  # for which a server that has answered is believed to be up
 MAX_REPEATED = 2000  # characters of what was wrong, shown to the model
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -51,7 +53,7 @@ class Model:
     def __init__(self, name: str) -> None:
         self._name = name
         self._limit: anyio.CapacityLimiter | None = None
-        self._is_up = False
+        self._seen_s = -math.inf  # when it answered last, in the event loop's time
 
     def endpoint(self) -> Endpoint:
         """Where it is now. Raises Transient, named `upstream`."""
@@ -75,16 +77,18 @@ class Model:
         """What is made of its answer. `made_of` raises Permanent, named, where that does not stand."""
         if self._limit is None:
             self._limit = anyio.CapacityLimiter(endpoint.max_in_flight)
-        if not self._is_up and not await until_up(endpoint):
+        if anyio.current_time() > self._seen_s + SEEN_S and not await until_up(endpoint):
             raise failure("upstream", f"{endpoint.model}: its server is not up after {endpoint.start_s:g} s")
-        self._is_up = True
         async with self._limit:
             with anyio.move_on_after(endpoint.answer_s):
                 try:
-                    return await _tried(endpoint, role, request, kind, made_of, emit)
+                    told = await _tried(endpoint, role, request, kind, made_of, emit)
                 except Transient:
-                    self._is_up = False  # whoever asks next waits for it, if it is started here
+                    self._seen_s = -math.inf  # whoever asks next waits for it, if it is started here
                     raise
+                self._seen_s = anyio.current_time()
+                return told
+        self._seen_s = -math.inf
         raise failure("timeout", f"{endpoint.model} gave no answer that holds within {endpoint.answer_s:g} s")
 
 

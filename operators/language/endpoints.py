@@ -35,6 +35,8 @@ OVERHEAD_TOKENS = 400  # of what is asked, beside the passages
 
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
+Word = Annotated[str, Meta(min_length=1, max_length=4096, pattern="^[^\\x00]*$")]
+
 
 class Endpoint(Settings, frozen=True):
     """A model somewhere. Times in seconds, prices in any one currency for a million tokens."""
@@ -49,7 +51,7 @@ class Endpoint(Settings, frozen=True):
     max_tokens: Annotated[int, Meta(ge=16, le=100_000)] = 512  # of an answer
     context_tokens: Annotated[int, Meta(ge=512, le=10_000_000)] = 4096
     is_constrained: bool = True  # it keeps to a JSON schema; else what it says is looked through for JSON
-    serve: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=4096)], ...], Meta(max_length=200)] = ()
+    serve: Annotated[tuple[Word, ...], Meta(max_length=200)] = ()
     start_s: Annotated[float, Meta(gt=0, le=3600)] = 600.0  # until a server that is started here is up
 
     @property
@@ -130,11 +132,17 @@ def _read(path: Path, stamp: int) -> tuple[Endpoint, ...]:
         if each.key and not is_reference(each.key):
             raise UserError(f'{path}: the key of {each.model!r} stands there itself: write key = "${{NAME}}"')
     first: dict[str, Endpoint] = {}
+    places: dict[str, str] = {}
     for each in found:
         if each.max_tokens + OVERHEAD_TOKENS >= each.context_tokens:
             raise UserError(
                 f"{path}: {each.model!r} has no room for a passage: context_tokens must be over max_tokens +"
                 f" {OVERHEAD_TOKENS}"
             )
+        place_of = urlsplit(each.url).netloc
+        if each.serve and place_of in places:
+            raise UserError(f"{path}: {each.model!r} and {places[place_of]!r} are to be served in one place")
+        if each.serve and each.model not in first:
+            places[place_of] = each.model
         first.setdefault(each.model, each)
     return tuple(first.values())

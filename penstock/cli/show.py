@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from engine.spec.operator import Reduce
+from engine.spec.operator import OfRanges
 from penstock.cli.terminal import SafeConsole, json_line
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Display:
     def plan(self, plan: Plan) -> None:
         for notice in plan.notices:
             self._console.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True)
-        self._reducing = {stage.name for stage in plan.stages if isinstance(stage.scope, Reduce)}
+        self._reducing = {stage.name for stage in plan.stages if isinstance(stage.scope, OfRanges)}
         for stage in plan.stages:
             if stage.name not in self._reducing:
                 self._tasks[stage.name] = self._bars.add_task(stage.name, total=None, unit="segments")

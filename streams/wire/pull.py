@@ -12,7 +12,7 @@ sign of progress comes again, here or elsewhere.
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -78,13 +78,16 @@ class Pull:
         filters: Sequence[str],
         ack_wait_s: float,
         start_seq: int = 1,
+        start_again: Callable[[], Awaitable[int]] | None = None,
     ) -> None:
+        """`start_again` says where one that is lost begins when it is made again; without it, where this one did."""
         self._link = link
         self._stream = stream
         self._durable = durable
         self._filters = list(filters)
         self._ack_wait_s = ack_wait_s
         self._start_seq = start_seq
+        self._start_again = start_again
         self._arrived: deque[Arrival] = deque()
         self._news = anyio.Event()
         self._credit = 0
@@ -221,6 +224,9 @@ class Pull:
             with suppress(Refused):
                 await self._link.api(f"CONSUMER.INFO.{self._stream}.{self._durable}")
                 return
+            log.warning("consumer_lost", consumer=self._durable)
+            if self._start_again is not None:
+                self._start_seq = await self._start_again()
         made = (await self._link.api(f"STREAM.INFO.{self._stream}")).get("created")
         if self._made not in (None, made):
             log.warning("stream_made_anew", stream=self._stream, consumer=self._durable)

@@ -34,7 +34,7 @@ WORKFLOW = Workflow(
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"LOOK_S": 0.05, "CHECK_S": 0.1, "PROBE_S": 1.0, "FIRST_PAUSE_S": 0.05}.items():
+    for name, seconds in {"LOOK_S": 0.05, "CHECK_S": 0.4, "PROBE_S": 1.0, "FIRST_PAUSE_S": 0.05}.items():
         monkeypatch.setattr(served, name, seconds)
     monkeypatch.setattr(served, "GRACE_S", 1.0)
 
@@ -94,7 +94,7 @@ def is_alive(pid: int) -> bool:
 
 
 async def gone(numbers: list[int]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         while any(is_alive(pid) for pid in numbers):  # noqa: ASYNC110 - another process brings it about
             await anyio.sleep(0.02)
 
@@ -122,8 +122,10 @@ async def test_it_is_started_again(endpoint: Endpoint, tmp_path: Path, how: str)
         with suppress(FileNotFoundError):
             (tmp_path / how).unlink()
         await seen.until(lambda state: state.state == "up" and state.num_starts >= 2)
-        await gone(before)
-    said = {"killed": "exit 137", "end": "exit 3): it was told to end", "leash killed": "exit -9"}
+        await gone(before[:1] if how == "leash killed" else before)  # nobody is left who knows of the other
+        if how == "leash killed":
+            os.kill(before[1], signal.SIGKILL)
+    said = {"killed": "exit 137", "end": "exit 3): it was told to end \ufffd[31m at ...", "leash killed": "exit -9"}
     assert said.get(how, "no sign of life") in down.detail
 
 
@@ -133,7 +135,7 @@ async def test_one_that_is_there_already_is_left_alone(endpoint: Endpoint, tmp_p
 
     async def serve() -> None:
         with scope:
-            await Served(endpoint, tmp_path / "other", first.states.append).run()
+            await Served(endpoint, tmp_path / "first.log", first.states.append).run()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(serve)
@@ -144,6 +146,55 @@ async def test_one_that_is_there_already_is_left_alone(endpoint: Endpoint, tmp_p
             scope.cancel()
             await second.until(lambda state: state.state == "up" and state.is_ours)
             assert (tmp_path / "starts").read_text() == "xx"
+
+
+async def test_two_who_want_it_at_once_start_it_once(endpoint: Endpoint, tmp_path: Path) -> None:
+    (tmp_path / "slow").touch()
+    states = Seen(), Seen()
+    async with anyio.create_task_group() as tasks:
+        for number, seen in enumerate(states):
+            tasks.start_soon(Served(endpoint, tmp_path / f"log{number}", seen.states.append).run)
+        with anyio.fail_after(30):
+            while not (tmp_path / "starts").exists():  # noqa: ASYNC110 - another process brings it about
+                await anyio.sleep(0.01)
+        await states[1].until(lambda state: state.state == "starting", since=-10)
+        (tmp_path / "slow").unlink()
+        for seen in states:
+            await seen.until(lambda state: state.state == "up")
+        assert (tmp_path / "starts").read_text() == "x"
+        assert sorted(seen.states[-1].is_ours for seen in states) == [False, True]
+        tasks.cancel_scope.cancel()
+
+
+async def test_something_else_in_its_place_is_not_taken_for_it(endpoint: Endpoint, tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    async with await anyio.open_process(list(command_of(endpoint))) as process:
+        with anyio.fail_after(30):
+            while not is_answered(endpoint):  # noqa: ASYNC110 - another process brings it about
+                await anyio.sleep(0.02)
+        try:
+            async with kept(endpoint, tmp_path) as seen:
+                assert (seen.states[-1].state, seen.states[-1].detail) == ("down", "what answers there has another")
+                assert not await until_up(msgspec.structs.replace(endpoint, start_s=0.3))
+                assert (tmp_path / "starts").read_text() == "x"
+        finally:
+            process.kill()
+            os.kill(pids(tmp_path)[1], signal.SIGKILL)
+
+
+def is_answered(endpoint: Endpoint) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", int(endpoint.url.rsplit(":", 1)[1].removesuffix("/v1")))) == 0
+
+
+async def test_its_log_has_an_end(endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "MAX_LOG_BYTES", 1000)
+    async with kept(endpoint, tmp_path):
+        (tmp_path / "log").write_bytes(b"x" * 5000)
+        with anyio.fail_after(30):
+            while (tmp_path / "log").stat().st_size > 1000:  # noqa: ASYNC110 - a look every now and then brings it about
+                await anyio.sleep(0.01)
 
 
 async def test_one_that_cannot_start_says_why_and_is_tried_again(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -212,11 +263,20 @@ def test_its_command_is_filled_in(endpoint: Endpoint) -> None:
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("http://192.168.1.5:8000/v1", "is to be served here"), ("http://127.0.0.1:99999/v1", "is no http")],
+    [
+        ("http://192.168.1.5:8000/v1", "is to be served here"),
+        ("http://127.0.0.1:99999/v1", "is no http"),
+        ('http://127.0.0.1:8000/v1"\nserve = ["a\\u0000b"]#', "serve"),
+        (
+            'http://127.0.0.1:8000/v1"\nserve = ["a"]\n[[endpoint]]\nmodel = "n"\nurl = "http://127.0.0.1:8000/v1',
+            "to be served in one place",
+        ),
+    ],
 )
 def test_only_this_machines_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, said: str) -> None:
     file = tmp_path / "endpoints.toml"
-    file.write_text(f'[[endpoint]]\nmodel = "m"\nurl = "{url}"\nserve = ["vllm", "serve"]\n')
+    serve = "" if "#" in url else 'serve = ["vllm", "serve"]\n'
+    file.write_text(f'[[endpoint]]\nmodel = "m"\nurl = "{url}"\n{serve}')
     monkeypatch.setenv(PLACE, str(file))
     with pytest.raises(UserError, match=said):
         endpoints()

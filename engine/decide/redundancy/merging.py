@@ -17,7 +17,7 @@ from engine.decide.redundancy.findings import Cost, Kind, Outputs, Redundancy, S
 from engine.decide.running_graph import RunningStage, in_order
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import Span, distinct, merged
-from engine.spec.operator import Reduce, Window
+from engine.spec.operator import OfRanges, Window
 from engine.spec.plan import PlannedStage, stage_id
 from streams.records import encode
 
@@ -238,7 +238,7 @@ def _rung_and_scope(planned: PlannedStage) -> Hashable:
 
 def _shape(planned: PlannedStage) -> Hashable:
     """Equal for stages whose outputs stand for the same segments and look back as far."""
-    return isinstance(planned.scope, Reduce), _size(planned)
+    return isinstance(planned.scope, OfRanges), _size(planned)
 
 
 def _window(planned: PlannedStage) -> Hashable:
@@ -253,7 +253,7 @@ def _size(planned: PlannedStage) -> int:
 def _joined(keep: _Stage, others: Sequence[_Stage]) -> _Stage:
     """A stage that serves for others as well."""
     every = (keep, *others)
-    together = distinct if isinstance(keep.planned.scope, Reduce) else merged
+    together = distinct if isinstance(keep.planned.scope, OfRanges) else merged
     spans = tuple(together(span for stage in every for span in stage.spans))
     jobs = tuple(dict.fromkeys(job for stage in every for job in stage.use.jobs))
     use = msgspec.structs.replace(keep.use, jobs=jobs)
@@ -272,7 +272,7 @@ def _overlapping(stages: Sequence[_Stage]) -> list[list[_Stage]]:
 
 def _meet(one: _Stage, other: _Stage) -> bool:
     """Whether some output is asked of both."""
-    if isinstance(one.planned.scope, Reduce):
+    if isinstance(one.planned.scope, OfRanges):
         return not set(one.spans).isdisjoint(other.spans)
     return any(
         (b.last is None or a.first <= b.last) and (a.last is None or b.first <= a.last)

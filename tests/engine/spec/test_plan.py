@@ -13,7 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.spec.catalogue import Catalogue
-from engine.spec.operator import Capability, Demand, Machine, Map, Media, Operator, Port, Rung, Scope, Settings, Window
+from engine.spec.operator import (
+    Capability,
+    Demand,
+    Machine,
+    Map,
+    Media,
+    Operator,
+    PerRange,
+    Port,
+    Reduce,
+    Rung,
+    Scope,
+    Settings,
+    Window,
+)
 from engine.spec.plan import Pace, Plan, PlannedRung, ancestors, choose, make_plan, runnable, settings_of, stage_id
 from engine.spec.workflow import Stage, Workflow
 from streams.errors import UserError
@@ -397,5 +411,23 @@ def test_what_answers_a_range_runs_with_what_was_asked_with_it_and_with_nothing_
     assert one["read"] == another["read"] == both["read"]
     assert both["a"] == both["b"]
     assert len({one["a"], another["b"], both["a"], one["read"]}) == 4
-    behind = groups(b=ask(1), c=ask(1, "b"))
+    behind = groups(b=ask(1), c=over("toy_add", "b"))
     assert behind["b"] != behind["c"]
+
+
+def over(capability: str, *sources: str) -> Stage:
+    return Stage(capability=capability, inputs={"numbers": sources if capability == "toy_sum" else sources[0]})
+
+
+def test_what_follows_a_range_has_an_output_of_that_range_where_it_can() -> None:
+    stages = {"read": read(), "total": Stage(capability="toy_total", inputs={"numbers": ("read",)})}
+    plan = plan_of({**stages, "more": over("toy_add", "total"), "most": over("toy_add", "more")})
+    scopes = {stage.name: stage.scope for stage in plan.stages}
+    assert scopes == {"read": Map(), "total": Reduce(), "more": PerRange(), "most": PerRange()}
+    for bad in (over("toy_count", "total"), over("toy_recent", "total"), over("toy_sum", "total", "read")):
+        with pytest.raises(UserError, match=r"stage 'bad' reads 'total', which makes one output of a whole range"):
+            plan_of({**stages, "bad": bad})
+    in_windows = make_plan(
+        Workflow(name="w", stages={**stages, "bad": over("toy_sum", "total", "read")}), CATALOGUE, MACHINE, window=3
+    )
+    assert {stage.scope for stage in in_windows.stages} == {Map(), Window(3)}

@@ -178,6 +178,27 @@ async def test_again_brings_it_back_after_its_delay(ledger: Ledger) -> None:
         await settled(ledger)
 
 
+async def test_one_that_is_lost_begins_where_it_is_told(ledger: Ledger) -> None:
+    """And not where it once began, which may be long ago."""
+    await publish(ledger, range(10))
+    asked: list[int] = []
+
+    async def start_again() -> int:
+        asked.append(8)
+        return 9  # sequences begin with 1
+
+    pull = Pull(ledger.link, STREAM, DURABLE, [FILTER], 30.0, 1, start_again)
+    await pull.open()
+    try:
+        assert await take_all(ledger, pull, 10) == list(range(10))
+        assert asked == []
+        await ledger.link.api(f"CONSUMER.DELETE.{STREAM}.{DURABLE}")
+        assert [arrival.seq for arrival in await take(pull, 10)] == [9, 10]
+        assert asked == [8]
+    finally:
+        await pull.close()
+
+
 async def test_a_consumer_deleted_under_it_is_made_again(ledger: Ledger, eventually: Eventually) -> None:
     await publish(ledger, range(3))
     async with pulling(ledger) as pull:
