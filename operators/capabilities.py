@@ -1,11 +1,12 @@
 """The capabilities that ship with Penstock and the types that flow between them."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
 from engine.spec.operator import Capability, Media, Port, Settings
+from operators.vision.coco import NAMES
 from streams.records import NOT_IN_THE_VIDEO as NOT_IN_THE_VIDEO
 from streams.records import Evidence, Observation, Record
 from streams.records import Reply as Reply
@@ -83,7 +84,10 @@ class Objects(Evidence, frozen=True):
 
 Bounds = tuple[float, float, float, float]  # x, y, width, height, in fractions of the upright frame
 Place = tuple[float, float]  # x, y, in the same
-Zone = Annotated[tuple[Place, ...], Meta(min_length=3, max_length=100)]  # a polygon's corners
+Fraction = Annotated[float, Meta(ge=-0.5, le=1.5)]  # of the frame: pixels are none
+Corner = tuple[Fraction, Fraction]
+Zone = Annotated[tuple[Corner, ...], Meta(min_length=3, max_length=100)]  # a polygon's corners
+Label = Annotated[str, Meta(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 
 class Sighting(msgspec.Struct, frozen=True, array_like=True):
@@ -95,7 +99,7 @@ class Sighting(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TrackedObject(Observation, frozen=True):
-    """One object's way through a segment. `track` is its number in its stream, from 1."""
+    """One object's way through a segment. `track` is its number in its stream; behind a gap, numbers are new ones."""
 
     track: int = 0
     path: tuple[Sighting, ...] = ()
@@ -109,6 +113,7 @@ class OpenTrack(msgspec.Struct, frozen=True):
     last: Sighting
     velocity: Place = (0.0, 0.0)
     num_seen: int = 1
+    held: tuple[Sighting, ...] = ()  # that was not shown yet, of a segment before
 
     @property
     def is_sure(self) -> bool:
@@ -122,6 +127,8 @@ class Tracks(Evidence, frozen=True):
     observations: tuple[TrackedObject, ...] = ()
     open: tuple[OpenTrack, ...] = ()
     num_tracks: int = 0  # so far
+    spacing_ns: int = 0  # from one frame to the next, lately
+    frame_ns: int = -1  # when the last frame was; -1: there was none
 
 
 class Event(Observation, frozen=True):
@@ -140,9 +147,10 @@ class Inside(msgspec.Struct, frozen=True, array_like=True):
     name: str
     zone: str
     since_ns: int
-    seen_ns: int
+    seen_ns: int  # last in it
     confidence: float = 1.0
     is_told: bool = False  # that it stays
+    num_out: int = 0  # sightings outside, since then
 
 
 class Events(Evidence, frozen=True):
@@ -218,8 +226,11 @@ class TranscribeParams(Settings, frozen=True):
     language: str = "en"  # ISO 639-1
 
 
+ObjectName = Literal[*NAMES]  # type: ignore[valid-type]
+
+
 class DetectObjectsParams(Settings, frozen=True):
-    objects: Annotated[tuple[str, ...], Meta(max_length=80)] = ()  # their classes; none: all of them
+    objects: Annotated[tuple[ObjectName, ...], Meta(max_length=80)] = ()  # their classes; none: all of them
 
 
 class ConverseParams(Settings, frozen=True):
@@ -237,8 +248,8 @@ class SpeakParams(Settings, frozen=True):
 class WatchZonesParams(Settings, frozen=True):
     """Corners in fractions of the upright frame, from its top left."""
 
-    zones: Annotated[dict[str, Zone], Meta(max_length=50)] = msgspec.field(default_factory=dict)
-    lines: Annotated[dict[str, tuple[Place, Place]], Meta(max_length=50)] = msgspec.field(default_factory=dict)
+    zones: Annotated[dict[Label, Zone], Meta(max_length=50)] = msgspec.field(default_factory=dict)
+    lines: Annotated[dict[Label, tuple[Corner, Corner]], Meta(max_length=50)] = msgspec.field(default_factory=dict)
     stays_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0  # how long is long, in a zone; 0: nobody asks
 
 

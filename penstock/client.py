@@ -12,7 +12,7 @@ a node does; a client in another language sends bytes instead.
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -204,24 +204,34 @@ class Client:
         """Up to `num` answers of a job behind where another call ended, waited for where there is none yet; after
         `wait_s`, or where the job has ended, perhaps none. Raises UserError for a job that is not there."""
         unknown: list[UserError] = []
+        is_over = partial(self._is_over, job, unknown)
         every = subjects.answers(subjects.token(job), "*")
-        found: list[Answer] = []
-        seq, is_over = after, True
-        news = follow(self._ledger, every, after, partial(self._is_over, job, unknown), f"$KV.{BUCKET}.{job}")
-        async with aclosing(news):
-            with anyio.move_on_after(wait_s) as waiting:
-                async for stored in news:
-                    seq = stored.seq
-                    try:
-                        found.append(from_json(stored.data, Answer))
-                    except Malformed:  # anyone can publish there
-                        continue
-                    if len(found) >= num or await self._ledger.next(every, seq + 1) is None:
-                        is_over = False
+        has_ended = await is_over()  # asked before it is looked
+        found = await self._stored_answers(every, after, num)
+        if not found.answers and not has_ended and wait_s > 0:
+            news = follow(self._ledger, every, found.next, is_over, f"$KV.{BUCKET}.{job}")
+            async with aclosing(news):
+                with anyio.move_on_after(wait_s):
+                    async for _ in news:
                         break
-        if unknown and not found and not after:
+            has_ended = await is_over()
+            found = await self._stored_answers(every, found.next, num)
+        if unknown and not found.answers and not found.next:
             raise unknown[0]
-        return Answers(found, seq, is_over and not waiting.cancelled_caught)
+        return found._replace(is_over=has_ended and len(found.answers) < num)
+
+    async def _stored_answers(self, every: str, after: int, num: int) -> Answers:
+        """Those that are stored behind a sequence; what is none, or cannot be read, is passed over."""
+        found: list[Answer] = []
+        seq = after
+        while len(found) < num:
+            noted = await self._ledger.next(every, seq + 1)
+            if noted is None:
+                break
+            seq = noted.record.seq
+            with suppress(Malformed):  # anyone can publish there
+                found.append(from_json(noted.record.data, Answer))
+        return Answers(found, seq, False)
 
     async def drafts(self, job: str, stream: str) -> AsyncIterator[Answer]:
         """Partial answers of a job, over core NATS: some may be missed. Does not end by itself."""

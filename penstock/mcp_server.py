@@ -14,20 +14,28 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import anyio
 import mcp_types
 import msgspec
+import structlog
 from mcp.server import Server, ServerRequestContext
 from msgspec import Meta
 
+from engine.decide.answer import Answer
 from engine.node.searching import MAX_FOUND, MAX_TEXT
 from engine.node.views import StreamView
 from engine.run.telemetry import product_version
 from penstock.client import Client
-from streams.errors import PenstockError, UserError
+from streams.errors import LinkError, PenstockError, UserError
+
+log = structlog.get_logger(__name__)
 
 MAX_WAIT_S = 600.0
 MAX_CHARS = 40_000  # of a transcript in one piece
 MAX_ANSWERS = 20  # in one piece
+MAX_AT_ONCE = 32  # calls, each with a connection of its own
+MAX_COUNT = 2**62
+GRACE_S = 3.0  # beyond what a call may wait for an answer
 
 INSTRUCTIONS = """Penstock answers questions about live and recorded video and audio. Streams are named: list them
 first. `search` finds passages across all of them; `ask` answers one question about one; `watch` asks again and again as
@@ -60,12 +68,13 @@ class Ask(Strict, frozen=True):
     question: Question
     start: Annotated[str, Meta(max_length=40, description="from there: 1:05, 90s, or -10m before the end")] = ""
     end: Annotated[str, Meta(max_length=40, description="up to there; empty: to the end")] = ""
-    wait_s: WaitS = 120.0
+    wait_s: Annotated[float, Meta(gt=0, le=MAX_WAIT_S, description="seconds to wait for it at most")] = 120.0
 
 
 class TranscriptOf(Strict, frozen=True):
     stream: Stream
     start_s: Annotated[float, Meta(ge=0, description="seconds of the recording to begin at")] = 0.0
+    after: Annotated[int, Meta(ge=0, le=MAX_COUNT, description="`next` of the call before; 0: from the first")] = 0
     end_s: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(description="seconds to end at; null: to the end")] = (
         None
     )
@@ -80,7 +89,7 @@ class Watch(Strict, frozen=True):
 
 class AnswersOf(Strict, frozen=True):
     job: JobId
-    after: Annotated[int, Meta(ge=0, description="`next` of the call before; 0: from the first")] = 0
+    after: Annotated[int, Meta(ge=0, le=MAX_COUNT, description="`next` of the call before; 0: from the first")] = 0
     wait_s: WaitS = 30.0
 
 
@@ -137,23 +146,23 @@ async def _transcript(client: Client, asked: TranscriptOf) -> Mapping[str, Any]:
     said = [
         each
         for each in await client.transcript(asked.stream)
-        if each.end_ns / 1e9 > asked.start_s and (asked.end_s is None or each.start_ns / 1e9 < asked.end_s)
+        if each.end_ns / 1e9 >= asked.start_s and (asked.end_s is None or each.start_ns / 1e9 <= asked.end_s)
     ]
     lines: list[Mapping[str, Any]] = []
     room = MAX_CHARS
-    for each in said:
+    for each in said[asked.after :]:
         room -= len(each.text)
         if room < 0 and lines:
-            return {"lines": lines, "next_start_s": round(each.start_ns / 1e9, 3)}
-        lines.append(
-            {"start_s": round(each.start_ns / 1e9, 3), "end_s": round(each.end_ns / 1e9, 3), "text": each.text}
-        )
+            return {"lines": lines, "next": asked.after + len(lines)}
+        start_s, end_s = (round(at_ns / 1e9, 3) for at_ns in (each.start_ns, each.end_ns))
+        lines.append({"start_s": start_s, "end_s": end_s, "text": each.text})
     return {"lines": lines}
 
 
 async def _ask(client: Client, asked: Ask) -> Mapping[str, Any]:
-    answer = await client.ask(asked.stream, asked.question, asked.start, asked.end, asked.wait_s)
-    return {"answer": answer}
+    with anyio.move_on_after(asked.wait_s + GRACE_S):
+        return {"answer": await client.ask(asked.stream, asked.question, asked.start, asked.end, asked.wait_s)}
+    raise LinkError(f"no answer within {asked.wait_s:g} s")
 
 
 async def _watch(client: Client, asked: Watch) -> Mapping[str, Any]:
@@ -164,7 +173,16 @@ async def _watch(client: Client, asked: Watch) -> Mapping[str, Any]:
 
 async def _answers(client: Client, asked: AnswersOf) -> Mapping[str, Any]:
     found = await client.next_answers(asked.job, asked.after, asked.wait_s, MAX_ANSWERS)
-    return {"answers": found.answers, "next": found.next, "job_has_ended": found.is_over}
+    return {"answers": [_told(answer) for answer in found.answers], "next": found.next, "job_has_ended": found.is_over}
+
+
+def _told(answer: Answer) -> Mapping[str, Any]:
+    """Without what nobody can encode, as anybody may have put it there."""
+    try:
+        told: Mapping[str, Any] = msgspec.json.decode(msgspec.json.encode(answer))
+    except (msgspec.MsgspecError, RecursionError):
+        told = msgspec.to_builtins(msgspec.structs.replace(answer, output=None))
+    return told
 
 
 async def _list_jobs(client: Client, asked: Nothing) -> Mapping[str, Any]:
@@ -194,6 +212,7 @@ TOOLS: Sequence[Tool] = (
 def server_of(connected: Callable[[], AbstractAsyncContextManager[Client]]) -> Server[Any]:
     """A server whose every call connects anew."""
     tools = {tool.name: tool for tool in TOOLS}
+    at_once = anyio.CapacityLimiter(MAX_AT_ONCE)
 
     async def list_tools(
         context: ServerRequestContext[Any], asked: mcp_types.PaginatedRequestParams | None
@@ -208,11 +227,14 @@ def server_of(connected: Callable[[], AbstractAsyncContextManager[Client]]) -> S
             if tool is None:
                 raise UserError(f"there is no tool {asked.name!r}: there are {', '.join(tools)}")
             arguments = arguments_of(tool, asked.arguments or {})
-            async with connected() as client:
-                result = msgspec.to_builtins(await tool.work(client, arguments))
+            async with at_once, connected() as client:
+                result = await tool.work(client, arguments)
+            return _said(msgspec.json.encode(result))
         except PenstockError as error:
-            return _said(" ".join(str(error).split()), is_error=True)
-        return _said(msgspec.json.encode(result).decode(), result)
+            return _failed(" ".join(str(error).split()))
+        except Exception as error:  # the agent goes on, and is told nothing that is not for it
+            log.error("tool_failed", tool=asked.name, exc_info=error)
+            return _failed(f"{asked.name} failed ({type(error).__name__}): its log says why")
 
     return Server(
         "penstock",
@@ -232,6 +254,12 @@ def arguments_of(tool: Tool, given: Mapping[str, Any]) -> Strict:
         raise UserError(f"{tool.name}: {error}") from None
 
 
-def _said(text: str, result: Any = None, *, is_error: bool = False) -> mcp_types.CallToolResult:
-    content: list[Any] = [mcp_types.TextContent(type="text", text=text)]
-    return mcp_types.CallToolResult(content=content, structured_content=result, is_error=is_error)
+def _said(result: bytes) -> mcp_types.CallToolResult:
+    """What a tool returns: as it is, and as text."""
+    content: list[Any] = [mcp_types.TextContent(type="text", text=result.decode())]
+    return mcp_types.CallToolResult(content=content, structured_content=msgspec.json.decode(result))
+
+
+def _failed(why: str) -> mcp_types.CallToolResult:
+    plain = why.encode(errors="replace").decode()  # a path may be no text
+    return mcp_types.CallToolResult(content=[mcp_types.TextContent(type="text", text=plain)], is_error=True)

@@ -40,7 +40,7 @@ def _counts(item: Inputs) -> Counts:
     counts = []
     for name in sorted(seen):
         at_once = Counter(each.at_ns for track in seen[name] for each in track.path)
-        most = max(at_once.values())
+        most = max(at_once.values(), default=0)
         num = len(tracks[name])
         counts.append(
             Count(

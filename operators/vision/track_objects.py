@@ -8,13 +8,11 @@ no more:
 
 Pairs of a track and a box of one class, of sizes that differ by MAX_GROWN at most, are matched greedily, the nearest
 first, up to MAX_FAR; the velocity is the mean of the old one and the last move. A track is shown from its second box
-on, and is given up after MAX_UNSEEN_S without one.
+on, and is given up after MAX_UNSEEN_S, or MAX_UNSEEN_FRAMES frames, without one.
 
 This is SORT with distance for overlap, a fixed gain in place of a Kalman filter, and greedy matching. The libraries for
 it keep their state in objects of their own; here it has to be in the output, which the next segment's worker reads.
-Source: Bewley et al., Simple Online and Realtime Tracking, arXiv 1602.00763. Quality: measured on nothing labelled; on
-80 s of PETS 2009's pedestrians, at 2.5 frames a second, 98 % of the boxes are in 43 tracks, of 10.8 s on average, where
-by overlap there were 58 of 7.8 s.
+Source: Bewley et al., Simple Online and Realtime Tracking, arXiv 1602.00763. Quality: measured on nothing labelled.
 """
 
 import math
@@ -36,8 +34,10 @@ from operators.capabilities import (
 )
 
 MAX_FAR, MAX_GROWN = 1.5, 1.6
-MAX_UNSEEN_S = 2.0
+MAX_UNSEEN_S, MAX_UNSEEN_FRAMES = 2.0, 2.5  # whichever is longer
+MIN_STEP_S = 0.1  # between frames, for a velocity
 MAX_OPEN = 500  # tracks
+MAX_A_SEGMENT = 10_000  # tracks that begin
 
 
 class TrackObjects(Operator):
@@ -53,39 +53,53 @@ class TrackObjects(Operator):
         return (Rung("nearest", 0.5, Settings()),)
 
     def process(self, batch: Sequence[Inputs]) -> Sequence[Tracks]:
-        return [tracked(item.here("objects"), item.previous) for item in batch]
+        return [tracked(item.here("objects"), item.previous, item.first) for item in batch]
 
 
-def tracked(objects: Objects, before: Tracks | None) -> Tracks:
-    """The tracks of a segment, given those of the segment before."""
+def tracked(objects: Objects, before: Tracks | None, first: int = 0) -> Tracks:
+    """The tracks of a segment, the `first`-th, given those of the segment before."""
     open_ = list(before.open) if before is not None else []
-    num_tracks = before.num_tracks if before is not None else 0
+    num_tracks = before.num_tracks if before is not None else first * MAX_A_SEGMENT  # none is given twice behind a gap
+    spacing_ns = before.spacing_ns if before is not None else 0
     by_time: dict[int, list[DetectedObject]] = {at_ns: [] for at_ns in objects.times_ns}
     for each in objects.observations:
         by_time.setdefault(each.start_ns, []).append(each)
+    last_ns = before.frame_ns if before is not None else -1
     seen: dict[int, list[Sighting]] = {}
+    known = {track.id: track for track in open_}  # those that are given up in this segment as well
     for at_ns in sorted(by_time):
-        open_ = [track for track in open_ if at_ns - track.last.at_ns <= MAX_UNSEEN_S * 1e9]
+        if 0 <= last_ns < at_ns:
+            spacing_ns = at_ns - last_ns if not spacing_ns else min(at_ns - last_ns, 2 * spacing_ns)
+        last_ns = at_ns
+        unseen_ns = max(MAX_UNSEEN_S * 1e9, MAX_UNSEEN_FRAMES * spacing_ns)
+        open_ = [track for track in open_ if at_ns - track.last.at_ns <= unseen_ns]
         left = sorted(by_time[at_ns], key=lambda each: (-each.confidence, each.text, each.box))
         matched = _matched(open_, left, at_ns)
         for at, number in matched:
             open_[at] = _moved(open_[at], left[number])
-        known = {number for _, number in matched}
-        others = [each for number, each in enumerate(left) if number not in known]
+        taken = {number for _, number in matched}
+        others = [each for number, each in enumerate(left) if number not in taken]
         for found in others[: max(0, MAX_OPEN - len(open_))]:
             num_tracks += 1
             open_.append(OpenTrack(id=num_tracks, name=found.text, last=_sighting(found), num_seen=1))
         for track in open_:
+            known[track.id] = track
             if track.last.at_ns == at_ns:
                 seen.setdefault(track.id, []).append(track.last)
-    by_id = {track.id: track for track in open_}
+    shown = [_shown(known[id], [*known[id].held, *some]) for id, some in sorted(seen.items()) if known[id].is_sure]
     return Tracks(
-        observations=tuple(
-            _shown(by_id[id], sightings) for id, sightings in sorted(seen.items()) if id in by_id and by_id[id].is_sure
-        ),
-        open=tuple(open_),
+        observations=tuple(shown),
+        open=tuple(_kept(track, seen.get(track.id, ())) for track in open_),
         num_tracks=num_tracks,
+        spacing_ns=spacing_ns,
+        frame_ns=last_ns,
     )
+
+
+def _kept(track: OpenTrack, sightings: Sequence[Sighting]) -> OpenTrack:
+    """A track as the next segment has it; what was not shown of it yet is shown there, if it is seen again."""
+    held = () if track.is_sure else (*track.held, *sightings)
+    return msgspec.structs.replace(track, held=held)
 
 
 def _shown(track: OpenTrack, sightings: Sequence[Sighting]) -> TrackedObject:
@@ -129,7 +143,7 @@ def expected_at(track: OpenTrack, at_ns: int) -> Bounds:
 def _moved(track: OpenTrack, found: DetectedObject) -> OpenTrack:
     passed_s = (found.start_ns - track.last.at_ns) / 1e9
     velocity = track.velocity
-    if passed_s > 0:
+    if passed_s >= MIN_STEP_S:
         (x0, y0), (x1, y1) = middle(track.last.box), middle(found.box)
         now = ((x1 - x0) / passed_s, (y1 - y0) / passed_s)
         old = velocity if track.num_seen > 1 else now
@@ -143,7 +157,7 @@ def middle(box: Bounds) -> tuple[float, float]:
 
 def distance(one: Bounds, other: Bounds) -> float:
     """How far apart two boxes are, in boxes; infinite where one is much larger than the other."""
-    if max(one[3], other[3]) > MAX_GROWN * min(one[3], other[3]) or one[2] + other[2] <= 0:
+    if min(one[2], one[3], other[2], other[3]) <= 0 or max(one[3], other[3]) > MAX_GROWN * min(one[3], other[3]):
         return math.inf
     (x0, y0), (x1, y1) = middle(one), middle(other)
     return 2 * math.hypot((x1 - x0) / (one[2] + other[2]), (y1 - y0) / (one[3] + other[3]))

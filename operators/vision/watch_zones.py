@@ -1,20 +1,26 @@
 """Tells what tracked objects do: enter a zone or leave it, stay in it for long, cross a line.
 
 An object is where it stands: in the middle of the lower edge of its box. A zone is a polygon in fractions of the frame;
-a point on its edge may count either way. A line is crossed where the step from one sighting to the next cuts it, and is
-crossed to the left or to the right of whoever looks from its first point to its second. An object that is in a zone
-when it is first seen has entered it; one that was last seen in it is said to have left once its track is given up.
+a point on its edge may count either way. An object that is in a zone when it is first seen has entered it. It has left
+once it was outside MIN_OUT times in a row, or when its track is given up in it: who stands at the edge does not come
+and go. One that is there when the stream ends has not left. A line is crossed where the step from one sighting to the
+next cuts it, to the left or to the right of whoever looks from its first point to its second. Events are in order
+within a segment; that somebody has left is told late, and says since when.
 Source: O'Rourke, Computational Geometry in C (2nd ed.), 7.4 for points in polygons by crossings, 1.5 for segments.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
+import msgspec
+
 from engine.spec.operator import Fold, Inputs, Operator, Rung, Scope, Settings
 from operators.capabilities import WATCH_ZONES, Event, Events, Inside, Sighting, Tracks, WatchZonesParams
 from operators.capabilities import Place as Point
 
 LEFT, RIGHT = "left", "right"
+MIN_OUT = 2
+INSIDE = 1 - 1e-6
 
 
 class WatchZones(Operator):
@@ -69,9 +75,11 @@ def _in_zone(
 ) -> Iterator[Event]:
     was = inside.get((track, zone))
     if not is_inside:
-        if was is not None:
+        if was is not None and was.num_out + 1 >= MIN_OUT:
             del inside[track, zone]
             yield _event("leaves", name, track, zone, seen.at_ns, seen.confidence)
+        elif was is not None:
+            inside[track, zone] = msgspec.structs.replace(was, num_out=was.num_out + 1)
         return
     since_ns, is_told = (was.since_ns, was.is_told) if was else (seen.at_ns, False)
     if was is None:
@@ -113,8 +121,9 @@ def _event(what: str, name: str, track: int, place: str, at_ns: int, confidence:
 
 
 def feet(seen: Sighting) -> Point:
+    """Where it stands, inside the frame: what is cut off by the frame's edge stands there."""
     x, y, width, height = seen.box
-    return x + width / 2, y + height
+    return min(max(x + width / 2, 0.0), INSIDE), min(max(y + height, 0.0), INSIDE)
 
 
 def is_in(point: Point, corners: Sequence[Point]) -> bool:

@@ -223,10 +223,18 @@ class Ledger:
         return found
 
     async def next(self, filter_subject: str, seq: int) -> Noted | None:
-        """The first record stored at `seq` or later whose subject matches."""
+        """The first record stored at `seq` or later whose subject matches. One of which a part is gone has no data: who
+        goes through records goes past it."""
         stream = stream_of(filter_subject)
         get = jetstream.from_leader if stream in self._replicated else jetstream.direct
-        return await self._noted(await get(self.link, stream, {"seq": seq, "next_by_subj": filter_subject}))
+        message = await get(self.link, stream, {"seq": seq, "next_by_subj": filter_subject})
+        try:
+            return await self._noted(message)
+        except Permanent as error:
+            if message is None:
+                raise
+            log.warning("incomplete", subject=message.subject, seq=message.seq, error=str(error))
+            return Noted(Stored(message.subject, message.seq, b""), message.headers, message.stored_ns)
 
     async def every(self, filter_subject: str) -> AsyncIterator[Stored]:
         """The records stored so far whose subject matches, in the order of storing."""

@@ -29,6 +29,7 @@ from operators.capabilities import (
     Tracks,
     WatchZonesParams,
 )
+from operators.media.decode import FrameSpec, frames
 from operators.vision.count_objects import CountObjects
 from operators.vision.detect_objects import (
     BINS,
@@ -121,8 +122,6 @@ def test_people_in_a_street_are_found_in_every_frame_that_is_looked_at(pedestria
 
 
 def test_a_frame_gives_the_same_in_any_company(model: NanoDet, street: list[Segment]) -> None:
-    from operators.media.decode import FrameSpec, frames
-
     pictures = frames(Media(street[0]), FrameSpec(interval_ns=400_000_000, max_width=1280)).images
     assert model.boxes(pictures, 0.4) == [model.boxes(pictures[at : at + 1], 0.4)[0] for at in range(len(pictures))]
 
@@ -175,6 +174,24 @@ def test_a_box_ends_with_the_picture() -> None:
     assert (box.x, box.y) == (0, 0)
 
 
+def test_only_what_is_wanted_counts() -> None:
+    scores, sides = output({1000: (2, 0.9, (1, 2, 3, 4)), 1040: (16, 0.8, (1, 1, 1, 1))})
+    assert [box.name for box in boxes_of(scores, sides, 0.4, {"dog"})] == ["dog"]
+    assert [box.name for box in boxes_of(scores, sides, 0.8, {"dog"})] == ["dog"]  # the threshold itself will do
+
+
+def test_a_panorama_is_put_in_whole(model: NanoDet, street: list[Segment]) -> None:
+    """Two pictures of a street side by side show people in both, where they are; stretched they showed nobody."""
+    picture = frames(Media(street[0]), FrameSpec(interval_ns=400_000_000, max_width=1280)).images[:1]
+    (alone,) = model.boxes(picture, 0.4, {"person"})
+    (wide,) = model.boxes(np.concatenate([picture, picture], axis=2), 0.4, {"person"})
+    assert len(wide) >= len(alone) / 2
+    assert {int(2 * (box.x + box.width / 2)) for box in wide} == {0, 1}
+    for box in wide:
+        x = (2 * box.x) % 1.0
+        assert any(abs(x - each.x) + abs(box.y - each.y) < 0.05 for each in alone)
+
+
 def test_there_are_as_many_cells_as_the_model_gives(model: NanoDet) -> None:
     image = np.zeros((1, 3, SIDE, SIDE), np.float32)
     outputs = model._session.run(model._outputs, {model._input: image})
@@ -184,7 +201,8 @@ def test_there_are_as_many_cells_as_the_model_gives(model: NanoDet) -> None:
 def test_pixels_are_prepared_as_the_model_was_trained() -> None:
     image = np.zeros((1, 100, 200, 3), np.uint8)
     image[..., 0], image[..., 2] = 255, 10  # red, blue
-    made = prepared(image)
+    made, share = prepared(image)
+    assert share == (1.0, 1.0)
     assert (made.shape, made.dtype) == ((1, 3, SIDE, SIDE), np.float32)
     assert made[0, :, 5, 5] == pytest.approx([(10 - 103.53) / 57.375, -116.28 / 57.12, (255 - 123.675) / 58.395])
 
@@ -218,6 +236,39 @@ def test_one_that_walks_is_one_track_over_segments() -> None:
     assert (two.start_ns, two.end_ns, second.num_tracks) == (2 * S, round(3.5 * S), 1)
 
 
+def test_one_who_leaves_in_the_middle_of_a_segment_is_shown() -> None:
+    steps = [at(0.4 * n, 0.1 + 0.02 * n) for n in range(1, 11)]
+    (tracks,) = followed(seen(*steps, times_s=tuple(0.4 * n for n in range(20))))
+    assert [len(track.path) for track in tracks.observations] == [10]
+    assert tracks.open == ()
+
+
+def test_one_that_is_seen_in_a_segments_last_frame_is_shown_with_the_next() -> None:
+    first, second = followed(seen(at(0.5, 0.1)), seen(at(1.0, 0.12)))
+    assert first.observations == ()
+    assert [sighting.at_ns for sighting in second.observations[0].path] == [S // 2, S]
+
+
+@pytest.mark.parametrize("spacing_s", [2.0, 2.002, 5.0])
+def test_few_frames_are_enough_to_follow_one_that_stands(spacing_s: float) -> None:
+    found = followed(*(seen(at(n * spacing_s, 0.1)) for n in range(10)))
+    assert found[-1].num_tracks == 1
+    assert sum(len(track.path) for tracks in found for track in tracks.observations) == 10
+
+
+def test_behind_a_gap_no_number_is_given_twice() -> None:
+    before = tracked(seen(at(0, 0.1), at(0.5, 0.1)), None, 0)
+    after = tracked(seen(at(9, 0.1), at(9.5, 0.1)), None, 3)
+    (one,), (other,) = before.observations, after.observations
+    assert one.track != other.track
+
+
+def test_two_frames_of_one_moment_make_nobody_fast() -> None:
+    steps = [at(0, 0.1), at(0.01, 0.105), at(0.5, 0.1), at(1.0, 0.1)]
+    (tracks,) = followed(seen(*steps))
+    assert tracks.num_tracks == 1
+
+
 def test_two_that_meet_and_part_keep_their_tracks() -> None:
     """They pass through the same place: the velocity says which is which."""
     there = [at(0.25 * n, 0.1 + 0.04 * n, 0.50) for n in range(12)]
@@ -239,13 +290,19 @@ def test_one_that_is_away_for_long_is_another() -> None:
     near, far = MAX_UNSEEN_S - 0.5, MAX_UNSEEN_S + 0.5
     for away_s, num in ((near, 1), (far, 2)):
         later = [at(0.5 + away_s, 0.1), at(1.0 + away_s, 0.1)]
-        _, second = followed(seen(at(0, 0.1), at(0.5, 0.1)), seen(*later))
+        empty = tuple(0.5 * n for n in range(8) if 0.5 * n < 0.5 + away_s)
+        _, second = followed(seen(at(0, 0.1), at(0.5, 0.1), times_s=empty), seen(*later))
         assert second.num_tracks == num
         assert [track.track for track in second.observations] == [num]
 
 
 BOXES = st.tuples(st.floats(0, 0.9), st.floats(0, 0.8)).map(lambda place: (*place, 0.1, 0.2))
 SOME = st.lists(st.tuples(st.integers(0, 9), BOXES, st.sampled_from(["person", "car"])), max_size=30)
+
+
+def sightings(*tracks: Tracks) -> list[tuple[int, int]]:
+    """Which track was seen when."""
+    return sorted((track.track, each.at_ns) for one in tracks for track in one.observations for each in track.path)
 
 
 @given(SOME)
@@ -263,7 +320,7 @@ def test_however_it_is_cut_the_tracks_are_the_same(found: list[tuple[int, Any, s
     (whole,) = followed(part(0, 10))
     cut = followed(part(0, 3), part(3, 7), part(7, 10))
     assert whole.open == cut[-1].open and whole.num_tracks == cut[-1].num_tracks
-    assert sum(len(track.path) for tracks in cut for track in tracks.observations) <= len(found)
+    assert sightings(whole) == sightings(*cut)
     for tracks in cut:
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(tracks), type=Tracks) == tracks
 
@@ -314,9 +371,44 @@ def test_who_enters_stays_and_leaves_is_told_once_each_over_segments() -> None:
         params,
         tracks(track(1, (0, 0.2), (1, 0.5))),
         tracks(track(1, (2, 0.5), (3, 0.5), (4, 0.55))),
-        tracks(track(1, (5, 0.7))),
+        tracks(track(1, (5, 0.7), (6, 0.8))),
     )
-    assert said == ["1 person 1 enters the gate", "1 person 1 stays in the gate for 2 s", "5 person 1 leaves the gate"]
+    assert said == ["1 person 1 enters the gate", "1 person 1 stays in the gate for 2 s", "6 person 1 leaves the gate"]
+
+
+def test_who_stands_at_the_edge_does_not_come_and_go() -> None:
+    params = WatchZonesParams(zones={"the gate": GATE}, stays_s=8)
+    said = told(params, tracks(track(1, *((n, 0.59 if n % 3 else 0.61) for n in range(12)))))
+    assert said == ["1 person 1 enters the gate", "1 person 1 stays in the gate for 8 s"]
+
+
+def test_who_is_cut_off_by_the_frames_edge_stands_in_it() -> None:
+    everywhere = {"all": ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))}
+    path = (Sighting(0, (0.9, 0.7, 0.1001, 0.3001)),)
+    whole = TrackedObject(start_ns=0, end_ns=0, text="person", track=1, path=path)
+    assert told(WatchZonesParams(zones=everywhere), tracks(whole)) == ["0 person 1 enters all"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"zones": {"a": [[0, 0], [384, 0], [384, 576]]}},
+        {"zones": {"a": [[0, 0], [float("nan"), 0], [1, 1]]}},
+        {"zones": {"a": [[0, 0], [1, 1]]}},
+        {"zones": {"": [[0, 0], [1, 0], [1, 1]]}},
+        {"zones": {"a\nb": [[0, 0], [1, 0], [1, 1]]}},
+        {"lines": {"a": [[0, 0], [float("inf"), 0]]}},
+    ],
+)
+def test_what_is_no_place_in_a_frame_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(wrong, WatchZonesParams)
+
+
+def test_a_class_that_nobody_can_find_is_refused() -> None:
+    assert msgspec.convert({"objects": ["person", "stop sign"]}, DetectObjectsParams).objects == ("person", "stop sign")
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"objects": ["pedestrian"]}, DetectObjectsParams)
 
 
 def test_who_is_lost_in_a_zone_has_left_it_when_last_seen() -> None:

@@ -13,15 +13,19 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from mcp import ClientSession, StdioServerParameters, stdio_client
+from mcp import Client, ClientSession, StdioServerParameters, stdio_client
 from media_zoo import make
 from served import serving
 
-from penstock.mcp_server import MAX_CHARS, TOOLS, Ask, Tool, arguments_of
+import penstock
+from operators.capabilities import Speech
+from penstock.mcp_server import MAX_CHARS, TOOLS, Ask, Tool, arguments_of, server_of
 from streams.errors import UserError
 
 pytestmark = pytest.mark.anyio
 CAPTIONS = ((0.1, 1.9, "The train to Porto leaves at nine twenty."), (2.1, 3.9, "Breakfast costs eleven euros."))
+HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+SAID = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": HELLO}).encode()
 BY_NAME = {tool.name: tool for tool in TOOLS}
 
 
@@ -95,18 +99,17 @@ async def test_what_is_wrong_is_said_to_the_agent_which_goes_on(tmp_path: Path) 
 
 def test_it_ends_when_it_is_interrupted_and_when_its_host_goes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "penstock", "mcp", "--store", str(tmp_path)]
-    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
-    said = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}).encode() + b"\n"
     for ends in ("signal", "end of input", "no JSON"):
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write((b"\xff nonsense\n" if ends == "no JSON" else b"") + said)
+        process.stdin.write((b"\xff nonsense\n" if ends == "no JSON" else b"") + SAID + b"\n")
         process.stdin.flush()
         while "result" not in (answer := json.loads(process.stdout.readline())):  # nonsense is answered, too
             pass
         assert answer["result"]["serverInfo"]["name"] == "penstock"
         if ends == "signal":
             process.send_signal(signal.SIGINT)
+            process.wait(timeout=30)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == (130 if ends == "signal" else 0), errors
         assert b"Traceback" not in errors
@@ -130,21 +133,88 @@ def test_arguments_have_bounds() -> None:
             arguments_of(ask, wrong)
 
 
-async def test_a_long_transcript_comes_in_pieces() -> None:
-    from operators.capabilities import Speech
+class Some:
+    """A client that heard this."""
 
-    said = [Speech(start_ns=n * 10**9, end_ns=(n + 1) * 10**9, text="x" * 1000) for n in range(100)]
+    def __init__(self, said: list[Speech]) -> None:
+        self._said = said
 
-    class Some:
-        async def transcript(self, stream: str) -> list[Speech]:
-            return said
+    async def transcript(self, stream: str) -> list[Speech]:
+        return self._said
 
-    transcript, got, start_s = BY_NAME["transcript"], 0, 0.0
+
+@pytest.mark.parametrize("overlap_s", [0, 1, 50])
+async def test_a_long_transcript_comes_in_pieces_each_line_once(overlap_s: int) -> None:
+    said = [
+        Speech(start_ns=n * 10**9 // 3, end_ns=(n + 1 + overlap_s) * 10**9 // 3, text=f"{n} " + "x" * 1000)
+        for n in range(100)
+    ]
+    said[0] = msgspec.structs.replace(said[0], end_ns=100 * 10**9)  # two who speak at once
+    transcript, after, got = BY_NAME["transcript"], 0, list[str]()
     for _ in range(10):
-        piece = await transcript.work(Some(), arguments_of(transcript, {"stream": "a", "start_s": start_s}))  # type: ignore[arg-type]
+        arguments = arguments_of(transcript, {"stream": "a", "after": after})
+        piece = await transcript.work(Some(said), arguments)  # type: ignore[arg-type]
         assert sum(len(line["text"]) for line in piece["lines"]) <= MAX_CHARS
-        got += len(piece["lines"])
-        if "next_start_s" not in piece:
+        got += [line["text"] for line in piece["lines"]]
+        if "next" not in piece:
             break
-        start_s = piece["next_start_s"]
-    assert got == len(said)
+        after = piece["next"]
+    assert got == [each.text for each in said]
+
+
+async def test_a_failure_that_nobody_expected_is_told_in_one_line() -> None:
+    class Broken:
+        async def streams(self) -> list[Any]:
+            raise RuntimeError("/secret/path sk-123")
+
+    @asynccontextmanager
+    async def connected() -> AsyncIterator[Any]:
+        yield Broken()
+
+    async with Client(server_of(connected)) as client:
+        result = await client.call_tool("list_streams", {})
+    assert result.is_error
+    assert result.content[0].text == "list_streams failed (RuntimeError): its log says why"  # type: ignore[union-attr]
+
+
+async def test_a_line_that_is_too_long_is_passed_over_and_stdin_may_be_a_file(tmp_path: Path) -> None:
+    lines = [b'{"x": "' + b"y" * (9 << 20) + b'"}', SAID, b""]
+    (tmp_path / "in").write_bytes(b"\n".join(lines))
+    command = [sys.executable, "-m", "penstock", "mcp", "--store", str(tmp_path)]
+    with (tmp_path / "in").open("rb") as file:
+        done = await anyio.run_process(command, stdin=file, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert b"is passed over" in done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["result"]["serverInfo"]["name"] == "penstock"
+
+
+async def test_answers_that_are_there_need_no_waiting_and_what_cannot_be_read_is_passed_over(nats_url: str) -> None:
+    from engine.run.registry import open_registry
+    from streams import subjects
+    from streams.wire.ledger import open_ledger
+    from streams.wire.link import connect as connect_link
+
+    async with penstock.connect(nats_url) as client, connect_link(nats_url) as link:
+        ledger, _ = await open_ledger(link), await open_registry(link)
+        where = subjects.answers("j1", "s")
+        good = {
+            "job": "j1", "stream": "s", "question": "", "answer": "yes", "confidence": 1, "evidence": [], "stages": [],
+            "gaps": [], "latency_s": 0, "compute_s": 0, "trace_id": "",
+        }  # fmt: skip
+        deep: Any = 1
+        for _ in range(300):
+            deep = [deep]
+        js = link.client.jetstream()
+        await js.publish(where, json.dumps(good).encode())
+        await js.publish(where, b"nonsense")
+        await js.publish(where, b"x", headers={"Penstock-Bulk": "a." + "0" * 40 + ".1"})
+        await js.publish(where, json.dumps({**good, "output": deep}).encode())
+        await js.publish(where, json.dumps({**good, "answer": "last"}).encode())
+        found = await client.next_answers("j1", wait_s=0)
+        assert [answer.answer for answer in found.answers][0 :: len(found.answers) - 1] == ["yes", "last"]
+        told = await BY_NAME["answers"].work(client, arguments_of(BY_NAME["answers"], {"job": "j1", "wait_s": 0}))
+        assert msgspec.json.encode(told)
+        assert (await client.next_answers("j1", found.next, 0)).answers == []
+        with pytest.raises(UserError):
+            await client.next_answers("no-such-job", wait_s=0)
+        del ledger
