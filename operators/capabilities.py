@@ -174,6 +174,9 @@ class Counts(Evidence, frozen=True):
     kind: ClassVar[str] = "count"
     observations: tuple[Count, ...] = ()
 
+    def said(self) -> list[str]:
+        return [each.text for each in self.observations]  # whenever it was
+
 
 class Captions(Evidence, frozen=True):
     """What was said, in cues that can be read while it is said: `text` has at most two lines."""

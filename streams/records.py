@@ -110,6 +110,10 @@ class Evidence(Record, frozen=True):
     kind: ClassVar[str] = "observation"  # what a reader sees: "speech", "text", "scene"
     observations: tuple[Observation, ...] = ()
 
+    def said(self) -> Any:
+        """What it says, without how surely, for whoever is told only what is new."""
+        return [msgspec.structs.replace(each, confidence=1.0) for each in self.observations]
+
 
 class Support(Record, frozen=True):
     """One piece of evidence behind an answer."""

@@ -185,6 +185,8 @@ def digest(output: msgspec.Struct | None) -> str:
             content: Any = [answer, sorted((item.kind, item.start_ns, item.text) for item in evidence)]
         case Evidence(observations=()) | None:
             return NOTHING
+        case Evidence():
+            content = output.said()
         case _:
             content = output
     return hashlib.sha256(encode(content)).hexdigest()[:16]

@@ -158,7 +158,7 @@ def make_plan(
         notices += [notice for notice in passed_over if notice not in notices]
         inputs = {port: _ids(stage, port, capability, planned) for port in sorted(stage.inputs)}
         knobs = msgspec.to_builtins(rung.knobs)
-        params = msgspec.to_builtins(msgspec.convert(stage.params, capability.params))
+        params = _written(name, msgspec.convert(stage.params, capability.params))
         device = device_for(Offer(operator, rung), capability, machine, media, elsewhere)
         chosen = PlannedRung(
             implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs, device=device
@@ -180,6 +180,18 @@ def make_plan(
     stages = _with_ranges_apart({stage.id: stage for stage in planned.values()}.values())
     answers = tuple(dict.fromkeys(planned[name].id for name in workflow.answers))
     return Plan(workflow=workflow.name, stages=stages, answers=answers, notices=tuple(notices))
+
+
+def _written(name: str, params: Settings) -> dict[str, Any]:
+    """Parameters as they travel. Raises UserError for what would be something else on arrival."""
+    written: dict[str, Any] = msgspec.to_builtins(params)
+    try:
+        arrived = msgspec.json.decode(msgspec.json.encode(written), type=type(params))
+    except msgspec.ValidationError as error:
+        raise UserError(f"stage {name!r}: {error}: a number has to be finite") from None
+    if arrived != params:
+        raise UserError(f"stage {name!r}: its parameters cannot be written as JSON")
+    return written
 
 
 def _behind_ranges(name: str, stage: Stage, scope: Scope, planned: Mapping[str, PlannedStage]) -> Scope:

@@ -22,7 +22,7 @@ from operators.language import asking
 from operators.language.asking import Model, ModelKnobs, room_of
 from operators.language.chat import failure
 from operators.language.endpoints import Endpoint
-from operators.language.extracting import most_central, sentences_of
+from operators.language.extracting import by_weight, sentences_of
 from operators.language.reading import FENCE_CHARS, cited, fenced, support_of
 from operators.language.retrieval import Piece
 from streams.errors import Permanent
@@ -79,32 +79,37 @@ class Writing(Operator):
         shown = await anyio.to_thread.run_sync(self._shown, endpoint, params, inputs)
         if not shown:
             return Summary()
-        about = f" to this: {' '.join(params.about.split())}" if params.about else ""
+        about = f" to this: {' '.join(params.about.split())}" if params.about.strip() else ""
         role = ROLE.format(num=params.max_points, about=about)
         refused: list[Summary] = []
         made_of = partial(_stands, shown, params.max_points, refused)
         try:
-            return await self._model.told(endpoint, role, "\n".join(fenced(shown)), Written, made_of, emit)
+            stood = [await self._model.told(endpoint, role, "\n".join(fenced(shown)), Written, made_of, emit)]
         except Permanent:
-            best = max(refused, key=lambda summary: len(summary.observations), default=Summary())
-            if not best.observations:
+            if not any(summary.observations for summary in refused):
                 raise
-            return best
+            stood = []
+        return max([*stood, *refused], key=lambda summary: len(summary.observations))
 
     def _shown(self, endpoint: Endpoint, params: SummarizeParams, inputs: Inputs) -> list[Piece]:
-        """The most central sentences that there is room for, in order of time."""
-        shown = pieces = sentences_of(inputs)
+        """All that was said, or the sentences of it that say most and that there is room for; in order of time."""
+        every = sentences_of(inputs)
         room = room_of(endpoint) - len(params.about)
-        num = min(len(pieces), MAX_SHOWN)
-        while num:
-            if len(pieces) > num:
-                shown = most_central(pieces, num, params.about)
-            if sum(len(piece.meaning) + FENCE_CHARS for piece in shown) <= room:
-                return shown
-            num = num * 3 // 4
-        if pieces:
+        pieces = [piece for piece in every if _size(piece) <= room]
+        if every and not pieces:
             raise failure("budget", f"{endpoint.model} has no room for a passage")
-        return []
+        if len(pieces) > MAX_SHOWN or sum(map(_size, pieces)) > room:
+            pieces = by_weight(pieces, MAX_SHOWN, params.about)
+        shown: list[Piece] = []
+        for piece in pieces:
+            room -= _size(piece)
+            if room >= 0:
+                shown.append(piece)
+        return sorted(shown, key=lambda piece: (piece.start_ns, piece.kind))
+
+
+def _size(piece: Piece) -> int:
+    return len(piece.meaning) + FENCE_CHARS
 
 
 def _stands(shown: Sequence[Piece], max_points: int, refused: list[Summary], written: Written) -> Summary:

@@ -139,14 +139,15 @@ def _observations(to: Console, answer: Answer) -> bool:
     found = answer.output if isinstance(answer.output, dict) else {}
     for item in found.get("observations", ()):
         span = between(item["start_ns"] / 1e9, item["end_ns"] / 1e9)
-        to.print(f"{span}  {name:<6} {escape(item.get('text', ''))}", soft_wrap=True)
+        text = " ".join(item.get("text", "").split())
+        to.print(f"{span}  {name:<6} {escape(text)}", soft_wrap=True)
     if found and "observations" not in found:
         to.print(f"{name}: {escape(msgspec.json.encode(found).decode())}", soft_wrap=True)
     return bool(found.get("observations", found))
 
 
 def between(start_s: float, end_s: float) -> str:
-    return f"[cyan]{clock(start_s)} - {clock(end_s)}[/]"
+    return f"[cyan]{clock(start_s)}{f' - {clock(end_s)}' if end_s > start_s else ''}[/]"
 
 
 def clock(seconds: float) -> str:

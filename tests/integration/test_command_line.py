@@ -14,6 +14,7 @@ from clips import EXAMPLES, STATION
 from conftest import Eventually
 from media_zoo import make, mutated
 
+from engine.spec.catalogue import installed
 from penstock.cli.main import main
 from streams.wire.ledger import open_ledger
 from streams.wire.link import connect
@@ -229,7 +230,8 @@ def test_doctor_and_operators_say_what_is_here(tmp_path: Path) -> None:
     assert "software h264" in found["decoding"]["found"]
     assert all(row["ok"] or row["advice"] for row in found.values())
     rows = [json.loads(line) for line in penstock("operators", "--json", store=tmp_path).stdout.splitlines()]
-    assert {row["capability"] for row in rows} == {"answer_question", "detect_scenes", "read_text", "transcribe"}
+    assert {row["capability"] for row in rows} == set(installed().capabilities)
+    assert {"answer_question", "detect_objects", "speak", "transcribe"} <= {row["capability"] for row in rows}
     assert any(row["rung"] == "pocketsphinx" and row["missing"] is None for row in rows)
     people = penstock("operators", store=tmp_path)
     assert "whisper-large-v3" in people.stdout

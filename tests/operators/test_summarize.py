@@ -89,7 +89,7 @@ def test_whatever_was_said_as_many_sentences_as_asked_for_at_most(texts: list[st
     chosen = most_central(every, num, about)
     assert len(chosen) <= num
     assert chosen == sorted(set(chosen), key=lambda piece: piece.start_ns)
-    assert (not chosen) == (not every)
+    assert (not chosen) == (not every) or about.strip()
     assert chosen == most_central(every, num, about)
 
 
@@ -97,6 +97,36 @@ def test_of_more_than_are_compared_at_once_some_of_each_part_are(monkeypatch: py
     monkeypatch.setattr(extracting, "MAX_AT_ONCE", 10)
     every = pieces(*(f"sentence {n} is about topic {n % 7} and more" for n in range(1234)))
     assert len(most_central(every, 5, "")) == 5
+
+
+def test_what_is_said_again_and_again_is_told_once() -> None:
+    again = ["The bridge stays closed to all traffic until further notice."] * 6
+    summary = picked(transcript(*again, *SAID), max_points=5)
+    texts = [point.text for point in summary.observations]
+    assert len(texts) == len(set(texts)) == 5
+    assert len(picked(transcript(*again), max_points=5).observations) == 1
+
+
+def test_what_nothing_is_about_has_no_summary() -> None:
+    assert picked(transcript(*SAID), max_points=3, about="quantum chromodynamics") == Summary()
+    assert picked(transcript(*SAID), max_points=3, about="  ").observations
+
+
+def test_short_sentences_count_where_there_are_few_others() -> None:
+    said = ("We won.", "Fire broke out.", "Three died.", "Police came late.", "And so that was the whole of it.")
+    assert len(picked(transcript(*said), max_points=5).observations) == 5
+
+
+def test_a_word_of_thanks_does_not_hide_the_slides() -> None:
+    rows = tuple(
+        TextLine(start_ns=0, end_ns=S, text=f"point {n} of the plan", box=(0.1, n / 10, 0.5, 0.05)) for n in range(3)
+    )
+    (summary,) = run(
+        Extracting,
+        {"evidence": [[transcript("Thank you.")], [ScreenText(observations=rows)]]},
+        params={"max_points": 4},
+    )
+    assert {each.kind for point in summary.observations for each in point.evidence} == {"text", "speech"}
 
 
 def test_the_walk_comes_to_rest_where_the_equation_says() -> None:
@@ -110,9 +140,12 @@ def test_the_walk_comes_to_rest_where_the_equation_says() -> None:
     assert alone == pytest.approx([0.5, 0.5])
 
 
-def test_a_text_without_words_is_like_nothing() -> None:
-    vectors = tf_idf(["a b", "...", ""])
-    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 0, 0])
+def test_texts_are_like_by_the_words_they_share() -> None:
+    vectors = tf_idf(["a b", "b a", "a c", "...", ""])
+    like = vectors @ vectors.T
+    assert like[0, 1] == pytest.approx(1)
+    assert 0 < like[0, 2] < 1
+    assert like[3:].max() == 0
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -159,6 +192,8 @@ async def test_what_is_borne_out_stands_in_order_of_time(told: Told) -> None:
 
 
 async def test_what_is_made_up_is_asked_for_once_more_and_then_left_out(told: Told) -> None:
+    most, _ = await told(written(GOOD, LATER, MADE_UP), written(GOOD), max_points=3)
+    assert [point.text for point in most.observations] == [GOOD[0], LATER[0]]
     summary, there = await told(written(GOOD, MADE_UP), written(MADE_UP), max_points=3)
     assert [point.text for point in summary.observations] == [GOOD[0]]
     assert len(there.requests) == 2
@@ -182,8 +217,9 @@ async def test_where_nothing_was_said_nobody_is_asked(told: Told) -> None:
 
 
 async def test_of_more_than_there_is_room_for_the_most_central_is_shown(told: Told) -> None:
-    many = transcript(*(f"Sentence {n} says that the river flooded street number {n}." for n in range(400)))
-    acts = written(("The river flooded a street.", [1]))
+    streets = (f"Sentence {n} says that water came in at number {n} of street {n * 7}." for n in range(400))
+    many = transcript("Much " * 3000 + ".", *streets)
+    acts = written(("Water came in.", [1]))
     _, there = await told(acts, evidence=many, more="context_tokens = 2048", max_points=3)
     shown = there.requests[0].body["messages"][1]["content"]
     assert 10 < shown.count("<passage ") < 200

@@ -431,3 +431,18 @@ def test_what_follows_a_range_has_an_output_of_that_range_where_it_can() -> None
         Workflow(name="w", stages={**stages, "bad": over("toy_sum", "total", "read")}), CATALOGUE, MACHINE, window=3
     )
     assert {stage.scope for stage in in_windows.stages} == {Map(), Window(3)}
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_parameters_that_would_arrive_as_something_else_are_refused(number: str) -> None:
+    class Weighed(Settings, frozen=True):
+        weight: float = 0.0
+
+    weigh = Capability("toy_weigh", {"media": Port(Media)}, toys.Number, Weighed)
+
+    class Weigh(toys.Toy):
+        capability = weigh
+
+    stages = {"weigh": Stage(capability="toy_weigh", inputs={"media": "media"}, params={"weight": float(number)})}
+    with pytest.raises(UserError, match=r"stage 'weigh': .*finite"):
+        plan_of(stages, Catalogue([Weigh]))
