@@ -19,7 +19,6 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import cv2
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
@@ -152,6 +151,8 @@ def _of_size(outputs: Sequence[Floats], size: int) -> Floats:
 def prepared(images: NDArray[np.uint8]) -> tuple[Floats, tuple[float, float]]:
     """What the model takes, float32 [N, 3, SIDE, SIDE], BGR, and the share of its width and height that is filled.
     images: uint8 [N, H, W, 3], RGB."""
+    import cv2  # long to load
+
     height, width = images.shape[1:3]
     longer = max(height, width)
     filled = (SIDE, SIDE)
@@ -201,6 +202,8 @@ def boxes_of(scores: Floats, sides: Floats, threshold: float, wanted: Collection
     left, top, right, bottom = (steps * stride[:, None]).T
     x0, y0, x1, y1 = (np.clip(side, 0, SIDE) for side in (x - left, y - top, x + right, y + bottom))
     corners = np.stack([x0, y0, x1 - x0, y1 - y0], axis=1)
+    import cv2  # long to load
+
     order = cv2.dnn.NMSBoxesBatched(corners.tolist(), sure[kept].tolist(), best[kept].tolist(), 0.0, SAME)
     found = [
         Box(NAMES[best[kept[at]]], float(sure[kept[at]]), *(corners[at] / SIDE).tolist())
