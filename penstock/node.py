@@ -102,7 +102,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lambda running: None) -> None:
     """Run a node until canceled. Raises UserError for a bad configuration or a port in use, LinkError without NATS."""
     config = load_config(options.config) if options.config else Config()
-    models = to_serve()
+    models, states = to_serve(), dict[str, ServedState]()
     machine = this_machine()
     id = new_id("n")
     traces = Telemetry("penstock-node", options.trace_file, id)
@@ -148,7 +148,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
 
                     token = known_token(options.store)
                     http = await tasks.start(
-                        partial(serve_http, traces=traces, auth=options.http_auth, token=token),
+                        partial(serve_http, traces=traces, auth=options.http_auth, token=token, models=states),
                         options.http,
                         services,
                         registry,
@@ -173,7 +173,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                 tasks.start_soon(_say_rungs, duties, machine)
                 tasks.start_soon(Intake(registry, ledger, traces, id).run)
                 async with (
-                    serving(options.store, partial(_say_models, duties)) as serve_models,
+                    serving(options.store, partial(_say_models, duties, states)) as serve_models,
                     serve_endpoints(link, "penstock", product_version(), services.endpoints()),
                 ):
                     serve_models(models)
@@ -185,7 +185,8 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
         closed.close()
 
 
-def _say_models(duties: Duties, states: Mapping[str, ServedState]) -> None:
+def _say_models(duties: Duties, known: dict[str, ServedState], states: Mapping[str, ServedState]) -> None:
+    known.update(states)
     duties.status = msgspec.structs.replace(duties.status, models=said_of(states))
 
 

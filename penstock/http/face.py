@@ -1,7 +1,7 @@
 """What every handler of the HTTP face has at hand, and the bounds it keeps."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -15,6 +15,7 @@ from engine.run.registry import Registry, new_id
 from engine.run.telemetry import Telemetry
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Machine
+from operators.language.served import ServedState
 from penstock.http.problems import Refusal
 from streams.errors import LinkError, UserError
 from streams.wire.ledger import Ledger
@@ -49,6 +50,7 @@ class Face:
     traces: Telemetry
     limits: Limits
     workers: WorkersHeard
+    models: Mapping[str, ServedState] = field(default_factory=dict)  # that the node serves, as they stand
     id: str = field(default_factory=lambda: new_id("h"))
     closing: anyio.Event = field(default_factory=anyio.Event)
     num_uploads: int = 0

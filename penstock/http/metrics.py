@@ -13,16 +13,19 @@ from engine.decide.signals import SERVICE_BOUNDS_S, WorkerSignals
 from engine.decide.watching import SourceState, State
 from engine.run import conventions as names
 from engine.run import measures
+from operators.language.served import ServedState
 
 MEDIA_TYPE = "text/plain; version=0.0.4"  # a charset is added to it
 SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 OF_ALL = ("node", "worker")
 
 
-def exposition(workers: Sequence[WorkerSignals], sources: Sequence[SourceState] = ()) -> bytes:
+def exposition(
+    workers: Sequence[WorkerSignals], sources: Sequence[SourceState] = (), models: Iterable[ServedState] = ()
+) -> bytes:
     """All of it, as text."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(workers, sources))
+    registry.register(_Collector(workers, sources, list(models)))
     return generate_latest(registry)
 
 
@@ -37,9 +40,12 @@ def label_of(attribute: str) -> str:
 class _Collector:
     """Made for one look at it."""
 
-    def __init__(self, workers: Sequence[WorkerSignals], sources: Sequence[SourceState]) -> None:
+    def __init__(
+        self, workers: Sequence[WorkerSignals], sources: Sequence[SourceState], models: Sequence[ServedState]
+    ) -> None:
         self._workers = workers
         self._sources = sources
+        self._models = models
 
     def describe(self) -> Iterable[Metric]:
         return []
@@ -59,6 +65,24 @@ class _Collector:
         yield from found.values()
         yield self._durations()
         yield from self._states()
+        if self._models:
+            yield from self._served()
+
+    def _served(self) -> Iterator[Metric]:
+        """The language models that the node serves, and how busy their servers say they are."""
+        up = GaugeMetricFamily("penstock_model_up", "1 where a model's server is up", labels=["model"])
+        asked = GaugeMetricFamily(
+            "penstock_model_requests", "Requests that a model's server has", labels=["model", "state"]
+        )
+        used = GaugeMetricFamily("penstock_model_cache_used", "Share of its memory for these", labels=["model"])
+        for served in self._models:
+            up.add_metric([served.model], float(served.state == "up"))
+            for state, num in (("running", served.load.num_running), ("waiting", served.load.num_waiting)):
+                if num is not None:
+                    asked.add_metric([served.model, state], num)
+            if served.load.cache_used is not None:
+                used.add_metric([served.model], served.load.cache_used)
+        yield from (up, asked, used)
 
     def _states(self) -> Iterator[Metric]:
         """One sample for each state that a source can be in, of which one is 1."""

@@ -258,7 +258,7 @@ async def show_metrics(face: Given) -> Response[bytes]:
     sources: list[SourceState] = []
     with anyio.move_on_after(face.limits.ready_s), suppress(PenstockError):
         sources = list((await face.registry.source_states()).values())
-    return Response(metrics.exposition(face.workers.now, sources), media_type=metrics.MEDIA_TYPE)
+    return Response(metrics.exposition(face.workers.now, sources, face.models.values()), media_type=metrics.MEDIA_TYPE)
 
 
 @get("/healthz", summary="Whether this process is up")

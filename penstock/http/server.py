@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from engine.node.workers_heard import WorkersHeard
 from engine.run.registry import Registry
 from engine.run.telemetry import Telemetry, product_version
 from engine.spec.catalogue import Catalogue, installed
+from operators.language.served import ServedState
 from penstock.http.app import application
 from penstock.http.connections import Crowd, connections_of
 from penstock.http.face import Face, Limits, limits_of_environment
@@ -50,6 +51,7 @@ async def serve_http(
     limits: Limits | None = None,
     auth: Auth = "auto",
     token: str | None = None,
+    models: Mapping[str, ServedState] | None = None,
     task_status: anyio.abc.TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve HTTP at `host:port` (port 0: any that is free) until canceled; reports the URL. Whether requests have to
@@ -64,7 +66,8 @@ async def serve_http(
         listener.close()
         raise
     workers = WorkersHeard(ledger.link)
-    face = Face(services, registry, ledger, catalogue or installed(), this_machine(), own_traces, bounds, workers)
+    catalogue, models = catalogue or installed(), {} if models is None else models
+    face = Face(services, registry, ledger, catalogue, this_machine(), own_traces, bounds, workers, models)
     ended = anyio.Event()
     try:
         async with anyio.create_task_group() as tasks:

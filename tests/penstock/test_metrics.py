@@ -11,6 +11,7 @@ from sites import EACH, site
 from engine.decide.signals import SERVICE_BOUNDS_S, PoolSignals, ServiceTime, StreamSignals, WorkerSignals
 from engine.decide.watching import SourceState
 from engine.node.workers_heard import SILENCE_S, WorkersHeard
+from operators.language.served import Load, ServedState
 from penstock.http.metrics import exposition
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -154,3 +155,14 @@ def test_what_a_source_is_doing_is_one_of_its_states() -> None:
     assert 'penstock_source_state{state="live",stream="gate"} 0.0' in text
     assert 'penstock_source_since_seconds{stream="gate"} 5.0' in text
     assert "no route" not in text
+
+
+def test_models_that_the_node_serves_say_how_busy_they_are() -> None:
+    busy = ServedState("m", "up", load=Load(num_running=5, num_waiting=1, cache_used=0.5))
+    samples = parsed(exposition([], [], [busy, ServedState("n", "down")]).decode())
+    by_model = frozenset({("model", "m")})
+    assert samples["penstock_model_up", by_model] == 1
+    assert samples["penstock_model_up", frozenset({("model", "n")})] == 0
+    assert samples["penstock_model_requests", by_model | {("state", "running")}] == 5
+    assert samples["penstock_model_requests", by_model | {("state", "waiting")}] == 1
+    assert samples["penstock_model_cache_used", by_model] == 0.5
