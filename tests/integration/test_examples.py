@@ -145,3 +145,22 @@ def test_an_assistant_hears_a_question_and_speaks_the_answer(tmp_path: Path) -> 
     text = " ".join(cue["text"] for output in of_stage(heard, "captions") for cue in output["observations"]).lower()
     for word in ("library", "nine", "evening", "card", "euros", "children"):
         assert word in text.replace("9", "nine"), text
+
+
+def test_a_report_is_drawn_from_clips_and_texts_and_leaves_what_is_doubtful_to_a_person(tmp_path: Path) -> None:
+    market = tmp_path / "market"
+    shutil.copytree(EXAMPLES / "market", market)
+    (market / "broken.ogg").write_bytes(b"no sound at all")
+    command = [sys.executable, str(EXAMPLES / "market_report.py"), str(market), "--store", str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 4, done.stderr  # one source could not be read, and the others were
+    sections = dict(part.split("\n", 1) for part in done.stdout.split("\n## ")[1:])
+    assert list(sections)[:3] == ["Prices", "Supply", "Outlook"]
+    assert "two hundred and ten euros a tonne" in sections["Prices"]
+    assert "(harvest.txt, sentence 2)" in sections["Prices"]
+    assert "43 cents" in sections["Prices"] and "broadcast.ogg" in sections["Prices"]
+    assert "broken.ogg" in sections["Not read"]
+    printed = "".join(sections[name] for name in ("Prices", "Supply", "Outlook"))
+    for line in sections["For a person to check"].splitlines():
+        assert not line or line.startswith("- [ ] ")
+        assert not line or line[6:] not in printed
