@@ -20,7 +20,7 @@ def serving(store: Path) -> Iterator[Path]:
         node = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err)
     try:
         deadline = monotonic() + 30
-        while not where.exists():
+        while "is up" not in log.read_text():
             assert node.poll() is None and monotonic() < deadline, log.read_text()
             sleep(0.05)  # between two looks
         yield where

@@ -207,7 +207,7 @@ async def test_one_that_cannot_start_says_why_and_is_tried_again(endpoint: Endpo
 async def test_it_does_not_outlive_whoever_started_it(endpoint: Endpoint, tmp_path: Path) -> None:
     code = (
         "import anyio, sys; from pathlib import Path; from operators.language.endpoints import Endpoint\n"
-        "from operators.language.served import Served\n"
+        "from operators.language import served; from operators.language.served import Served; served.GRACE_S = 0.5\n"
         f"endpoint = Endpoint(model='m', url={endpoint.url!r}, serve={endpoint.serve!r})\n"
         f"served = Served(endpoint, Path({str(tmp_path / 'log')!r}), lambda state: print(state.state, flush=True))\n"
         "anyio.run(served.run)"
