@@ -137,15 +137,18 @@ def reply_of(question: str, shown: Sequence[Piece], said: Said) -> Reply:
     return Reply(question=question, answer=answer, confidence=round(sure, 4), evidence=supports)
 
 
-def cited(statement: str, passages: Sequence[int], question: str, shown: Sequence[Piece]) -> list[Piece]:
-    """The passages that bear a statement out. Raises Permanent, named `citation`, where those it names do not."""
+def cited(
+    statement: str, passages: Sequence[int], question: str, shown: Sequence[Piece], share: float = BORNE_OUT
+) -> list[Piece]:
+    """The passages that bear a statement out, with such a share of its longer words. Raises Permanent, named
+    `citation`, where those it names do not."""
     numbers = sorted(set(passages))
     if not numbers:
         raise failure("citation", f"{statement!r} names no passage")
     if strange := [number for number in numbers if not 1 <= number <= len(shown)]:
         raise failure("citation", f"{statement!r} names passage {strange[0]}, and there are {len(shown)}")
     named = [shown[number - 1] for number in numbers]
-    if why := not_borne_out(statement, question, [piece.meaning for piece in named]):
+    if why := not_borne_out(statement, question, [piece.meaning for piece in named], share):
         raise failure("citation", f"{statement!r}: {why}")
     return named
 
@@ -163,18 +166,21 @@ NUMBER_WORDS = {word: str(number) for number, word in enumerate((*SMALL, *TEENS)
 
 
 FEW = ("a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "he", "in", "is", "it", "its", "of", "on")
+DENIALS = frozenset({"not", "no", "never", "none", "nobody", "nothing", "nor", "neither", "without"})
 SLIGHT = frozenset({*FEW, "or", "she", "that", "the", "there", "they", "this", "to", "was", "were", "with"})
 
 
-def not_borne_out(answer: str, question: str, passages: Sequence[str]) -> str:
+def not_borne_out(answer: str, question: str, passages: Sequence[str], share: float = BORNE_OUT) -> str:
     """Why these passages do not tell that; empty where they do."""
     there = _said_in(" ".join([question, *passages]))
     said = _said_in(answer)
     if strange := sorted(word for word in said if word[0].isdigit() and word not in there):
         return f"{strange[0]} is in none of the passages it names"
+    if not question and (denied := sorted((said & DENIALS) - there)):  # of a question, "no" may be the answer
+        return f"{denied[0]!r} is in none of the passages it names"
     words = sorted(word for word in said if len(word) >= 4 and not word[0].isdigit())
     found = [word for word in words if any(_alike(word, other) for other in there)]
-    if words and len(found) < BORNE_OUT * len(words):
+    if words and len(found) < share * len(words):
         return f"of its words only {', '.join(found) or 'none'} are in the passages it names"
     told = _said_in(" ".join(passages))
     new = [word for word in said - _said_in(question) - SLIGHT if any(_alike(word, other) for other in told)]

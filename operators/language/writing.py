@@ -3,9 +3,9 @@ Each model of the machine's endpoints is a rung (operators.language.endpoints).
 
 Of more than there is room for, it is shown what is most central (operators.language.extracting), in order of time. It
 has to say which passages bear each statement out, and is not believed for it (operators.language.reading says what
-stands). What does not stand is asked for once more; then the statements that stand are the summary, and where none
-does, that is a failure named `citation`. Evidence is data: passages are numbered and fenced, and what they say is never
-an instruction.
+stands; here the share is BORNE_OUT, and what a statement denies one of its passages has to deny). What does not stand
+is asked for once more; then the statements that stand are the summary, and where none does, that is a failure named
+`citation`. Evidence is data: passages are numbered and fenced, and what they say is never an instruction.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,6 +28,7 @@ from operators.language.retrieval import Piece
 from streams.errors import Permanent
 from streams.records import MediaInfo
 
+BORNE_OUT = 0.85  # of a statement's longer words: nobody asked a question that would show up the others
 MAX_SHOWN = 200  # passages, whose numbers the model has to keep apart
 
 ROLE = """You summarise a recording from numbered passages of it: what was said, and what was on screen.
@@ -120,7 +121,7 @@ def _stands(shown: Sequence[Piece], max_points: int, refused: list[Summary], wri
     for statement in written.statements[:max_points]:
         text = " ".join(statement.text.split())
         try:
-            points.append(_point(text, cited(text, statement.passages, "", shown)))
+            points.append(_point(text, cited(text, statement.passages, "", shown, BORNE_OUT)))
         except Permanent as error:
             wrong.append(str(error).removeprefix("citation: "))
     summary = Summary(observations=tuple(sorted(points, key=lambda point: point.start_ns)))

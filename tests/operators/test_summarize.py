@@ -206,6 +206,19 @@ async def test_what_is_made_up_is_asked_for_once_more_and_then_left_out(told: To
         await told(says("a flood, mostly"), max_points=3)
 
 
+@pytest.mark.parametrize(
+    "twisted",
+    [
+        "The mayor was arrested after the flooded river will fall.",
+        "The flooded river will never fall again.",
+        "The river will not fall again by Sunday night.",
+    ],
+)
+async def test_what_twists_its_passage_does_not_stand(told: Told, twisted: str) -> None:
+    summary, _ = await told(written((twisted, [5]), LATER), written((twisted, [5])), max_points=3)
+    assert [point.text for point in summary.observations] == [LATER[0]]
+
+
 async def test_no_more_statements_are_taken_than_were_asked_for(told: Told) -> None:
     summary, _ = await told(written(GOOD, LATER), max_points=1)
     assert len(summary.observations) == 1
