@@ -249,7 +249,7 @@ async def test_one_that_is_served_and_killed_is_started_again_and_loses_and_doub
                 if await server.num_running():
                     break
             await anyio.sleep(0.1)
-        killed.extend(pid for pid in children_of(os.getpid()) if "operators.language.leash" in command_of(pid))
+        killed.extend(pid for pid in children_of(os.getpid()) if "leash.py" in command_of(pid))
         for pid in killed:
             os.killpg(pid, signal.SIGKILL)
 
@@ -262,7 +262,7 @@ async def test_one_that_is_served_and_killed_is_started_again_and_loses_and_doub
     causes: list[Any] = [gap.detail for answer in answers for gap in answer.gaps]
     assert all(str(cause).partition(":")[0] in ("citation", "budget", "schema") for cause in causes), causes
     assert {note.implementation for answer in answers for note in answer.stages} == {"captions", "smollm2"}
-    assert not [pid for pid in children_of(os.getpid()) if "operators.language.leash" in command_of(pid)]
+    assert not [pid for pid in children_of(os.getpid()) if "leash.py" in command_of(pid)]
     with pytest.raises(httpx.HTTPError):
         await server.num_running()
 
