@@ -7,7 +7,7 @@ nothing is answered, and a fifth of what an output costs. They are put where it 
 
 import gc
 
-YOUNG = 10_000
+YOUNG = 50_000
 
 
 def settle() -> None:
