@@ -8,12 +8,12 @@ from typing import Protocol
 
 import anyio
 
+from engine.spec.catalogue import installed
+from engine.spec.operator import Operator
 from engine.spec.plan import Plan
-from operators.language.conversing import Conversing
+from operators.language.asking import AsksModel
 from operators.language.endpoints import Endpoint, endpoints
-from operators.language.reading import Reading
 from operators.language.served import Served, ServedState
-from operators.language.writing import Writing
 
 Serve = Callable[[Collection[Endpoint]], None]
 
@@ -33,8 +33,12 @@ def to_serve(models: Collection[str] | None = None) -> list[Endpoint]:
 
 def models_of(plan: Plan) -> set[str]:
     """The language models that a plan asks."""
-    asking = (Reading.name, Writing.name, Conversing.name)
-    return {stage.rung.rung for stage in plan.stages if stage.rung.implementation in asking}
+    asked = set()
+    for stage in plan.stages:
+        operators = installed().implementations(stage.capability)
+        if issubclass(operators.get(stage.rung.implementation, Operator), AsksModel):
+            asked.add(stage.rung.rung)
+    return asked
 
 
 @asynccontextmanager

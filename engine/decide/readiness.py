@@ -180,9 +180,8 @@ class Readiness:
                 if isinstance(stage.scope, Reduce):
                     keys = self._ranges(stage, None)
                 else:
-                    keys = [
-                        k for k in joins.outputs_of_end(stage.scope, self.num_segments or 0) if stage.running.owes(k)
-                    ]
+                    ended = joins.outputs_of_end(stage.scope, self.num_segments or 0)
+                    keys = [each for each in ended if stage.running.owes(each)]
                 self._look(stage, keys, event, root, out)
             return
         for stage in self._by_source.get(event.source, ()):
@@ -234,8 +233,7 @@ class Readiness:
         lacking = self._lacking.get((stage.id, key))
         if lacking is not None and (self.end is None or lacking[1] < self.end[1]):
             source, index = lacking
-            wants = {source: range(index, index + 1)}
-            return Read(stage, key, event, wants=wants, end=self.end is None, is_probe=True)
+            return Read(stage, key, event, {source: range(index, index + 1)}, end=self.end is None, is_probe=True)
         return self._read_all(stage, key, event)
 
     def _read_all(self, stage: StageRule, key: Key, event: Event) -> Read | None:

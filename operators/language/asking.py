@@ -10,12 +10,13 @@ from typing import TypeVar
 import anyio
 import msgspec
 
-from engine.spec.operator import Rung, Settings
+from engine.spec.operator import Machine, Operator, Rung, Settings
 from operators.language.chat import completed, failure
 from operators.language.endpoints import OVERHEAD_TOKENS, Endpoint, endpoint_of, endpoints, place
 from operators.language.served import until_up
 from operators.language.structured import Growing, read, schema_of
 from streams.errors import Permanent, Transient, UserError
+from streams.records import MediaInfo
 
 CHARS_A_TOKEN = 3  # of English, at least
 NUM_TRIES = 2
@@ -28,18 +29,6 @@ T = TypeVar("T")
 
 class ModelKnobs(Settings, frozen=True):
     model: str = ""
-
-
-def rungs() -> Sequence[Rung]:
-    """Each model of the machine's endpoints, the best first; where there is none, one that says what is missing."""
-    there = [Rung(each.model, each.quality, ModelKnobs(model=each.model)) for each in endpoints()]
-    return sorted(there, key=lambda rung: -rung.quality) or [Rung("language-model", 0.0, ModelKnobs())]
-
-
-def missing(knobs: ModelKnobs) -> str | None:
-    if endpoint_of(knobs.model) is None:
-        return f"{place()} names no endpoint{knobs.model and f' of {knobs.model}'} (docs/models.md)"
-    return None
 
 
 def room_of(endpoint: Endpoint) -> int:
@@ -90,6 +79,33 @@ class Model:
                 return told
         self._seen_s = -math.inf
         raise failure("timeout", f"{endpoint.model} gave no answer that holds within {endpoint.answer_s:g} s")
+
+
+class AsksModel(Operator):
+    """What operators that ask a language model have in common: each model of the machine's endpoints is a rung."""
+
+    runs_in = "async"
+    max_in_flight = 64  # an endpoint's own limit is below that
+    timeout_s = 3600.0  # each endpoint has its own
+
+    Knobs = ModelKnobs
+    knobs: ModelKnobs
+
+    def __init__(self, knobs: ModelKnobs) -> None:
+        super().__init__(knobs)
+        self._model = Model(knobs.model)
+
+    @classmethod
+    def rungs(cls) -> Sequence[Rung]:
+        """The best first; where there is none, one that says what is missing."""
+        there = [Rung(each.model, each.quality, ModelKnobs(model=each.model)) for each in endpoints()]
+        return sorted(there, key=lambda rung: -rung.quality) or [Rung("language-model", 0.0, ModelKnobs())]
+
+    @classmethod
+    def missing(cls, knobs: ModelKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
+        if endpoint_of(knobs.model) is None:
+            return f"{place()} names no endpoint{knobs.model and f' of {knobs.model}'} (docs/models.md)"
+        return None
 
 
 async def _tried(

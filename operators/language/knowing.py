@@ -8,43 +8,21 @@ know that" who says thank you.
 from collections.abc import Sequence
 from typing import ClassVar
 
-from engine.spec.operator import Device, Fold, Inputs, Machine, Operator, Rung, Scope
-from operators import weights
+from engine.spec.operator import Fold, Inputs, Scope
 from operators.capabilities import CONVERSE, ConverseParams, Speech, Transcript, Turn, Turns
-from operators.language import embedding
-from operators.language.quoting import SCALES, QuoteKnobs
-from operators.language.retrieval import Piece, Vectors, nearest, sureness
+from operators.language.quoting import SCALES, Nearest
+from operators.language.retrieval import Piece, nearest, sureness
 from operators.language.turns import Heard, is_question, turns_of
-from streams.records import MediaInfo
 
 MAX_HISTORY = 10  # turns
 
 
-class Knowing(Operator):
-    """Replies with what it was told to know."""
+class Knowing(Nearest):
+    """Replies with what it was told to know. Its rungs' qualities are those of quoting, which finds in the same way."""
 
     capability = CONVERSE
     name = "knowing"
     scope: ClassVar[Scope] = Fold()
-
-    Knobs = QuoteKnobs
-    knobs: QuoteKnobs
-    _vectors: Vectors | None = None
-
-    @classmethod
-    def rungs(cls) -> Sequence[Rung]:
-        """Qualities are those of quoting, which finds answers in the same way."""
-        return (Rung("minilm", 0.44, QuoteKnobs()), Rung("bm25", 0.21, QuoteKnobs(by="words")))
-
-    @classmethod
-    def missing(cls, knobs: QuoteKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
-        if knobs.by == "meaning" and weights.find(embedding.NAME) is None:
-            return f"{embedding.NAME} is not here ({weights.named(embedding.NAME).advice})"
-        return None
-
-    def load(self, device: Device) -> None:
-        if self.knobs.by == "meaning":
-            self._vectors = embedding.load().vectors
 
     def process(self, batch: Sequence[Inputs]) -> Sequence[Turns]:
         return [self._turns(item) for item in batch]

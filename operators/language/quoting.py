@@ -58,14 +58,8 @@ class QuoteKnobs(Settings, frozen=True):
     by: By = "meaning"
 
 
-class Quoting(Operator):
-    """Quotes the passage nearest to the question, where it is sure enough that it answers."""
-
-    capability = ANSWER_QUESTION
-    name = "quoting"
-    scope: ClassVar[Scope] = Reduce()
-    runs_in = "thread"
-    timeout_s = 120.0  # of an hour that is new to it each sentence is embedded once
+class Nearest(Operator):
+    """What operators that find the nearest of some passages have in common."""
 
     Knobs = QuoteKnobs
     knobs: QuoteKnobs
@@ -84,6 +78,16 @@ class Quoting(Operator):
     def load(self, device: Device) -> None:
         if self.knobs.by == "meaning":
             self._vectors = embedding.load().vectors
+
+
+class Quoting(Nearest):
+    """Quotes the passage nearest to the question, where it is sure enough that it answers."""
+
+    capability = ANSWER_QUESTION
+    name = "quoting"
+    scope: ClassVar[Scope] = Reduce()
+    runs_in = "thread"
+    timeout_s = 120.0  # of an hour that is new to it each sentence is embedded once
 
     def process(self, batch: Sequence[Inputs]) -> Sequence[msgspec.Struct]:
         return [self._reply(item) for item in batch]

@@ -23,15 +23,14 @@ import anyio
 import msgspec
 from msgspec import Meta
 
-from engine.spec.operator import Device, Inputs, Machine, Operator, Reduce, Rung, Scope
+from engine.spec.operator import Device, Inputs, Reduce, Scope
 from operators import weights
 from operators.capabilities import ANSWER_QUESTION, NOT_IN_THE_VIDEO, Reply, Support
-from operators.language import asking, embedding
-from operators.language.asking import Model, ModelKnobs, room_of
+from operators.language import embedding
+from operators.language.asking import AsksModel, room_of
 from operators.language.chat import failure
 from operators.language.endpoints import Endpoint
 from operators.language.retrieval import Piece, Vectors, nearest, pieces_of
-from streams.records import MediaInfo
 
 NUM_PASSAGES = 12
 FENCE_CHARS = 50  # of a passage
@@ -52,31 +51,13 @@ class Said(msgspec.Struct, frozen=True):
     confidence: Annotated[float, Meta(ge=0, le=1)]
 
 
-class Reading(Operator):
+class Reading(AsksModel):
     """Reads the passages nearest to the question with a language model, and answers from them."""
 
     capability = ANSWER_QUESTION
     name = "reading"
     scope: ClassVar[Scope] = Reduce()
-    runs_in = "async"
-    max_in_flight = 64  # an endpoint's own limit is below that
-    timeout_s = 3600.0  # each endpoint has its own
-
-    Knobs = ModelKnobs
-    knobs: ModelKnobs
     _vectors: Vectors | None = None
-
-    def __init__(self, knobs: ModelKnobs) -> None:
-        super().__init__(knobs)
-        self._model = Model(knobs.model)
-
-    @classmethod
-    def rungs(cls) -> Sequence[Rung]:
-        return asking.rungs()
-
-    @classmethod
-    def missing(cls, knobs: ModelKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
-        return asking.missing(knobs)
 
     def load(self, device: Device) -> None:
         if weights.find(embedding.NAME) is not None:

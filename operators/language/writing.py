@@ -16,17 +16,15 @@ import anyio.to_thread
 import msgspec
 from msgspec import Meta
 
-from engine.spec.operator import Inputs, Machine, Operator, Reduce, Rung, Scope
+from engine.spec.operator import Inputs, Reduce, Scope
 from operators.capabilities import SUMMARIZE, Point, SummarizeParams, Summary
-from operators.language import asking
-from operators.language.asking import Model, ModelKnobs, room_of
+from operators.language.asking import AsksModel, room_of
 from operators.language.chat import failure
 from operators.language.endpoints import Endpoint
 from operators.language.extracting import by_weight, sentences_of
 from operators.language.reading import FENCE_CHARS, cited, fenced, support_of
 from operators.language.retrieval import Piece
 from streams.errors import Permanent
-from streams.records import MediaInfo
 
 BORNE_OUT = 0.85  # of a statement's longer words: nobody asked a question that would show up the others
 MAX_SHOWN = 200  # passages, whose numbers the model has to keep apart
@@ -49,30 +47,12 @@ class Written(msgspec.Struct, frozen=True):
     statements: Annotated[list[Statement], Meta(max_length=20)]
 
 
-class Writing(Operator):
+class Writing(AsksModel):
     """Has a language model write what matters, and keeps what the evidence bears out."""
 
     capability = SUMMARIZE
     name = "writing"
     scope: ClassVar[Scope] = Reduce()
-    runs_in = "async"
-    max_in_flight = 64
-    timeout_s = 3600.0
-
-    Knobs = ModelKnobs
-    knobs: ModelKnobs
-
-    def __init__(self, knobs: ModelKnobs) -> None:
-        super().__init__(knobs)
-        self._model = Model(knobs.model)
-
-    @classmethod
-    def rungs(cls) -> Sequence[Rung]:
-        return asking.rungs()
-
-    @classmethod
-    def missing(cls, knobs: ModelKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
-        return asking.missing(knobs)
 
     async def process_one(self, inputs: Inputs, emit: Callable[[str], None]) -> Summary:
         endpoint = self._model.endpoint()
