@@ -3,6 +3,7 @@ not there), and exactly one line on stderr that says what would be right."""
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from streams.errors import UserError
 
 WRONG, AWAY = 2, 4
 NOBODY = "nats://127.0.0.1:9"  # the port of discard: nobody listens there
+BATCH = re.compile(r"\d+ files?: .*")
 PROCESS_SHARE = 0.02  # of the command lines are given to a process of its own
 PROCESS_S = 30.0
 OPTIONS = {
@@ -161,10 +163,18 @@ def _judged(words: Sequence[str], code: int, said: str, told: str) -> Outcome:
         raise Defect("status", f"penstock {_shown(words)}: exit code {code} for what is wrong here: {told[-200:]!r}")
     if "Traceback" in told or said:
         raise Defect("message", f"penstock {_shown(words)}: {(told or said)[-300:]!r}")
-    one_line(told.removesuffix("\n"))
+    for line in _lines(words, told.removesuffix("\n")):
+        one_line(line)
     if harmless(told) != told:
         raise Defect("message", f"penstock {_shown(words)}: the terminal is given instructions: {told[:200]!r}")
     return "refused"
+
+
+def _lines(words: Sequence[str], told: str) -> Sequence[str]:
+    """Of several files, or a folder's: a line for each that failed, and what became of all."""
+    *failed, last = told.split("\n")
+    is_of_many = words[0] == "run" and bool(failed) and BATCH.fullmatch(last) is not None
+    return [*failed, last] if is_of_many and all(line.startswith("failed ") for line in failed) else [told]
 
 
 def _asks_a_server(words: Sequence[str]) -> bool:

@@ -133,7 +133,7 @@ class Duties:
     def _say_signers(self, signs: Mapping[str, str]) -> None:
         said = unlike_signers(signs)
         if said not in ("", self._said_signers):
-            log.error("webhooks_signed_differently", detail=said, advice="give all nodes the same key")
+            log.warning("webhooks_signed_differently", detail=said, advice="give all nodes the same key")
         self._said_signers = said
 
     async def answer(self, spec: JobSpec) -> None:

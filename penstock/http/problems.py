@@ -78,9 +78,10 @@ def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[byte
     """The response to a request that failed."""
     problem = problem_of(error)
     if isinstance(error, NotFoundException):
-        problem = msgspec.structs.replace(problem, detail=f"nothing is at {request.url.path}: see /openapi.json")
+        nothing = f"nothing is at {request.url.path}: see /openapi.json"
+        problem = msgspec.structs.replace(problem, detail=_in_one_line(nothing))
     elif isinstance(error, ValidationException):
-        problem = msgspec.structs.replace(problem, detail=_what_is_wrong(request, error))
+        problem = msgspec.structs.replace(problem, detail=_in_one_line(_what_is_wrong(request, error)))
     headers = dict(getattr(error, "headers", None) or {})
     if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(TRY_AGAIN_S)
@@ -97,7 +98,11 @@ def documented(*statuses: HTTPStatus) -> dict[int, ResponseSpec]:
 
 
 def _problem(status: HTTPStatus, line: str) -> Problem:
-    return Problem(title=status.phrase, status=status, detail=" ".join(line.split())[:MAX_LINE] or status.phrase)
+    return Problem(title=status.phrase, status=status, detail=_in_one_line(line) or status.phrase)
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())[:MAX_LINE]
 
 
 def _what_is_wrong(request: Request[Any, Any, Any], error: ValidationException) -> str:
