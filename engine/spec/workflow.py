@@ -2,7 +2,7 @@
 
 The same workflow can be written in TOML or in Python; both give the same structure and so the same plan.
 A stage input is "media" (the stream itself) or the name of another stage. A parameter "$ask" stands for a question
-that the job brings; stages that use it run once for each question.
+that the job brings; stages that use it run once for each question. A stage may be a workflow (engine.spec.nesting).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from engine.spec.nesting import expanded
 from streams.decoding import from_toml
 from streams.errors import Malformed, UserError
 from streams.subjects import token
@@ -106,28 +107,42 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def load_workflow(path: Path) -> Workflow:
     """Read a workflow from a TOML file. Raises UserError with the file and what would be right."""
+    text = _text(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # not UTF-8, or a name with a NUL in it
-        raise UserError(
-            f"cannot read workflow {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}; give a TOML file"
-        ) from error
-    try:
-        return parse_workflow(text)
+        return parse_workflow(text, path.parent)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def parse_workflow(text: str) -> Workflow:
-    """Read a workflow from TOML text."""
-    try:
-        table = from_toml(text)
-    except Malformed as error:
-        raise UserError(f"not valid TOML: {error}") from error
+def parse_workflow(text: str, folder: Path | None = None) -> Workflow:
+    """Read a workflow from TOML text; stages that are workflows of other files are looked for in `folder`."""
+
+    def find(name: str) -> dict[str, Any]:
+        if folder is None or not name.endswith(".toml"):
+            raise UserError(f"there is no [workflows.{name}]")
+        return _table(_text(folder / name))
+
+    table = expanded(_table(text), find)
     stages = table.get("stages")
     if isinstance(stages, dict):
         table["stages"] = {name: _read(stage, Stage, f"stages.{name}") for name, stage in stages.items()}
     return _read(table, Workflow, "workflow")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # not UTF-8, or a name with a NUL in it
+        raise UserError(
+            f"cannot read workflow {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}; give a TOML file"
+        ) from error
+
+
+def _table(text: str) -> dict[str, Any]:
+    try:
+        return from_toml(text)
+    except Malformed as error:
+        raise UserError(f"not valid TOML: {error}") from error
 
 
 def _read(table: Any, kind: type[T], where: str) -> T:
