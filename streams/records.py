@@ -138,6 +138,16 @@ class Reply(Record, frozen=True):
 NOT_IN_THE_VIDEO = "not in the video"
 
 
+class Spent(Record, frozen=True):
+    """What was asked of language models and of tools, and what that took. The price is in the currency in which the
+    machine's owner says what a token is."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    price: float = 0.0
+
+
 class Measured(Record, frozen=True):
     """What a result cost. Never part of what makes two results the same."""
 
@@ -149,6 +159,7 @@ class Measured(Record, frozen=True):
     batch: int = 0  # number of the batch in its worker's pool
     attempt: int = 1  # deliveries of the message that led to it
     started_ns: int = 0  # of the batch, the worker's Unix time
+    spent: Spent | None = None
 
 
 class Result(Record, frozen=True, tag="result"):

@@ -5,7 +5,8 @@ it cost and the trace that explains it. It travels as JSON.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 from engine.spec.entries import MAX_TIME_NS
 from engine.spec.jobs import JobSpec
 from engine.spec.plan import Plan
-from streams.records import NOT_IN_THE_VIDEO, Evidence, Gap, Record, Reply, Result, Segment, Support, encode
+from streams.records import NOT_IN_THE_VIDEO, Evidence, Gap, Record, Reply, Result, Segment, Spent, Support, encode
 
 SECOND_NS = 1_000_000_000
 NOTHING = ""  # what an output says that found nothing
@@ -65,6 +66,19 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     last: int = 0
     partial: bool = False  # a draft: over the beginning of the range only
     perhaps: tuple[EvidenceItem, ...] = ()  # what came nearest where nothing answers
+    spent: Spent | None = None  # what was asked of language models and tools for it, as compute_s counts
+
+
+def all_of(spent: Sequence[Spent]) -> Spent | None:
+    """Together; None where nothing was spent."""
+    if not spent:
+        return None
+    return Spent(
+        calls=sum(each.calls for each in spent),
+        input_tokens=sum(each.input_tokens for each in spent),
+        output_tokens=sum(each.output_tokens for each in spent),
+        price=round(math.fsum(each.price for each in spent), 9),
+    )
 
 
 def upstream_of(plan: Plan, stage_id: str) -> list[str]:
@@ -109,7 +123,7 @@ def make_answer(
     names = {stage.id: stage.name for stage in plan.stages}
     everything = [record, *(item for records in used.values() for item in records)]
     gaps = [item for item in everything if isinstance(item, Gap)]
-    costs = [item.measured.compute_s for item in everything if isinstance(item, Result) and item.measured]
+    measured = [item.measured for item in everything if isinstance(item, Result) and item.measured]
     reply = output if isinstance(output, Reply) else None
 
     def shown(items: Iterable[Support]) -> tuple[EvidenceItem, ...]:
@@ -151,12 +165,13 @@ def make_answer(
             for gap in gaps
         ),
         latency_s=round(latency_s, 4),
-        compute_s=round(sum(costs), 4),
+        compute_s=round(sum(each.compute_s for each in measured), 4),
         trace_id=trace_id,
         output=None if reply else _told(output),
         first=record.first if first is None else first,
         last=record.last,
         perhaps=shown(reply.perhaps if reply else ()),
+        spent=all_of([each.spent for each in measured if each.spent]),
     )
 
 

@@ -3,11 +3,13 @@
 NATS is no registered messaging system, so its name is ours; all else under `messaging.`, `http.`, `server.` and `url.`
 is as the conventions have it, and what is under `penstock.` is ours alone. A span is named by an operation and the
 *template* of what it is about, never by the subject itself: a name with a segment's number in it groups with no other.
-Source: OpenTelemetry semantic conventions (messaging, HTTP, resource), as of SCHEMA_URL; messaging is in development.
+Source: OpenTelemetry semantic conventions (messaging, HTTP, resource, GenAI), as of SCHEMA_URL; messaging and GenAI are
+in development.
 """
 
 from typing import Final, Literal, NamedTuple
 
+from engine.spec.spending import Call
 from streams.subjects import PREFIX
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.43.0"
@@ -80,6 +82,12 @@ PORT: Final = "server.port"
 PROTOCOL: Final = "network.protocol.version"
 ERROR: Final = "error.type"
 
+GEN_AI_OPERATION: Final = "gen_ai.operation.name"
+GEN_AI_MODEL: Final = "gen_ai.request.model"
+GEN_AI_TOOL: Final = "gen_ai.tool.name"
+GEN_AI_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+GEN_AI_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+
 JOB: Final = "penstock.job"
 STREAM: Final = "penstock.stream"
 SEGMENT: Final = "penstock.segment"
@@ -98,6 +106,7 @@ DECODE_KIND: Final = "penstock.decode.kind"
 WAIT_S: Final = "penstock.queue_wait_s"
 COMPUTE_S: Final = "penstock.compute_s"
 DECODE_S: Final = "penstock.decode_s"
+PRICE: Final = "penstock.price"  # in the currency of the machine's owner
 NUM_OUTPUTS: Final = "penstock.num_outputs"
 NUM_EARLIER: Final = "penstock.num_earlier"  # outputs that were there before the job asked
 NUM_BATCHES: Final = "penstock.num_batches"
@@ -112,6 +121,20 @@ def messaging(operation: str, template: str) -> dict[str, str | int | float | bo
     """What a span says of the message it publishes or processes."""
     kind = "send" if operation == "publish" else "process"
     return {SYSTEM: NATS, OPERATION: operation, OPERATION_TYPE: kind, TEMPLATE: template}
+
+
+def called(call: Call) -> tuple[str, dict[str, str | int | float | bool]]:
+    """The name of the span of a call, and what it says of it."""
+    told: dict[str, str | int | float | bool] = {GEN_AI_OPERATION: call.operation}
+    if call.operation == "execute_tool":
+        return f"execute_tool {call.of}", {**told, GEN_AI_TOOL: call.of}
+    return f"chat {call.of}", {
+        **told,
+        GEN_AI_MODEL: call.of,
+        GEN_AI_INPUT_TOKENS: call.input_tokens,
+        GEN_AI_OUTPUT_TOKENS: call.output_tokens,
+        PRICE: call.price,
+    }
 
 
 # --- metrics -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from engine.spec.spending import Call
+
 
 class Late(Exception):
     """Its time had passed before its turn came: it was not computed."""
@@ -25,6 +27,7 @@ class Done(msgspec.Struct, frozen=True, eq=False, gc=False):
     batch: int = 0  # its number in this pool
     why: str = ""  # it ran when it ran
     items: tuple[str, ...] = ()  # the spans of all items of the batch, where anybody traces
+    calls: tuple[Call, ...] = ()  # of what is outside
 
     @property
     def compute_s(self) -> float:

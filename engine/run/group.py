@@ -322,7 +322,7 @@ class Group:
         )
         self._tickets[id(told)] = ticket
 
-    def _emit(self, told: Compute, text: str) -> None:
+    def _emit(self, told: Compute, text: str, *, anew: bool = False) -> None:
         """Pass on what comes while an output is being made, to those who listen for their job's drafts."""
         for job in told.stage.running.jobs:
             said = {
@@ -332,6 +332,7 @@ class Group:
                 "first": told.key.first,
                 "last": told.key.last,
                 "text": text,
+                **({"anew": True} if anew else {}),
             }
             self.host.outbox.send(subjects.partials(job, self.stream), msgspec.json.encode(said))
 

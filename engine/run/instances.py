@@ -3,7 +3,7 @@ process, or item by item side by side.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -12,7 +12,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from engine.spec.operator import Device, Inputs, Operator, Settings
+from engine.spec.operator import Device, Emit, Inputs, Operator, Settings
 from streams.errors import Permanent, Transient
 from streams.records import encode
 
@@ -77,7 +77,7 @@ class Instances:
             self._idle.append(self._load())
         return _timed(self._idle[0], batch)
 
-    async def call_one(self, inputs: Inputs, emit: Callable[[str], None]) -> msgspec.Struct:
+    async def call_one(self, inputs: Inputs, emit: Emit) -> msgspec.Struct:
         """Have one item processed beside others, by the one instance they share."""
         operator = await self._one()
         with anyio.fail_after(self._operator.timeout_s):

@@ -27,7 +27,8 @@ from engine.decide.signals import PoolSignals
 from engine.run.done import Canceled, Done, Late, OnDone
 from engine.run.instances import Answer, Instances, encoded, translated
 from engine.run.service_times import ServiceTimes
-from engine.spec.operator import Device, Inputs, Operator, Settings
+from engine.spec.operator import Device, Emit, Inputs, Operator, Settings
+from engine.spec.spending import noting
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +44,7 @@ class Ticket(msgspec.Struct, eq=False, gc=False):
     id: int
     inputs: Inputs
     on_done: OnDone
-    emit: Callable[[str], None]
+    emit: Emit
     since_ns: int  # Unix time
     span: str
     lane: "Lane | None" = None  # once it runs
@@ -75,7 +76,7 @@ class Capacity:
         self.limiter = anyio.CapacityLimiter(num_cores)
 
 
-def no_word(text: str) -> None:
+def no_word(text: str, *, anew: bool = False) -> None:
     """For partial output that nobody listens to."""
 
 
@@ -144,7 +145,7 @@ class Pool:
         *,
         due_ns: int = 0,
         alone: bool = False,
-        emit: Callable[[str], None] = no_word,
+        emit: Emit = no_word,
         span: str = "",
     ) -> Ticket:
         """Have an item computed; `on_done` is called with what became of it, once, unless it is canceled."""
@@ -355,15 +356,17 @@ class Pool:
         (ticket,) = lane.tickets
         started_ns = time.time_ns()
         output, data, failed = None, b"", None
-        try:
-            output = await self._instances.call_one(ticket.inputs, ticket.emit)
-            (data,) = encoded(self.operator, [output], 1)
-        except Exception as error:
-            output, failed = None, translated(error, self.operator)
+        with noting() as calls:
+            try:
+                output = await self._instances.call_one(ticket.inputs, ticket.emit)
+                (data,) = encoded(self.operator, [output], 1)
+            except Exception as error:
+                output, failed = None, translated(error, self.operator)
         ended_ns = time.time_ns()
         if failed is None:
             self._note_service(1, (ended_ns - started_ns) / 1e9)
-        self._settle(ticket, Done(output, data, failed, started_ns, ended_ns, 1, lane.number, lane.why))
+        done = Done(output, data, failed, started_ns, ended_ns, 1, lane.number, lane.why, calls=tuple(calls))
+        self._settle(ticket, done)
 
     def _settle(self, ticket: Ticket, done: Done) -> None:
         ticket.is_settled = True

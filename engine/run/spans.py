@@ -87,6 +87,17 @@ class TracedSpan(WorkSpan):
         others = [other for other in done.items if other != self.item]
         error = "" if done.error is None else str(done.error)
         self._step(names.compute(self._capability), done.ended_ns, told, others, error)
+        for call in done.calls:
+            name, said = names.called(call)
+            self._traces.record(
+                name,
+                self._process.traceparent,
+                call.began_ns,
+                call.ended_ns,
+                kind="client",
+                attributes=said,
+                error=call.error,
+            )
 
     def storing(self) -> None:
         if not self._has_run:  # a gap

@@ -8,6 +8,7 @@ import msgspec
 from engine.decide.instructions import Compute, GiveGap
 from engine.run.done import Done
 from engine.spec.operator import Entry, Inputs, Media
+from engine.spec.spending import spent
 from engine.spec.workflow import MEDIA
 from streams.records import DeadLetter, Gap, Measured, Result
 
@@ -55,6 +56,7 @@ def result_of(work: Compute, ran: Done, stream: str, worker: str, decode_s: floa
             batch=ran.batch,
             attempt=work.event.num_delivered,
             started_ns=ran.started_ns,
+            spent=spent(ran.calls),
         ),
     )
 

@@ -1,6 +1,7 @@
 """The catalogue: which implementations of which capabilities are installed.
 
-Operators are found by the entry-point group `penstock.operators`; the environment variable PENSTOCK_OPERATORS
+Operators are found by the entry-point group `penstock.operators`, and by `penstock.operator_families`, of functions
+that give as many as there are; the environment variable PENSTOCK_OPERATORS
 ("module:Class, module:Class") adds some without packaging them, for those who write one. A package whose operator
 cannot be loaded, or contradicts what is known, is set aside, and the others serve; one that the variable names has to
 be right.
@@ -11,13 +12,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from engine.spec.operator import Capability, Machine, Operator, Rung
+from engine.spec.operator import Capability, Machine, Operator, Rung, Settings
 from streams.errors import UserError
 from streams.records import MediaInfo
 
 GROUP = "penstock.operators"
+FAMILIES = "penstock.operator_families"  # functions that give operators: as many as something on this machine says
 EXTRA = "PENSTOCK_OPERATORS"
 
 
@@ -42,6 +44,13 @@ class Offer(NamedTuple):
             return self.operator.missing(self.rung.knobs, machine, media)
         except Exception as error:  # it has others beside it, perhaps of other authors
             return raised(self.operator, "missing()", error)
+
+    def cannot(self, params: Settings) -> str | None:
+        """Why it cannot do what is asked; None where it can."""
+        try:
+            return self.operator.cannot(self.rung.knobs, params)
+        except Exception as error:
+            return raised(self.operator, "cannot()", error)
 
 
 class Catalogue:
@@ -75,6 +84,22 @@ class Catalogue:
         except UserError as error:
             self.set_aside.append(str(error))
 
+    def add_family_or_set_aside(self, place: str) -> None:
+        """All that the function at "module:function" gives, each if it can be had."""
+        try:
+            family = list(_loaded(place)())
+        except UserError as error:
+            self.set_aside.append(str(error))
+            return
+        except Exception as error:  # it has others beside it, perhaps of other authors
+            self.set_aside.append(f"{place} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            return
+        for operator in family:
+            try:
+                self._add(operator)
+            except UserError as error:
+                self.set_aside.append(str(error))
+
     def capability(self, name: str) -> Capability:
         try:
             return self.capabilities[name]
@@ -105,20 +130,26 @@ def installed() -> Catalogue:
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         if entry.value not in extra:
             catalogue.add_or_set_aside(entry.value)
+    for entry in sorted(entry_points(group=FAMILIES), key=lambda entry: entry.name):
+        catalogue.add_family_or_set_aside(entry.value)
     return catalogue
 
 
 def load_operator(place: str) -> type[Operator]:
     """The operator class at "module:Class". Raises UserError where there is none."""
-    module_name, _, name = place.partition(":")
-    try:
-        operator = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # whatever its module does when it is imported
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"cannot load operator {place!r}: {cause}; it should be module:Class") from error
+    operator = _loaded(place)
     if not (isinstance(operator, type) and issubclass(operator, Operator)):
         raise UserError(f"{place!r} is not an operator: it should be a class derived from penstock.operators.Operator")
     return operator
+
+
+def _loaded(place: str) -> Any:
+    module_name, _, name = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except Exception as error:  # whatever its module does when it is imported
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"cannot load operator {place!r}: {cause}; it should be module:Class") from error
 
 
 def raised(operator: type[Operator], what: str, error: Exception) -> str:

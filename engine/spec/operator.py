@@ -6,7 +6,7 @@ An operator is synchronous, batched, typed in and out, and knows nothing of NATS
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -184,6 +184,13 @@ class Device:
     num_threads: int = 1  # how many threads the operator may use inside one call
 
 
+class Emit(Protocol):
+    """Publishes text as it comes, to those who listen; it may be lost."""
+
+    def __call__(self, text: str, *, anew: bool = False) -> None:
+        """`anew`: what came before does not hold, and the text begins again with this."""
+
+
 class Operator(ABC):
     """One implementation of a capability."""
 
@@ -221,6 +228,11 @@ class Operator(ABC):
         return None
 
     @classmethod
+    def cannot(cls, knobs: Any, params: Any) -> str | None:
+        """Why this rung cannot do what these parameters of the capability ask, in one line; None where it can. Pure."""
+        return None
+
+    @classmethod
     def shared_work(cls, knobs: Any, inputs: "Inputs") -> frozenset[Hashable]:
         """Names of pieces of work of this item that other items may want as well, for an operator that keeps what it
         did lately: items that name the same are put into one batch, and never run side by side. A piece of work comes
@@ -239,8 +251,8 @@ class Operator(ABC):
         same output, whatever else is in the batch. Every operator has it but those that run in "async"."""
         raise NotImplementedError(f"{type(self).__name__} has no process()")
 
-    async def process_one(self, inputs: Inputs, emit: Callable[[str], None]) -> msgspec.Struct:
+    async def process_one(self, inputs: Inputs, emit: Emit) -> msgspec.Struct:
         """The output for one item, of operators that run in "async": they are given up to `max_in_flight` items at
-        once and batch by themselves. `emit` publishes text as it comes, to those who listen; it may be lost. Canceled
-        where nobody wants the output any more: pass that on to whatever computes."""
+        once and batch by themselves. Canceled where nobody wants the output any more: pass that on to whatever
+        computes."""
         raise NotImplementedError(f"{type(self).__name__} has no process_one()")

@@ -154,11 +154,12 @@ def make_plan(
     for name in workflow.order():
         stage = workflow.stages[name]
         capability = _checked(name, stage, workflow, catalogue)
-        operator, rung, passed_over = choose(catalogue, capability, machine, media, elsewhere, pace)
+        asked = msgspec.convert(stage.params, capability.params)
+        operator, rung, passed_over = choose(catalogue, capability, machine, media, elsewhere, pace, asked)
         notices += [notice for notice in passed_over if notice not in notices]
         inputs = {port: _ids(stage, port, capability, planned) for port in sorted(stage.inputs)}
         knobs = msgspec.to_builtins(rung.knobs)
-        params = _written(name, msgspec.convert(stage.params, capability.params))
+        params = _written(name, asked)
         device = device_for(Offer(operator, rung), capability, machine, media, elsewhere)
         chosen = PlannedRung(
             implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs, device=device
@@ -259,14 +260,19 @@ def choose(
     media: MediaInfo | None,
     elsewhere: Collection[str] = (),
     pace: Pace = USUAL,
+    params: Settings | None = None,
 ) -> tuple[type[Operator], Rung, list[str]]:
-    """The best rung that can run here or on another node and waits for no more of the stream than it should, or, where
-    each waits longer, the one that waits least; and a line that says why no better one. Raises UserError if none can
-    run."""
+    """The best rung that can do what is asked, can run here or on another node and waits for no more of the stream than
+    it should, or, where each waits longer, the one that waits least; and a line that says why no better one. Raises
+    UserError if none can run."""
     reasons: list[str] = []
+    unable: list[str] = []  # whatever is here
     slow: list[tuple[float, type[Operator], Rung]] = []
     for offer in catalogue.offers(capability.name):
         operator, rung = offer
+        if params is not None and (why_not := offer.cannot(params)) is not None:
+            unable.append(why_not)
+            continue
         reason = offer.missing(machine, media)
         if reason is not None and any(rung_on(capability.name, rung.name, d) in elsewhere for d in operator.devices):
             here = offer.missing(machine, None)
@@ -289,7 +295,7 @@ def choose(
     if slow:
         waits_s, operator, rung = min(slow, key=lambda each: each[0])
         return operator, rung, [pace.told(rung, waits_s)]
-    raise UserError(f"nothing here can compute {capability.name!r}: {'; '.join(dict.fromkeys(reasons))}")
+    raise UserError(f"nothing here can compute {capability.name!r}: {'; '.join(dict.fromkeys([*reasons, *unable]))}")
 
 
 def fused(inputs: Mapping[str, Sequence[str]], operator: Operator) -> str:

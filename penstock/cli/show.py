@@ -128,8 +128,19 @@ def _reply(to: Console, answer: Answer) -> None:
         doubt = "" if answer.evidence else "[yellow]perhaps[/] "
         to.print(f"  {doubt}{span}{escape(when)}  {escape(f'{item.kind:<6}')} {escape(item.text)}", soft_wrap=True)
     stages = ", ".join(f"{note.stage}: {note.implementation}" for note in answer.stages)
-    cost = f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute; trace {answer.trace_id}"
+    cost = (
+        f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute{_spent(answer)}; trace {answer.trace_id}"
+    )
     to.print(f"  [dim]{escape(stages)}; {escape(cost)}[/]", soft_wrap=True)
+
+
+def _spent(answer: Answer) -> str:
+    spent = answer.spent
+    if spent is None:
+        return ""
+    tokens = spent.input_tokens + spent.output_tokens
+    said = [f"{spent.calls} call{'s' if spent.calls != 1 else ''}", f"{tokens} tokens" if tokens else ""]
+    return f"; {', '.join(filter(None, said))}" + (f", price {spent.price:.6g}" if spent.price else "")
 
 
 def _observations(to: Console, answer: Answer) -> bool:

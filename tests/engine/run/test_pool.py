@@ -18,7 +18,7 @@ from engine.run import pool as pools
 from engine.run.done import Canceled, Done, Late
 from engine.run.instances import MAX_STUCK, Instances
 from engine.run.pool import Capacity, Pool
-from engine.spec.operator import Device, Entry, Inputs, Operator, Settings
+from engine.spec.operator import Device, Emit, Entry, Inputs, Operator, Settings
 from streams.errors import Permanent, Transient
 
 pytestmark = pytest.mark.anyio
@@ -256,7 +256,7 @@ class Learning(Doubled):
     canceled: ClassVar[list[int]] = []
     let_go: ClassVar[anyio.Event]
 
-    async def process_one(self, inputs: Inputs, emit: Callable[[str], None]) -> msgspec.Struct:
+    async def process_one(self, inputs: Inputs, emit: Emit) -> msgspec.Struct:
         number = inputs.here("numbers").value
         Learning.running += 1
         Learning.most = max(Learning.most, Learning.running)
@@ -288,7 +288,7 @@ async def test_an_engine_that_batches_by_itself_gets_so_many_items_at_once(
     found: list[Done] = []
     said: list[str] = []
     for number in range(100, 105):
-        pool.submit(item(number), found.append, emit=said.append)
+        pool.submit(item(number), found.append, emit=lambda text, *, anew=False: said.append(text))
     await eventually(lambda: Learning.running == 3)
     signals = pool.signals()
     assert (signals.num_waiting, signals.num_in_service, signals.max_in_flight) == (2, 3, 3)
