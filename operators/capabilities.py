@@ -1,6 +1,6 @@
 """The capabilities that ship with Penstock and the types that flow between them."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -178,6 +178,19 @@ class Counts(Evidence, frozen=True):
         return [each.text for each in self.observations]  # whenever it was
 
 
+class Finding(Observation, frozen=True):
+    """Something that a tool gave back. `data`: what of it is no text, time or confidence, as JSON has it."""
+
+    data: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Findings(Evidence, frozen=True):
+    """What a tool made of the evidence it was called with."""
+
+    kind: ClassVar[str] = "finding"
+    observations: tuple[Finding, ...] = ()
+
+
 class Captions(Evidence, frozen=True):
     """What was said, in cues that can be read while it is said: `text` has at most two lines."""
 
@@ -236,12 +249,18 @@ class DetectObjectsParams(Settings, frozen=True):
     objects: Annotated[tuple[ObjectName, ...], Meta(max_length=80)] = ()  # their classes; none: all of them
 
 
+Tools = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=60)], ...], Meta(max_length=20)]
+MaxCalls = Annotated[int, Meta(ge=1, le=20)]
+
+
 class ConverseParams(Settings, frozen=True):
     """What is talked about: what there is to know, a statement each, and who talks."""
 
     knows: Annotated[tuple[Annotated[str, Meta(max_length=1000)], ...], Meta(max_length=500)] = ()
     role: Annotated[str, Meta(max_length=2000)] = "a friendly assistant"
     otherwise: Annotated[str, Meta(max_length=200)] = "I do not know that."  # to a question that nothing answers
+    tools: Tools = ()  # what may be called to reply, by name
+    max_calls: MaxCalls = 3
 
 
 class SpeakParams(Settings, frozen=True):
@@ -257,7 +276,11 @@ class WatchZonesParams(Settings, frozen=True):
 
 
 class AnswerParams(Settings, frozen=True):
+    """`tools`: what a model that answers may call, by name, and how often; without any, evidence alone answers."""
+
     question: str
+    tools: Tools = ()
+    max_calls: MaxCalls = 6
 
 
 class SummarizeParams(Settings, frozen=True):

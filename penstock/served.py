@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Protocol
 
 import anyio
+import msgspec
 
 from engine.spec.catalogue import installed
 from engine.spec.operator import Operator
 from engine.spec.plan import Plan
-from operators.language.asking import AsksModel
+from operators.language.asking import AsksModel, ModelKnobs
 from operators.language.endpoints import Endpoint, endpoints
 from operators.language.served import Served, ServedState
 
@@ -37,7 +38,8 @@ def models_of(plan: Plan) -> set[str]:
     for stage in plan.stages:
         operators = installed().implementations(stage.capability)
         if issubclass(operators.get(stage.rung.implementation, Operator), AsksModel):
-            asked.add(stage.rung.rung)
+            knobs = msgspec.convert(stage.rung.knobs, ModelKnobs)
+            asked |= {knobs.model, *knobs.then}
     return asked
 
 

@@ -13,29 +13,32 @@ knows to stop.
 import logging
 import re
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 import httpx
 import msgspec
 
+from engine.spec.spending import Call, note
+from operators.failures import failure
 from operators.language.endpoints import Endpoint
 from streams.decoding import from_json
-from streams.errors import Malformed, Permanent, Transient, UserError
+from streams.errors import Malformed, UserError
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write every address into the log
 
+GREEDY: Mapping[str, Any] = {"temperature": 0, "seed": 0}
 CONNECT_S = 10.0
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 20.0
 MAX_LINE_BYTES = 1 << 20
+MAX_TOKENS = 1 << 40  # that are believed
 CHARS_A_TOKEN = 16  # at most, of what is believed to have been asked for
 BUSY = frozenset({408, 409, 425, 429, *range(500, 600)})
 TELLING = frozenset({400, 404, 413, 422})  # of which the owner needs to know what was wrong
 SECONDS = re.compile(r"\d{1,5}(\.\d{1,6})?", re.ASCII)
-
-Failing = Literal["timeout", "upstream", "refusal", "budget", "schema", "citation"]
 
 
 class _Delta(msgspec.Struct):
@@ -51,6 +54,20 @@ class _Choice(msgspec.Struct):
 class _Piece(msgspec.Struct):
     choices: list[_Choice] = []
     error: Any = None
+    usage: Any = None
+
+
+class Heard:
+    """What has come of one answer."""
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.usage: Any = None  # as the endpoint counts
+
+    def num(self, of: str) -> int:
+        """Tokens; 0 where it does not say."""
+        said = self.usage.get(of) if isinstance(self.usage, dict) else None
+        return said if isinstance(said, int) and 0 <= said <= MAX_TOKENS else 0
 
 
 class Busy(Exception):
@@ -61,26 +78,23 @@ class Busy(Exception):
         self.pause_s = pause_s
 
 
-def failure(name: Failing, why: str) -> Exception:
-    """An error whose text begins with the failure's name."""
-    said = f"{name}: {' '.join(why.split())[:500]}"
-    return Transient(said) if name in ("timeout", "upstream") else Permanent(said)
-
-
 async def completed(
     endpoint: Endpoint,
     messages: Sequence[Mapping[str, str]],
     schema: Mapping[str, Any] | None = None,
     emit: Callable[[str], None] = lambda text: None,
+    sampling: Mapping[str, Any] = GREEDY,
 ) -> str:
     """What the model says, whole; `emit` is called with each piece as it comes. With a `schema` it is held to that,
-    where the endpoint does so. Raises Transient or Permanent, named as said above."""
+    where the endpoint does so. Each request is noted, with what it took (engine.spec.spending). Raises Transient or
+    Permanent, named as said above."""
+    request = _request(endpoint, messages, schema, sampling)
     pause_s = FIRST_PAUSE_S
     why = ""
     with anyio.move_on_after(endpoint.answer_s) as scope:
         while True:
             try:
-                return await _attempt(endpoint, _request(endpoint, messages, schema), emit)
+                return await _noted(endpoint, request, emit)
             except Busy as busy:
                 why = str(busy)
                 pause_s = min(MAX_PAUSE_S, 2 * pause_s)
@@ -91,16 +105,34 @@ async def completed(
     raise failure("timeout", f"{endpoint.model} gave no answer within {endpoint.answer_s:g} s{why and f' ({why})'}")
 
 
+async def _noted(endpoint: Endpoint, request: Mapping[str, Any], emit: Callable[[str], None]) -> str:
+    began_ns, heard, error = time.time_ns(), Heard(), "canceled"
+    try:
+        await _attempt(endpoint, request, heard, emit)
+        error = ""
+    except Exception as failed:
+        error = str(failed)
+        raise
+    finally:
+        tokens = heard.num("prompt_tokens"), heard.num("completion_tokens")
+        price = (tokens[0] * endpoint.price_in + tokens[1] * endpoint.price_out) / 1e6
+        note(Call("chat", endpoint.model, began_ns, time.time_ns(), *tokens, price, error))
+    return "".join(heard.text)
+
+
 def _request(
-    endpoint: Endpoint, messages: Sequence[Mapping[str, str]], schema: Mapping[str, Any] | None
+    endpoint: Endpoint,
+    messages: Sequence[Mapping[str, str]],
+    schema: Mapping[str, Any] | None,
+    sampling: Mapping[str, Any],
 ) -> dict[str, Any]:
     asked: dict[str, Any] = {
         "model": endpoint.model,
         "messages": list(messages),
         "max_tokens": endpoint.max_tokens,
-        "temperature": 0,
-        "seed": 0,
         "stream": True,
+        "stream_options": {"include_usage": True},
+        **sampling,
     }
     if schema is not None and endpoint.is_constrained:
         asked["response_format"] = {
@@ -110,7 +142,7 @@ def _request(
     return asked
 
 
-async def _attempt(endpoint: Endpoint, request: Mapping[str, Any], emit: Callable[[str], None]) -> str:
+async def _attempt(endpoint: Endpoint, request: Mapping[str, Any], heard: Heard, emit: Callable[[str], None]) -> None:
     """Raises Busy where it may be asked again at once."""
     try:
         headers = {
@@ -123,7 +155,6 @@ async def _attempt(endpoint: Endpoint, request: Mapping[str, Any], emit: Callabl
         raise failure("upstream", f"{endpoint.model}: its key: {error}") from error
     limits = httpx.Timeout(CONNECT_S, read=endpoint.first_token_s)
     place = f"{endpoint.url.rstrip('/')}/chat/completions"
-    text: list[str] = []
     try:
         async with (
             httpx.AsyncClient(verify=_tls(), timeout=limits, trust_env=False, follow_redirects=False) as client,
@@ -133,12 +164,13 @@ async def _attempt(endpoint: Endpoint, request: Mapping[str, Any], emit: Callabl
                 raise failure("upstream", f"{endpoint.model} packs its answer, which was not asked for")
             if response.status_code != 200:
                 raise await _refused(endpoint, response)
-            return await _read(endpoint, response, text, emit)
+            await _read(endpoint, response, heard, emit)
     except httpx.TimeoutException as error:
         raise failure("timeout", f"{endpoint.model}: nothing came for {_waited_s(error, endpoint):g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:  # their text may hold the address
-        if text:
-            raise failure("upstream", f"{endpoint.model} broke off after {len(''.join(text))} characters") from error
+        if heard.text:
+            said = len("".join(heard.text))
+            raise failure("upstream", f"{endpoint.model} broke off after {said} characters") from error
         raise Busy(f"it cannot be reached: {type(error).__name__}", None) from error
 
 
@@ -162,7 +194,7 @@ async def _refused(endpoint: Endpoint, response: httpx.Response) -> Exception:
     return failure("refusal", f"{endpoint.model}: {said}: {endpoint.without_secrets(detail)}")
 
 
-async def _read(endpoint: Endpoint, response: httpx.Response, text: list[str], emit: Callable[[str], None]) -> str:
+async def _read(endpoint: Endpoint, response: httpx.Response, heard: Heard, emit: Callable[[str], None]) -> None:
     num_chars, finished = 0, ""
     async for line in _lines(endpoint, response):
         if not line.startswith(b"data:"):
@@ -176,11 +208,12 @@ async def _read(endpoint: Endpoint, response: httpx.Response, text: list[str], e
             raise failure("upstream", f"{endpoint.model} sent what is no piece of an answer: {error}") from error
         if piece.error:
             raise failure("upstream", f"{endpoint.model} failed while it answered")
+        heard.usage = piece.usage or heard.usage
         for choice in piece.choices[:1]:
             if choice.delta.refusal:
                 raise failure("refusal", f"{endpoint.model}: {endpoint.without_secrets(choice.delta.refusal[:500])}")
             if choice.delta.content:
-                text.append(choice.delta.content)
+                heard.text.append(choice.delta.content)
                 num_chars += len(choice.delta.content)
                 emit(choice.delta.content)
             finished = finished or choice.finish_reason or ""
@@ -189,7 +222,7 @@ async def _read(endpoint: Endpoint, response: httpx.Response, text: list[str], e
                 "budget", f"{endpoint.model} said over {num_chars} characters, {endpoint.max_tokens} tokens asked"
             )
     if finished == "stop":
-        return "".join(text)
+        return
     if finished == "length":
         raise failure("budget", f"{endpoint.model} was not done after {endpoint.max_tokens} tokens")
     if finished:

@@ -10,27 +10,29 @@ The file is $PENSTOCK_ENDPOINTS, else penstock/endpoints.toml in $XDG_CONFIG_HOM
     quality = 0.7                     # of questions to recordings, the share it answers rightly: bench/answers.py
     max_in_flight = 32
 
+    [[ensemble]]                      # models asked as one: until one is sure, each as often as it says
+    name = "careful"
+    models = ["SmolLM2", "Qwen/Qwen3-8B"]
+    sure = 0.7
+    quality = 0.75
+
 One with `serve`, a command, is served by this machine's nodes (operators.language.served).
 """
 
-import os
-import re
-import tomllib
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
 from engine.spec.operator import Settings
+from operators import owned
 from streams.errors import UserError
-from streams.media.references import is_reference, secret
 
 PLACE = "PENSTOCK_ENDPOINTS"
-MAX_BYTES = 1 << 20
 OVERHEAD_TOKENS = 400  # of what is asked, beside the passages
 
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
@@ -51,49 +53,63 @@ class Endpoint(Settings, frozen=True):
     max_tokens: Annotated[int, Meta(ge=16, le=100_000)] = 512  # of an answer
     context_tokens: Annotated[int, Meta(ge=512, le=10_000_000)] = 4096
     is_constrained: bool = True  # it keeps to a JSON schema; else what it says is looked through for JSON
+    price_in: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    price_out: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     serve: Annotated[tuple[Word, ...], Meta(max_length=200)] = ()
     start_s: Annotated[float, Meta(gt=0, le=3600)] = 600.0  # until a server that is started here is up
 
     @property
     def headers(self) -> dict[str, str]:
         """With the key. Raises UserError, without any value, where what the key refers to is not there, or is none."""
-        key = secret(self.key).strip()
-        if not re.fullmatch(r"[\x21-\x7e]*", key):
-            raise UserError(f"what {self.key} refers to is no key: it has other characters than a header may")
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        return owned.bearer(self.key)
 
     def without_secrets(self, text: str) -> str:
         """A text that may have come from the endpoint, with neither key nor address."""
-        try:
-            key = secret(self.key).strip()
-        except UserError:
-            key = ""
-        for what in (key, self.url, urlsplit(self.url).netloc, urlsplit(self.url).hostname or ""):
-            text = text.replace(what, "...") if what else text
-        return text
+        return owned.without_secrets(text, self.key, self.url)
+
+
+class Ensemble(Settings, frozen=True):
+    """Models that are asked as one: one after the other, until the confidence of an answer is at least `sure`; each
+    `samples` times, of which most agree."""
+
+    name: Name
+    models: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=8)]
+    sure: Annotated[float, Meta(ge=0, le=1)] = 0.7
+    samples: Annotated[int, Meta(ge=1, le=32)] = 1
+    quality: Annotated[float, Meta(ge=0, le=1)] = 0.5
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     endpoint: list[Endpoint] = []
+    ensemble: list[Ensemble] = []
+
+
+class There(NamedTuple):
+    """What the file says."""
+
+    endpoints: tuple[Endpoint, ...] = ()
+    ensembles: tuple[Ensemble, ...] = ()
 
 
 def place() -> Path:
     """Where the file is, or would be."""
-    if named := os.environ.get(PLACE):
-        return Path(named)
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "penstock" / "endpoints.toml"
+    return owned.place(PLACE, "endpoints.toml")
 
 
 def endpoints() -> tuple[Endpoint, ...]:
     """All of them; none where there is no file. Raises UserError for one that is wrong."""
+    return _there().endpoints
+
+
+def ensembles() -> tuple[Ensemble, ...]:
+    """All of them, likewise."""
+    return _there().ensembles
+
+
+def _there() -> There:
     path = place()
-    try:
-        stamp = path.stat().st_mtime_ns
-    except OSError:
-        if os.environ.get(PLACE):
-            raise UserError(f"{path}, which ${PLACE} names, is not there") from None
-        return ()
-    return _read(path, stamp)
+    stamp = owned.stamp(PLACE, path)
+    return There() if stamp is None else _read(path, stamp)
 
 
 def endpoint_of(model: str) -> Endpoint | None:
@@ -110,27 +126,14 @@ def is_here(host: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, stamp: int) -> tuple[Endpoint, ...]:
-    try:
-        with path.open("rb") as file:
-            found = msgspec.convert(tomllib.loads(file.read(MAX_BYTES).decode()), _File).endpoint
-    except (OSError, ValueError, RecursionError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: {why}; docs/models.md says what belongs there") from None
+def _read(path: Path, stamp: int) -> There:
+    file = owned.read(path, _File)
+    found = file.endpoint
     for each in found:
-        try:
-            parts = urlsplit(each.url)
-            _ = parts.port
-        except ValueError:
-            parts = urlsplit("")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"{path}: the url of {each.model!r} is no http(s) address")
-        if parts.username or parts.password or parts.query:
-            raise UserError(f"{path}: the url of {each.model!r} holds more than a place: a key belongs in key")
-        if each.serve and (parts.scheme != "http" or not is_here(parts.hostname)):
+        owned.check_address(path, each.model, each.url, each.key)
+        parts = urlsplit(each.url)
+        if each.serve and (parts.scheme != "http" or not is_here(parts.hostname or "")):
             raise UserError(f"{path}: {each.model!r} is to be served here, so its url is http://127.0.0.1:PORT/v1")
-        if each.key and not is_reference(each.key):
-            raise UserError(f'{path}: the key of {each.model!r} stands there itself: write key = "${{NAME}}"')
     first: dict[str, Endpoint] = {}
     places: dict[str, str] = {}
     for each in found:
@@ -145,4 +148,11 @@ def _read(path: Path, stamp: int) -> tuple[Endpoint, ...]:
         if each.serve and each.model not in first:
             places[place_of] = each.model
         first.setdefault(each.model, each)
-    return tuple(first.values())
+    names = set(first)
+    for ensemble in file.ensemble:
+        if ensemble.name in names:
+            raise UserError(f"{path}: {ensemble.name!r} is the name of two: a name stands for one")
+        names.add(ensemble.name)
+        if strange := [model for model in ensemble.models if model not in first]:
+            raise UserError(f"{path}: the ensemble {ensemble.name!r} has {strange[0]!r}, of which there is no endpoint")
+    return There(tuple(first.values()), tuple(file.ensemble))

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from engine.spec.operator import Inputs, Operator, Reduce, Rung, Scope, Settings
 from operators.capabilities import SUMMARIZE, Point, SummarizeParams, Summary
 from operators.language.reading import support_of
-from operators.language.retrieval import Piece, observed, screen_pieces, units_of, words_of
+from operators.language.retrieval import Piece, observed, screen_pieces, told_pieces, units_of, words_of
 
 D = 0.85
 LAMBDA = 0.7
@@ -47,6 +47,7 @@ class Extracting(Operator):
 
     capability = SUMMARIZE
     name = "extracting"
+    version = 2  # of evidence of all kinds
     scope: ClassVar[Scope] = Reduce()
     runs_in = "thread"
 
@@ -78,12 +79,13 @@ class Extracting(Operator):
 
 
 def sentences_of(item: Inputs) -> list[Piece]:
-    """What was said, in sentences, in order of time; with what was shown, where little was said."""
-    speech, lines = observed(item)
+    """What was said, in sentences, in order of time; with what was shown and what else was found, where little was
+    said."""
+    speech, lines, told = observed(item)
     said = units_of(speech)
     if sum(len(piece.text.split()) for piece in said) >= MUCH:
         return said
-    return sorted([*said, *screen_pieces(lines)], key=lambda piece: (piece.start_ns, piece.kind))
+    return sorted([*said, *screen_pieces(lines), *told_pieces(told)], key=lambda piece: (piece.start_ns, piece.kind))
 
 
 def most_central(pieces: Sequence[Piece], num: int, about: str) -> list[Piece]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from engine.spec.operator import Fold, Inputs, Scope
 from operators.capabilities import CONVERSE, ConverseParams, Speech, Transcript, Turn, Turns
-from operators.language.quoting import SCALES, Nearest
+from operators.language.quoting import SCALES, Nearest, QuoteKnobs
 from operators.language.retrieval import Piece, nearest, sureness
 from operators.language.turns import Heard, is_question, turns_of
 
@@ -23,6 +23,10 @@ class Knowing(Nearest):
     capability = CONVERSE
     name = "knowing"
     scope: ClassVar[Scope] = Fold()
+
+    @classmethod
+    def cannot(cls, knobs: QuoteKnobs, params: ConverseParams) -> str | None:
+        return "knowing calls no tools" if params.tools else None
 
     def process(self, batch: Sequence[Inputs]) -> Sequence[Turns]:
         return [self._turns(item) for item in batch]

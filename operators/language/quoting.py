@@ -15,7 +15,7 @@ import msgspec
 
 from engine.spec.operator import Device, Inputs, Machine, Operator, Reduce, Rung, Scope, Settings
 from operators import weights
-from operators.capabilities import ANSWER_QUESTION, NOT_IN_THE_VIDEO, Reply, Support
+from operators.capabilities import ANSWER_QUESTION, NOT_IN_THE_VIDEO, AnswerParams, Reply, Support
 from operators.language import embedding
 from operators.language.retrieval import (
     Found,
@@ -85,9 +85,14 @@ class Quoting(Nearest):
 
     capability = ANSWER_QUESTION
     name = "quoting"
+    version = 2  # of evidence of all kinds
     scope: ClassVar[Scope] = Reduce()
     runs_in = "thread"
     timeout_s = 120.0  # of an hour that is new to it each sentence is embedded once
+
+    @classmethod
+    def cannot(cls, knobs: QuoteKnobs, params: AnswerParams) -> str | None:
+        return "quoting calls no tools" if params.tools else None
 
     def process(self, batch: Sequence[Inputs]) -> Sequence[msgspec.Struct]:
         return [self._reply(item) for item in batch]
@@ -130,7 +135,7 @@ class Quoting(Nearest):
 def _is_beside(one: Piece, other: Piece) -> bool:
     """Whether one was seen while the other was said: it bears it out, and is no other answer."""
     is_near = one.start_ns <= other.end_ns + NEAR_NS and other.start_ns <= one.end_ns + NEAR_NS
-    return one.kind != other.kind and is_near
+    return {one.kind, other.kind} == BESIDE_IT.keys() and is_near
 
 
 def _quoted(best: Piece, beside: Sequence[Piece]) -> str:

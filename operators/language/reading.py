@@ -15,9 +15,9 @@ known without a set of questions to fit it on (bench/answers.py).
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import anyio
 import msgspec
@@ -25,11 +25,13 @@ from msgspec import Meta
 
 from engine.spec.operator import Device, Inputs, Reduce, Scope
 from operators import weights
-from operators.capabilities import ANSWER_QUESTION, NOT_IN_THE_VIDEO, Reply, Support
+from operators.capabilities import ANSWER_QUESTION, NOT_IN_THE_VIDEO, AnswerParams, Reply, Support
+from operators.failures import failure
 from operators.language import embedding
-from operators.language.asking import AsksModel, room_of
-from operators.language.chat import failure
+from operators.language.asking import AsksModel, Model, ModelKnobs, room_of
+from operators.language.drafts import Draft
 from operators.language.endpoints import Endpoint
+from operators.language.ensembles import plurality
 from operators.language.retrieval import Piece, Vectors, nearest, pieces_of
 
 NUM_PASSAGES = 12
@@ -56,6 +58,9 @@ class Reading(AsksModel):
 
     capability = ANSWER_QUESTION
     name = "reading"
+    version = 2  # of evidence of all kinds
+    votes = True
+    shows = "answer"
     scope: ClassVar[Scope] = Reduce()
     _vectors: Vectors | None = None
 
@@ -63,16 +68,31 @@ class Reading(AsksModel):
         if weights.find(embedding.NAME) is not None:
             self._vectors = embedding.load().vectors
 
-    async def process_one(self, inputs: Inputs, emit: Callable[[str], None]) -> Reply:
-        endpoint = self._model.endpoint()
+    @classmethod
+    def cannot(cls, knobs: ModelKnobs, params: AnswerParams) -> str | None:
+        return "reading calls no tools" if params.tools else None
+
+    async def ask(self, model: Model, inputs: Inputs, draft: Draft, sampling: Mapping[str, Any]) -> Reply:
+        endpoint = model.endpoint()
         question: str = inputs.params.question
-        shown = await anyio.to_thread.run_sync(self._shown, endpoint, question, inputs)
+        shown = await anyio.to_thread.run_sync(self.shown, endpoint, question, inputs)
         if not shown:
             return Reply(question=question, answer=NOT_IN_THE_VIDEO, confidence=1.0)
         made_of = partial(reply_of, question, shown)
-        return await self._model.told(endpoint, ROLE, asked_of(question, shown), Said, made_of, emit)
+        return await model.told(endpoint, ROLE, asked_of(question, shown), Said, made_of, draft, sampling)
 
-    def _shown(self, endpoint: Endpoint, question: str, inputs: Inputs) -> list[Piece]:
+    @classmethod
+    def sure_of(cls, output: Reply) -> float:
+        return 0.0 if output.answer == NOT_IN_THE_VIDEO else output.confidence
+
+    @classmethod
+    def voted(cls, outputs: Sequence[Reply], num: int) -> Reply:
+        """The surest of those that most agree with, by words that matter; as sure as these are, times their share."""
+        best, agreed = plurality(outputs, _gist, lambda reply: reply.confidence)
+        sure = sum(reply.confidence for reply in agreed) / num
+        return msgspec.structs.replace(best, confidence=round(sure, 4))
+
+    def shown(self, endpoint: Endpoint, question: str, inputs: Inputs) -> list[Piece]:
         """The nearest passages that there is room for, in order of time; none where nothing was said or shown."""
         pieces = pieces_of(inputs)
         room = room_of(endpoint) - len(question)
@@ -87,6 +107,10 @@ class Reading(AsksModel):
         return sorted(shown, key=lambda piece: (piece.start_ns, piece.kind))
 
 
+def _gist(reply: Reply) -> frozenset[str]:
+    return frozenset(_said_in(reply.answer) - SLIGHT)
+
+
 def asked_of(question: str, shown: Sequence[Piece]) -> str:
     """Passages, and the question."""
     return "\n".join([*fenced(shown), f"Question: {question}"])
@@ -94,9 +118,9 @@ def asked_of(question: str, shown: Sequence[Piece]) -> str:
 
 def fenced(shown: Sequence[Piece]) -> list[str]:
     """Passages, numbered from 1, each in a fence."""
-    kinds = {"speech": "said", "text": "on screen"}
+    kinds = {"speech": "said", "text": "on-screen"}
     return [
-        f'<passage number="{number}" {kinds[piece.kind].replace(" ", "-")}="{piece.start_ns / 1e9:.0f} s">'
+        f'<passage number="{number}" {kinds.get(piece.kind, piece.kind)}="{piece.start_ns / 1e9:.0f} s">'
         f"{plain(piece.meaning)}</passage>"
         for number, piece in enumerate(shown, 1)
     ]

@@ -22,15 +22,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.spec.operator import Inputs
-from operators.capabilities import ScreenText, Speech, TextLine, Transcript
+from operators.capabilities import Captions, Objects, Scenes, ScreenText, Speech, TextLine, Tracks, Transcript
 from operators.language.screen import screen_rows
 from operators.language.sentences import ends_sentence, timed_words
+from streams.records import Evidence, Observation
 
 MAX_UNITS = 3
 MIN_WORDS = 8
@@ -44,10 +45,11 @@ Vectors = Callable[[list[str]], NDArray[np.float32]]
 
 
 class Observed(NamedTuple):
-    """What was said and read."""
+    """What was said and read; and what else was found that says something in words, with its kind."""
 
     speech: list[Speech]
     lines: list[TextLine]
+    told: list[tuple[str, Observation]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Piece:
     """A passage that may answer. `units` are those of its kind that it covers, by number; `heard` is how surely it was
     heard or read, 0..1."""
 
-    kind: Literal["speech", "text"]
+    kind: str  # of evidence
     start_ns: int
     end_ns: int
     text: str
@@ -86,20 +88,24 @@ class Found:
 
 def observed(item: Inputs) -> Observed:
     """What all sources of evidence found, whatever their order; gaps are passed over."""
-    found = Observed([], [])
+    found = Observed([], [], [])
     for entry in (entry for source in item.ports["evidence"] for entry in source):
         match entry.value:
             case Transcript(observations=utterances):
                 found.speech.extend(utterances)
             case ScreenText(observations=seen):
                 found.lines.extend(seen)
+            case Objects() | Tracks() | Scenes() | Captions() | None:  # no words, or those of speech once more
+                pass
+            case Evidence(kind=kind, observations=others):
+                found.told.extend((kind, each) for each in others if each.text.strip())
     return found
 
 
 def pieces_of(item: Inputs) -> list[Piece]:
     """Every passage of all sources."""
-    speech, lines = observed(item)
-    return spoken_pieces(speech) + screen_pieces(lines)
+    speech, lines, told = observed(item)
+    return spoken_pieces(speech) + screen_pieces(lines) + told_pieces(told)
 
 
 def spoken_pieces(utterances: Iterable[Speech]) -> list[Piece]:
@@ -179,6 +185,15 @@ def screen_pieces(lines: Sequence[TextLine]) -> list[Piece]:
     return [
         Piece("text", row.start_ns, row.end_ns, row.text, range(number, number + 1), heard, row.meaning, row.block)
         for number, row in enumerate(screen_rows(lines))
+    ]
+
+
+def told_pieces(told: Iterable[tuple[str, Observation]]) -> list[Piece]:
+    """What else was found, such as an event or what a tool gave back: each by itself."""
+    ordered = sorted(told, key=lambda each: (each[0], each[1].start_ns, each[1].end_ns, each[1].text))
+    return [
+        Piece(kind, each.start_ns, each.end_ns, " ".join(each.text.split()), range(at, at + 1), each.confidence)
+        for at, (kind, each) in enumerate(ordered)
     ]
 
 

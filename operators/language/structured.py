@@ -7,25 +7,28 @@ between the first brace and the one that closes it.
 """
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
-from operators.language.chat import failure
+from operators.failures import failure
 from streams.decoding import from_json
 from streams.errors import Malformed
 
 T = TypeVar("T")
 MAX_DRAFT = 2048
+MAX_DEPTH = 40
 MAX_CHARS, MAX_TRIED = 32_768, 64  # of what is looked through for JSON
-NOT_ASKED = ("$defs", "title", "default", "description", "properties")
+NOT_ASKED = ("$defs", "definitions", "$schema", "title", "default", "description", "properties")
 
 
 def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
     """JSON Schema, all in one piece, that allows nothing else and asks for every field: what strict decoding takes.
     Raises TypeError for a string or list without a bound."""
     schema = msgspec.json.schema(kind)
-    found: dict[str, Any] = _closed(_inlined(schema, schema.get("$defs", {})), kind.__name__)
+    found: dict[str, Any] = _closed(_inlined(schema, schema.get("$defs", {}), MAX_DEPTH), kind.__name__)
     return found
 
 
@@ -60,16 +63,28 @@ def _objects(text: str) -> list[str]:
     return found + inner[::-1]
 
 
-def _inlined(part: Any, defs: dict[str, Any]) -> Any:
+def inlined(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The same in one piece, without what only describes. Of one that is too deep, or in itself, or in what is
+    elsewhere: any object."""
+    try:
+        found = _inlined(schema, {**schema.get("definitions", {}), **schema.get("$defs", {})}, MAX_DEPTH)
+    except (KeyError, TypeError, AttributeError):
+        return {"type": "object"}
+    return found if isinstance(found, dict) else {"type": "object"}
+
+
+def _inlined(part: Any, defs: Mapping[str, Any], left: int) -> Any:
+    if not left:
+        raise KeyError("it is too deep")
     if isinstance(part, list):
-        return [_inlined(each, defs) for each in part]
+        return [_inlined(each, defs, left - 1) for each in part]
     if not isinstance(part, dict):
         return part
     if "$ref" in part:
-        return _inlined(defs[part["$ref"].rpartition("/")[2]], defs)
-    found = {name: _inlined(each, defs) for name, each in part.items() if name not in NOT_ASKED}
+        return _inlined(defs[part["$ref"].rpartition("/")[2]], defs, left - 1)
+    found = {name: _inlined(each, defs, left - 1) for name, each in part.items() if name not in NOT_ASKED}
     if "properties" in part:  # whose names are the fields'
-        found["properties"] = {name: _inlined(each, defs) for name, each in part["properties"].items()}
+        found["properties"] = {name: _inlined(each, defs, left - 1) for name, each in part["properties"].items()}
     return found
 
 
@@ -90,21 +105,21 @@ def _closed(part: Any, where: str) -> Any:
 
 
 class Growing:
-    """The first string of an object whose JSON is still coming: `add` gives what has become of it with each piece, for
-    as long as a short answer takes."""
+    """A string field of an object whose JSON is still coming: `add` gives what has become of it with each piece, for as
+    long as a short answer takes. Without a name, none."""
 
-    def __init__(self) -> None:
+    def __init__(self, field: str) -> None:
+        self._begin = re.compile(rf'[{{,]\s*"{re.escape(field)}"\s*:\s*"') if field else None
         self._json = ""
         self._num_given = 0
 
     def add(self, piece: str) -> str:
-        if len(self._json) > MAX_DRAFT:
+        if self._begin is None or len(self._json) > MAX_DRAFT:
             return ""
         self._json += piece
-        colon = self._json.find(":")
-        begin = self._json.find('"', colon + 1)
-        if colon < 0 or begin < 0 or self._json[colon + 1 : begin].strip():
+        if (found := self._begin.search(self._json)) is None:
             return ""
+        begin = found.end() - 1
         text, is_escaped = [], False
         at = begin + 1
         while at < len(self._json):

@@ -8,9 +8,9 @@ is asked for once more; then the statements that stand are the summary, and wher
 `citation`. Evidence is data: passages are numbered and fenced, and what they say is never an instruction.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import anyio.to_thread
 import msgspec
@@ -18,8 +18,9 @@ from msgspec import Meta
 
 from engine.spec.operator import Inputs, Reduce, Scope
 from operators.capabilities import SUMMARIZE, Point, SummarizeParams, Summary
-from operators.language.asking import AsksModel, room_of
-from operators.language.chat import failure
+from operators.failures import failure
+from operators.language.asking import AsksModel, Model, room_of
+from operators.language.drafts import Draft
 from operators.language.endpoints import Endpoint
 from operators.language.extracting import by_weight, sentences_of
 from operators.language.reading import FENCE_CHARS, cited, fenced, support_of
@@ -52,10 +53,11 @@ class Writing(AsksModel):
 
     capability = SUMMARIZE
     name = "writing"
+    version = 2  # of evidence of all kinds
     scope: ClassVar[Scope] = Reduce()
 
-    async def process_one(self, inputs: Inputs, emit: Callable[[str], None]) -> Summary:
-        endpoint = self._model.endpoint()
+    async def ask(self, model: Model, inputs: Inputs, draft: Draft, sampling: Mapping[str, Any]) -> Summary:
+        endpoint = model.endpoint()
         params: SummarizeParams = inputs.params
         shown = await anyio.to_thread.run_sync(self._shown, endpoint, params, inputs)
         if not shown:
@@ -65,7 +67,7 @@ class Writing(AsksModel):
         refused: list[Summary] = []
         made_of = partial(_stands, shown, params.max_points, refused)
         try:
-            stood = [await self._model.told(endpoint, role, "\n".join(fenced(shown)), Written, made_of, emit)]
+            stood = [await model.told(endpoint, role, "\n".join(fenced(shown)), Written, made_of, draft, sampling)]
         except Permanent:
             if not any(summary.observations for summary in refused):
                 raise

@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.spec.operator import Device, Inputs, Machine, Map, Operator, Rung, Settings
-from operators.capabilities import TRANSCRIBE, Speech, Transcript, Word
+from operators.capabilities import TRANSCRIBE, Speech, TranscribeParams, Transcript, Word
 from operators.speech.regions import HOP, SPEECH_AUDIO, Clip, region_of, time_ns, utterances
-from streams.errors import Permanent
 from streams.records import MediaInfo
 
 MAX_STATES_PER_FRAME = 3000
@@ -44,6 +43,10 @@ class PocketSphinxWords(Operator):
             return "PocketSphinx is not installed: it has releases for Python 3.11 to 3.13"
         return None
 
+    @classmethod
+    def cannot(cls, knobs: Any, params: TranscribeParams) -> str | None:
+        return None if params.language == "en" else f"pocketsphinx hears English only, not {params.language!r}"
+
     def demands(self) -> tuple[Any, ...]:
         return (SPEECH_AUDIO,)
 
@@ -56,8 +59,6 @@ class PocketSphinxWords(Operator):
         return [self._transcript(inputs) for inputs in batch]
 
     def _transcript(self, inputs: Inputs) -> Transcript:
-        if inputs.params.language != "en":
-            raise Permanent(f"pocketsphinx hears English only, not {inputs.params.language!r}: allow a Whisper rung")
         heard = (hear(self._decoder, clip) for clip in utterances(region_of(inputs)))
         return Transcript(observations=tuple(speech for speech in heard if speech is not None))
 

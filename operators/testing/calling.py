@@ -134,7 +134,7 @@ def process(operator: Operator, batch: Sequence[Inputs]) -> list[Any]:
     return [_stored(operator, output, where) for output in outputs]
 
 
-def _ignored(partial: str) -> None:
+def _ignored(text: str, *, anew: bool = False) -> None:
     """Where partial output goes."""
 
 

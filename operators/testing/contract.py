@@ -59,8 +59,8 @@ def check_contract(
     instance = foreseen(operator, "load", lambda: loaded(operator, chosen))
     _check_demands(instance)
     stream = toy_stream(instance, inputs)
-    check_what_is_asked_before(operator, _info_of(stream.segments()))
     asked = params_of(instance, params)
+    check_what_is_asked_before(operator, _info_of(stream.segments()), asked)
     pairs = foreseen(operator, "process", lambda: outputs_over(instance, stream, asked))
     items = [item for item, _ in pairs if isinstance(item, Inputs)]
     if not items:

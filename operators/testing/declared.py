@@ -129,8 +129,10 @@ def check_rungs(operator: type[Operator]) -> None:
     require(ordered, where, "they are not in order of quality", "put the best first")
 
 
-def check_what_is_asked_before(operator: type[Operator], media: MediaInfo | None) -> None:
-    """`scope_of` and `missing`, which a plan asks on every run, for a source that is known or not."""
+def check_what_is_asked_before(
+    operator: type[Operator], media: MediaInfo | None, params: Settings | None = None
+) -> None:
+    """`scope_of`, `missing` and `cannot`, which a plan asks on every run, for a source that is known or not."""
     machines = [Machine(num_cores=os.cpu_count() or 1), Machine(num_cores=1, has_gpu=True)]
     for rung in operator.rungs():
         where = f"{place(operator)}, rung {rung.name!r}"
@@ -141,6 +143,8 @@ def check_what_is_asked_before(operator: type[Operator], media: MediaInfo | None
             require(right, where, f"scope_of() returned {shown(scope)}", f"return a {kind}, as the class declares")
         for machine in machines:
             _check_line(f"{where}: missing()", partial(operator.missing, rung.knobs, machine, media))
+        if params is not None:
+            _check_line(f"{where}: cannot()", partial(operator.cannot, rung.knobs, params))
 
 
 def _check_line(where: str, ask: Callable[[], Any]) -> None:

@@ -58,7 +58,7 @@ async def examine(nats_url: str | None, store: Path | None = None) -> list[Findi
     store = store or default_store()
     nats = [await _nats(nats_url), *await checkup.of_store(nats_url, store), await _room(nats_url, store)]
     nats += await checkup.of_what_runs(nats_url, store)
-    findings = [*nats, await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy(), _weights(), _models()]
+    findings = [*nats, await anyio.to_thread.run_sync(_decoding), _gpu(), _cupy(), _weights(), _models(), _tools()]
     rows = await anyio.to_thread.run_sync(operators)
     advice = "mend that, or uninstall its package: the others go on without it"
     aside = [Finding(what="operator", ok=False, found=why, advice=advice) for why in installed().set_aside]
@@ -156,6 +156,21 @@ def _models() -> Finding:
     found = f"{', '.join(named)}, by {place()}" if named else "no endpoint is named"
     advice = "" if named else f"name one in {place()}: docs/models.md"
     return Finding(what="language models", ok=bool(named), found=found, advice=advice, optional=True)
+
+
+def _tools() -> Finding:
+    """What there is to be called, by the owner's file. Nothing is called."""
+    from operators.control.tool_stages import lacking
+    from operators.control.tools import place, tools
+
+    try:
+        named = tools()
+    except UserError as error:
+        return Finding(what="tools", ok=False, found=str(error), advice="mend the file", optional=True)
+    wrong = "; ".join(filter(None, map(lacking, named)))
+    found = f"{', '.join(each.name for each in named)}, by {place()}" if named else "none is named"
+    advice = wrong if named else f"name one in {place()}: docs/models.md"
+    return Finding(what="tools", ok=bool(named) and not wrong, found=found, advice=advice, optional=True)
 
 
 def _capabilities(rows: Sequence[OperatorRow]) -> list[Finding]:

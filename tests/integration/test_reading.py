@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 from media_zoo import make
+from planted import nothing_holds
 from scripted_endpoint import Act, Endpoint, refuses, says, serving
 
 from engine.decide.answer import Answer
@@ -53,12 +54,6 @@ async def asked(
         finally:
             installed.cache_clear()
         yield found, there
-
-
-def nothing_holds(key: str, folder: Path) -> bool:
-    return not any(
-        key.encode() in file.read_bytes() for file in folder.rglob("*") if file.is_file() and not file.is_symlink()
-    )
 
 
 async def test_a_model_that_is_named_answers_each_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

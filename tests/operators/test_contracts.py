@@ -16,6 +16,7 @@ from engine.spec.catalogue import installed
 from engine.spec.operator import Operator
 from operators import weights
 from operators.capabilities import Speech, Transcript, Turn, Turns
+from operators.control.tool_stages import operators
 from operators.speech.whisper import QUALITY, is_here
 from penstock.testing import check_contract, gap, loaded, run, segments_of
 from streams.records import Segment
@@ -168,6 +169,31 @@ def test_one_that_has_a_language_model_reply_holds_to_it(tmp_path: Path, monkeyp
     assert there.requests
 
 
+def test_one_whose_model_calls_tools_holds_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def says_what_it_is_shown(request: Any, send: Any) -> Any:
+        told = request.body["messages"][-1]["content"]
+        said = '{"answer": "IT IS NINE.", "passages": [2], "confidence": 0.9}'
+        call = '{"tool": "shouted", "arguments": {"text": "It is nine."}}'
+        return says(said if 'tool="shouted"' in told else call)(request, send)
+
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serving(says_what_it_is_shown)) as there,
+    ):
+        (tmp_path / "endpoints.toml").write_text(f'[[endpoint]]\nmodel = "toy"\nurl = "{there.url}"\n')
+        (tmp_path / "tools.toml").write_text('[[tool]]\nname = "shouted"\npython = "toy_tools:shouted"\n')
+        monkeypatch.setenv("PENSTOCK_ENDPOINTS", str(tmp_path / "endpoints.toml"))
+        monkeypatch.setenv("PENSTOCK_TOOLS", str(tmp_path / "tools.toml"))
+        heard = [Transcript(observations=(Speech(start_ns=0, end_ns=10**9, text="It leaves soon."),)), gap("lost")]
+        asked = {"question": "When does it leave?", "tools": ["shouted"]}
+        check_contract(
+            shipped("answer_question", "acting"), inputs={"evidence": [heard]}, params=asked, knobs={"model": "toy"}
+        )
+        (stage,) = operators()
+        check_contract(stage, inputs={"evidence": [heard]})
+    assert there.requests
+
+
 def test_none_is_left_out() -> None:
     ours = {
         (capability, name)
@@ -175,4 +201,5 @@ def test_none_is_left_out() -> None:
         for name, operator in installed().implementations(capability).items()
         if operator.__module__.startswith("operators.")
     }
-    assert ours == {*GIVEN, ("answer_question", "reading"), ("summarize", "writing"), ("converse", "conversing")}
+    by_models = {("answer_question", "reading"), ("answer_question", "acting"), ("summarize", "writing")}
+    assert ours == {*GIVEN, *by_models, ("converse", "conversing")}

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from scripted_endpoint import Act, Endpoint, Request, Send, refuses, says, serving
 
-from engine.spec.operator import Device, Machine
+from engine.spec.operator import Device, Emit, Machine
 from operators.capabilities import NOT_IN_THE_VIDEO, AnswerParams, Reply, Speech, Transcript
 from operators.language import reading
 from operators.language.asking import ModelKnobs
@@ -48,7 +48,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asking:
     async def ask(
         *acts: Act,
         evidence: Any = EVIDENCE,
-        emit: Callable[[str], None] = lambda text: None,
+        emit: Emit = lambda text, *, anew=False: None,
         kind: type[Reading] = Reading,
     ) -> Any:
         async with serving(*acts) as there:
@@ -66,7 +66,11 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asking:
 
 async def test_an_answer_is_quoted_from_what_it_names(asked: Asking) -> None:
     drafts: list[str] = []
-    reply, there = await asked(says(answer("It leaves at 9:20 from platform 2.", 1)), emit=drafts.append)
+
+    def emit(text: str, *, anew: bool = False) -> None:
+        drafts.append(text)
+
+    reply, there = await asked(says(answer("It leaves at 9:20 from platform 2.", 1)), emit=emit)
     assert reply.answer == "It leaves at 9:20 from platform 2."
     assert [(each.kind, each.start_ns, each.text) for each in reply.evidence] == [("speech", 0, SPOKEN[0])]
     assert reply.confidence == 0.9, "no surer than it was heard"
@@ -166,10 +170,10 @@ def test_one_passage_that_is_too_long_keeps_no_other_away_and_none_that_fits_is_
     )
     small = reading.Endpoint(model="toy", url="http://x", context_tokens=1000, max_tokens=300)
     (item,) = inputs_of(Reading, {"evidence": [[both]]}, params=AnswerParams(question=ASK))
-    shown = Reading(ModelKnobs(model="toy"))._shown(small, ASK, item)
+    shown = Reading(ModelKnobs(model="toy")).shown(small, ASK, item)
     assert any("Porto" in piece.text for piece in shown)
     with pytest.raises(Permanent, match=r"^budget: toy has no room for a passage"):
-        Reading(ModelKnobs(model="toy"))._shown(small, ASK * 100, item)
+        Reading(ModelKnobs(model="toy")).shown(small, ASK * 100, item)
 
 
 def test_no_more_is_shown_than_there_is_room_for(asked: Asking) -> None:
@@ -181,7 +185,7 @@ def test_no_more_is_shown_than_there_is_room_for(asked: Asking) -> None:
     )
     (item,) = inputs_of(Reading, {"evidence": [[long]]}, params=AnswerParams(question=ASK))
     small = reading.Endpoint(model="toy", url="http://x", context_tokens=1100, max_tokens=300)
-    shown = Reading(ModelKnobs(model="toy"))._shown(small, ASK, item)
+    shown = Reading(ModelKnobs(model="toy")).shown(small, ASK, item)
     assert 0 < len(shown) < reading.NUM_PASSAGES
     assert sum(len(piece.meaning) for piece in shown) <= 3 * (1100 - 300 - OVERHEAD_TOKENS)
     assert [piece.start_ns for piece in shown] == sorted(piece.start_ns for piece in shown)

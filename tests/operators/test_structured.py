@@ -78,7 +78,7 @@ def test_what_holds_none_is_a_failure_with_a_name(text: str, why: str) -> None:
 @given(st.text(max_size=60), st.lists(st.integers(1, 9), max_size=80))
 def test_the_first_string_grows_as_its_json_comes(text: str, sizes: list[int]) -> None:
     whole = json.dumps({"answer": text, "more": "no"}, ensure_ascii=bool(len(text) % 2))
-    growing, found, at = Growing(), "", 0
+    growing, found, at = Growing("answer"), "", 0
     for size in [*sizes, len(whole)]:
         found += growing.add(whole[at : at + size])
         at += size
@@ -88,11 +88,11 @@ def test_the_first_string_grows_as_its_json_comes(text: str, sizes: list[int]) -
 
 
 def test_what_never_ends_is_not_looked_through_for_ever() -> None:
-    growing = Growing()
+    growing = Growing("answer")
     assert sum(len(growing.add('{"answer": "' if not at else "x")) for at in range(20_000)) < 4096
     with pytest.raises(Permanent, match=r"^schema: "):
         read(Whole, "{" * 1_000_000)
 
 
 def test_what_is_no_object_grows_nothing() -> None:
-    assert [Growing().add(text) for text in ("", "nine", '{"a": 7, "b": "x"}', '["x"]')] == ["", "", "", ""]
+    assert [Growing("answer").add(text) for text in ("", "nine", '{"a": 7, "b": "x"}', '["x"]')] == ["", "", "", ""]

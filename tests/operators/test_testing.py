@@ -16,6 +16,7 @@ from toys import Number, toy_segment
 from penstock.operators import (
     AudioSpec,
     Capability,
+    Emit,
     Fold,
     FrameSpec,
     Gap,
@@ -134,7 +135,7 @@ def test_an_operator_that_batches_by_itself_is_asked_one_by_one() -> None:
     class Streaming(toys.Add):
         runs_in: ClassVar[Any] = "async"
 
-        async def process_one(self, inputs: Inputs, emit: Callable[[str], None]) -> Number:
+        async def process_one(self, inputs: Inputs, emit: Emit) -> Number:
             emit("as it comes")
             return self.one(inputs)
 

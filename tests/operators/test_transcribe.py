@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from media_zoo import make
 
 from engine.spec.operator import Device, Inputs, Machine, Settings
+from operators.capabilities import TranscribeParams
 from operators.speech import captions, pocketsphinx_words
 from operators.speech.captions import Captions
 from operators.speech.pocketsphinx_words import PocketSphinxWords
@@ -206,9 +207,13 @@ def test_pocketsphinx_does_not_remember_what_it_heard_before(pocketsphinx: Pocke
     assert forwards == backwards[::-1]
 
 
-def test_pocketsphinx_refuses_other_languages(pocketsphinx: PocketSphinxWords) -> None:
-    with pytest.raises(Permanent, match="English only, not 'de'"):
-        run(pocketsphinx, {"media": station(1)}, params={"language": "de"})
+def test_who_hears_english_only_is_passed_over_for_other_languages() -> None:
+    german, english = TranscribeParams(language="de"), TranscribeParams()
+    for operator in (PocketSphinxWords, Whisper):
+        told = {rung.name: operator.cannot(rung.knobs, german) for rung in operator.rungs()}
+        assert all((why is not None) == (".en" in name or name == "pocketsphinx") for name, why in told.items())
+        assert all("hears English only, not 'de'" in why for why in told.values() if why)
+        assert all(operator.cannot(rung.knobs, english) is None for rung in operator.rungs())
 
 
 # --- captions --------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def talked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
             for item in inputs_of(Conversing, {"speech": list(segments)}, params=ConverseParams(**params)):
                 item = msgspec.structs.replace(item, previous=found[-1] if found else None)
                 with anyio.fail_after(30):
-                    found.append(await operator.process_one(item, lambda text: None))
+                    found.append(await operator.process_one(item, lambda text, *, anew=False: None))
             return found, there
 
     return talk
