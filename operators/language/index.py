@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from operators import weights
 from operators.capabilities import ScreenText, Speech, TextLine, Transcript
 from operators.language import embedding
-from operators.language.retrieval import OF_WORDS, Piece, Vectors, coverage, screen_pieces, spoken_pieces
+from operators.language.retrieval import OF_WORDS, Piece, Vectors, Words, screen_pieces, spoken_pieces
 from streams.errors import Transient, UserError
 from streams.records import Evidence, encode
 
@@ -240,7 +240,7 @@ class PassageIndex:
             best = sorted(best)[:NUM_CANDIDATES]
         cosines.update((id, -less) for less, id in best)
         query = "SELECT meaning FROM passages WHERE id = ?"
-        covered = coverage(text, [self._db.execute(query, (id,)).fetchone()[0] for id in cosines])
+        covered = Words([self._db.execute(query, (id,)).fetchone()[0] for id in cosines]).coverage(text).tolist()
         return {id: cosines[id] + OF_WORDS * share for id, share in zip(cosines, covered, strict=True)}
 
     def _rows(self, scores: Mapping[int, float]) -> dict[int, Passage]:

@@ -23,7 +23,7 @@ from operators.language.retrieval import (
     Vectors,
     emptiness,
     nearest,
-    pieces_of,
+    passages_of,
     sureness,
     without_what_leads_up,
 )
@@ -104,7 +104,7 @@ class Quoting(Nearest):
 
     def _reply(self, item: Inputs) -> Reply:
         question: str = item.params.question
-        scale, pieces = SCALES[self.knobs.by], pieces_of(item)
+        scale, pieces = SCALES[self.knobs.by], passages_of(item)
         found = self.found(question, pieces)
         sure = sureness(found, scale.sure)
         if sure < scale.threshold:

@@ -32,7 +32,7 @@ from operators.language.asking import AsksModel, Model, ModelKnobs, room_of
 from operators.language.drafts import Draft
 from operators.language.endpoints import Endpoint
 from operators.language.ensembles import plurality
-from operators.language.retrieval import Piece, Vectors, nearest, pieces_of
+from operators.language.retrieval import Piece, Vectors, nearest, passages_of
 
 NUM_PASSAGES = 12
 FENCE_CHARS = 50  # of a passage
@@ -94,7 +94,7 @@ class Reading(AsksModel):
 
     def shown(self, endpoint: Endpoint, question: str, inputs: Inputs) -> list[Piece]:
         """The nearest passages that there is room for, in order of time; none where nothing was said or shown."""
-        pieces = pieces_of(inputs)
+        pieces = passages_of(inputs)
         room = room_of(endpoint) - len(question)
         shown: list[Piece] = []
         for found in nearest(question, pieces, self._vectors, NUM_PASSAGES):

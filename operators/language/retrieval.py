@@ -22,7 +22,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from engine.spec.operator import Inputs
 from operators.capabilities import Captions, Objects, Scenes, ScreenText, Speech, TextLine, Tracks, Transcript
 from operators.language.screen import screen_rows
 from operators.language.sentences import ends_sentence, timed_words
+from operators.lately import Lately
 from streams.records import Evidence, Observation
 
 MAX_UNITS = 3
@@ -39,9 +41,11 @@ MAX_WORDS = 40  # of a unit
 MAX_QUOTE_WORDS = 60  # of a passage, but for a unit that is longer
 OF_WORDS = 0.3
 K1, B = 1.2, 0.75
+NUM_KNOWN = 8  # passages of so many ranges
 MAX_PAUSE_NS = 1_500_000_000  # a passage does not reach over a longer silence
 
 Vectors = Callable[[list[str]], NDArray[np.float32]]
+Scores = NDArray[np.float64]
 
 
 class Observed(NamedTuple):
@@ -200,60 +204,131 @@ def told_pieces(told: Iterable[tuple[str, Observation]]) -> list[Piece]:
 # --- how near ----------------------------------------------------------------------------------------------------
 
 
+class Words:
+    """The words of texts, and which texts have each."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._num = len(texts)
+        self._lengths = np.zeros(len(texts))
+        postings: dict[str, tuple[list[int], list[int]]] = {}
+        for at, text in enumerate(texts):
+            counted = Counter(words_of(text))
+            self._lengths[at] = counted.total()
+            for word, num in counted.items():
+                places, nums = postings.setdefault(word, ([], []))
+                places.append(at)
+                nums.append(num)
+        self._postings = {
+            word: (np.asarray(places), np.asarray(nums, np.float64)) for word, (places, nums) in postings.items()
+        }
+        self._usual = float(self._lengths.mean()) if len(texts) else 1.0
+
+    def coverage(self, question: str) -> Scores:
+        """For each text, the share of the question's words that it has, by how rare each is."""
+        rarity = self._rarity(question)
+        found = np.zeros(self._num)
+        for word, rare in rarity.items():
+            if word in self._postings:
+                found[self._postings[word][0]] += rare
+        total = math.fsum(rarity.values())
+        return found / total if total else found
+
+    def bm25(self, question: str) -> Scores:
+        """For each text, of the most that there can be."""
+        rarity = self._rarity(question)
+        found = np.zeros(self._num)
+        for word, rare in rarity.items():
+            if word in self._postings:
+                places, nums = self._postings[word]
+                lengths = self._lengths[places] / (self._usual or 1.0)
+                found[places] += rare * nums / (nums + K1 * (1 - B + B * lengths))
+        total = math.fsum(rarity.values())
+        return found / total if total else found
+
+    def _rarity(self, question: str) -> dict[str, float]:
+        """The question's words, and how rare each is among the texts."""
+        words = sorted(set(words_of(question)))
+        held = {word: len(self._postings[word][0]) if word in self._postings else 0 for word in words}
+        return {word: math.log(1 + (self._num - held[word] + 0.5) / (held[word] + 0.5)) for word in words}
+
+
+class Passages(Sequence[Piece]):
+    """Passages, with what is the same for every question that is put to them."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._pieces = tuple(pieces)
+        self._vectors: NDArray[np.float32] | None = None
+
+    @overload
+    def __getitem__(self, at: int) -> Piece: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Piece]: ...
+    def __getitem__(self, at: int | slice) -> Piece | Sequence[Piece]:
+        return self._pieces[at]
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    @cached_property
+    def words(self) -> Words:
+        return Words([piece.meaning for piece in self._pieces])
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        return np.asarray([piece.start_ns for piece in self._pieces], np.int64)
+
+    def vectors(self, vectors: Vectors) -> NDArray[np.float32]:
+        """Of what each means. There is one model of meaning."""
+        if self._vectors is None:
+            self._vectors = vectors([piece.meaning for piece in self._pieces])
+        return self._vectors
+
+
+class _Same:
+    """Equal to what was made of the very same values, which it keeps."""
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self._values = values
+        self._hash = hash(tuple(map(id, values)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same) or len(self._values) != len(other._values):
+            return False
+        return all(one is another for one, another in zip(self._values, other._values, strict=True))
+
+
+_known: Lately[Passages] = Lately(NUM_KNOWN)
+
+
+def passages_of(item: Inputs) -> Passages:
+    """Every passage of all sources. Those of what was looked at lately are known: questions come by the dozen, to the
+    same evidence."""
+    values = tuple(entry.value for source in item.ports["evidence"] for entry in source)
+    return _known.get(_Same(values), lambda: Passages(pieces_of(item)))
+
+
 def nearest(question: str, pieces: Sequence[Piece], vectors: Vectors | None, num: int = 3) -> list[Found]:
     """The `num` passages that are nearest to a question, of which no two share a unit; the earlier of equals first. By
     words where there are no vectors."""
     if not pieces:
         return []
+    passages = pieces if isinstance(pieces, Passages) else Passages(pieces)
     if vectors is None:
-        scores = _by_words(question, pieces)
+        scores = passages.words.bm25(question)
     else:
-        cosines = vectors([piece.meaning for piece in pieces]) @ vectors([question])[0]
-        covered = coverage(question, [piece.meaning for piece in pieces])
-        scores = [float(cosine) + OF_WORDS * share for cosine, share in zip(cosines, covered, strict=True)]
-    scores = [round(score, 5) for score in scores]
+        scores = passages.vectors(vectors) @ vectors([question])[0] + OF_WORDS * passages.words.coverage(question)
+    scores = np.round(scores, 5)
     found: list[Found] = []
-    for at in sorted(range(len(pieces)), key=lambda at: (-scores[at], pieces[at].start_ns, at)):
-        if not any(pieces[at].shares(each.piece) for each in found):
-            found.append(Found(pieces[at], scores[at]))
+    for at in np.lexsort((passages.starts, -scores)):  # which leaves equals as they are
+        piece = passages[int(at)]
+        if not any(piece.shares(each.piece) for each in found):
+            found.append(Found(piece, float(scores[at])))
             if len(found) == num:
                 break
     return found
-
-
-def coverage(question: str, texts: Sequence[str]) -> list[float]:
-    """For each text, the share of the question's words that it has, by how rare each is."""
-    has = [set(words_of(text)) for text in texts]
-    rarity = _rarity(question, has)
-    total = math.fsum(rarity.values())
-    return [math.fsum(rarity[word] for word in rarity if word in words) / total if total else 0.0 for words in has]
-
-
-def _by_words(question: str, pieces: Sequence[Piece]) -> list[float]:
-    """BM25 for each passage, of the most that there can be."""
-    has = [Counter(words_of(piece.meaning)) for piece in pieces]
-    rarity = _rarity(question, has)
-    total = math.fsum(rarity.values())
-    lengths = [words.total() for words in has]
-    usual = sum(lengths) / len(lengths) or 1.0
-    return [
-        math.fsum(
-            rarity[word] * words[word] / (words[word] + K1 * (1 - B + B * length / usual))
-            for word in rarity
-            if words[word]
-        )
-        / (total or 1.0)
-        for words, length in zip(has, lengths, strict=True)
-    ]
-
-
-def _rarity(question: str, has: Sequence[Iterable[str]]) -> dict[str, float]:
-    """The question's words, and how rare each is among passages."""
-    held = Counter(word for words in has for word in words)
-    return {
-        word: math.log(1 + (len(has) - held[word] + 0.5) / (held[word] + 0.5))
-        for word in sorted(set(words_of(question)))
-    }
 
 
 def words_of(text: str) -> list[str]:

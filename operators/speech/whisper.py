@@ -39,8 +39,8 @@ from engine.spec.operator import Device, Inputs, Machine, Map, Operator, Rung, S
 from operators import weights
 from operators.capabilities import TRANSCRIBE, Speech, TranscribeParams, Transcript, Word
 from operators.language.sentences import ends_sentence
+from operators.lately import Lately
 from operators.speech.cells import Grid
-from operators.speech.lately import Lately
 from operators.speech.regions import RATE, SPEECH_AUDIO, Clip, around, time_ns, utterances
 from streams.errors import Permanent, Transient
 from streams.records import MediaInfo

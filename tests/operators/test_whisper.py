@@ -16,9 +16,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from engine.spec.operator import Device, Machine, Map, Media
 from operators import weights
 from operators.capabilities import Transcript
+from operators.lately import Lately
 from operators.media.decode import Audio, audio
 from operators.speech import whisper
-from operators.speech.lately import Lately
 from operators.speech.regions import RATE, SPEECH_AUDIO, Clip
 from operators.speech.whisper import NEEDS_GPU, QUALITY, Whisper, WhisperKnobs, loops, spoken
 from penstock.testing import check_contract, loaded, run, segments_of
