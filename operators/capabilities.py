@@ -197,6 +197,40 @@ class Captions(Evidence, frozen=True):
     kind: ClassVar[str] = "caption"
 
 
+class GuessedWord(msgspec.Struct, frozen=True, array_like=True):
+    start_ns: int
+    end_ns: int
+    text: str
+    probability: float = 1.0
+
+
+class Guess(Record, frozen=True):
+    """What may have been said from `since_ns` to `until_ns`, by somebody who has not heard the rest."""
+
+    since_ns: int
+    until_ns: int
+    words: tuple[GuessedWord, ...] = ()
+    is_full: bool = False  # more cannot be listened to: what is at its beginning leaves
+
+
+class Draft(Observation, frozen=True):
+    """Words as they are said. Those that are settled stay as they are; the others may be others in the next segment's
+    draft."""
+
+    is_settled: bool = False
+
+
+class Drafts(Evidence, frozen=True):
+    """The words that were settled in a segment, and those that are shown behind them; and, for the next segment, what
+    is still open and what was settled last."""
+
+    kind: ClassVar[str] = "draft"
+    observations: tuple[Draft, ...] = ()
+    open: tuple[GuessedWord, ...] = ()
+    last: tuple[str, ...] = ()
+    settled_ns: int = 0
+
+
 class Point(Observation, frozen=True):
     """One statement of a summary, with what bears it out."""
 
@@ -297,6 +331,8 @@ WATCH_ZONES = Capability("watch_zones", {"tracks": Port(Tracks)}, Events, WatchZ
 COUNT_OBJECTS = Capability("count_objects", {"tracks": Port(Tracks)}, Counts)
 CONVERSE = Capability("converse", {"speech": Port(Transcript)}, Turns, ConverseParams)
 SPEAK = Capability("speak", {"text": Port(Evidence)}, Voice, SpeakParams)
+GUESS_SPEECH = Capability("guess_speech", {"media": Port(Media)}, Guess, TranscribeParams)
+DRAFT_CAPTIONS = Capability("draft_captions", {"guess": Port(Guess)}, Drafts)
 CAPTION = Capability("caption", {"speech": Port(Transcript)}, Captions)
 SUMMARIZE = Capability("summarize", {"evidence": Port(Evidence, many=True)}, Summary, SummarizeParams)
 ANSWER_QUESTION = Capability("answer_question", {"evidence": Port(Evidence, many=True)}, Reply, AnswerParams)

@@ -26,7 +26,7 @@ from operators.onnx_graph import Graph, Value
 
 NAME = "all-minilm-l6-v2"
 MAX_TOKENS = 256
-MAX_KEPT = 20_000  # vectors, of 1.5 kB
+MAX_KEPT = 8_000  # vectors, of 1.5 kB
 NUM_HEADS = 12
 EPSILON = 1e-12
 ATTENTION = ("query", "key", "value")

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.spec.operator import Inputs
-from operators.capabilities import Captions, Objects, Scenes, ScreenText, Speech, TextLine, Tracks, Transcript
+from operators.capabilities import Captions, Drafts, Objects, Scenes, ScreenText, Speech, TextLine, Tracks, Transcript
 from operators.language.screen import screen_rows
 from operators.language.sentences import ends_sentence, timed_words
 from operators.lately import Lately
@@ -99,7 +99,7 @@ def observed(item: Inputs) -> Observed:
                 found.speech.extend(utterances)
             case ScreenText(observations=seen):
                 found.lines.extend(seen)
-            case Objects() | Tracks() | Scenes() | Captions() | None:  # no words, or those of speech once more
+            case Objects() | Tracks() | Scenes() | Captions() | Drafts() | None:  # no words, or speech's once more
                 pass
             case Evidence(kind=kind, observations=others):
                 found.told.extend((kind, each) for each in others if each.text.strip())

@@ -30,7 +30,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Meta
@@ -92,7 +92,7 @@ class Whisper(Operator):
 
     capability = TRANSCRIBE
     name = "faster-whisper"
-    scope = Map(before=5, after=5)
+    scope: ClassVar[Scope] = Map(before=5, after=5)
     max_batch = 16  # segments of a cell
     timeout_s = 600.0
     version = 3  # heard in cells

@@ -54,6 +54,23 @@ def test_a_reading_is_captioned_and_summarised_in_its_own_words(tmp_path: Path) 
         assert point["evidence"][0]["text"] == point["text"]
 
 
+async def test_words_are_drafted_as_they_are_said(tmp_path: Path) -> None:
+    workflow = load_workflow(EXAMPLES / "live_drafts.toml")
+    with serving(tmp_path):
+        async with penstock.connect(store=tmp_path) as client:
+            await client.push(str(EXAMPLES / "reading.ogg"), "talk", "durable", segment_s=1.0)
+            job = await client.submit("talk", workflow=workflow, standing=True, start="0s")
+            with anyio.fail_after(120):
+                answers = [answer async for answer in job.answers()]
+    drafts = [draft for output in of_stage(answers, "drafts") for draft in output["observations"]]
+    settled = [draft for draft in drafts if draft.get("is_settled")]
+    assert [draft["start_ns"] for draft in settled] == sorted(draft["start_ns"] for draft in settled)
+    said = " ".join(draft["text"] for draft in settled).lower()
+    assert "he was not an ill" in said.replace("-", " ")
+    assert any(not draft.get("is_settled") for draft in drafts), "and some are shown before they are"
+    assert of_stage(answers, "captions")
+
+
 async def test_captions_and_summaries_go_on_with_a_stream(tmp_path: Path) -> None:
     with serving(tmp_path):
         async with penstock.connect(store=tmp_path) as client:

@@ -15,7 +15,7 @@ from scripted_endpoint import says, serving
 from engine.spec.catalogue import installed
 from engine.spec.operator import Operator
 from operators import weights
-from operators.capabilities import Speech, Transcript, Turn, Turns
+from operators.capabilities import Guess, GuessedWord, Speech, Transcript, Turn, Turns
 from operators.control.tool_stages import operators
 from operators.speech.whisper import QUALITY, is_here
 from penstock.testing import check_contract, gap, loaded, run, segments_of
@@ -97,6 +97,11 @@ def for_espeak(tmp_path: Path) -> dict[str, Any]:
     return replies(tmp_path)
 
 
+def guesses(tmp_path: Path) -> dict[str, Any]:
+    words = (GuessedWord(0, 10**9, "the"), GuessedWord(10**9, 2 * 10**9, "train"))
+    return {"inputs": {"guess": [Guess(since_ns=0, until_ns=(3 + at) * 10**9, words=words) for at in range(3)]}}
+
+
 def objects(tmp_path: Path) -> dict[str, Any]:
     return {"inputs": {"objects": run(loaded(shipped("detect_objects", "nanodet")), {"media": station(2)})}}
 
@@ -118,6 +123,8 @@ GIVEN: Mapping[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     ("speak", "hibari"): for_a_voice,
     ("count_objects", "tracks"): tracks,
     ("detect_objects", "nanodet"): pictures,
+    ("draft_captions", "local-agreement"): guesses,
+    ("guess_speech", "whisper-guesses"): speech_for_whisper,
     ("detect_scenes", "content"): pictures,
     ("read_text", "rapidocr"): pictures_and_scenes,
     ("summarize", "extracting"): to_summarize,

@@ -1,0 +1,83 @@
+"""GUESS_SPEECH: what is being said, by Whisper over the last seconds of a stream, as each segment comes.
+
+It is a guess: the last words may be half heard, and the next segment may show that they were others. What two guesses
+in a row agree on is settled (operators.speech.drafting).
+
+Whisper encodes 30 s, of which all but the window is silence, and that is most of what a guess would take. It is given
+the window and PADDING_S of silence: its encoder's attention takes any length, and of the silence it needs some to know
+that nothing follows. With tiny.en a guess takes half as long so, on one core 0.3 s, and two or three more words of 100
+are others than with all 30 s; with 1 s of padding more are (bench/drafts.py). The larger models take longer on a
+processor than the segments that make it worth while.
+"""
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any, ClassVar
+
+from engine.spec.operator import Device, Inputs, Machine, Rung, Scope, Window
+from operators.capabilities import GUESS_SPEECH, Guess, GuessedWord
+from operators.speech.regions import RATE, around, time_ns
+from operators.speech.whisper import LIVE_LOSS, QUALITY, Whisper, WhisperKnobs, num_gpus, spoken
+from streams.errors import Permanent
+from streams.records import MediaInfo
+
+WINDOW_S = 10.0
+PADDING_S = 3.0
+FRAMES_A_SECOND = 100  # of Whisper's features; its encoder takes them by two
+
+
+class Guessing(Whisper):
+    """Guesses what is being said."""
+
+    capability = GUESS_SPEECH
+    name = "whisper-guesses"
+    scope: ClassVar[Scope] = Window(10)
+    version = 1
+    max_batch = 4
+    _num_frames = 0
+
+    @classmethod
+    def rungs(cls) -> Sequence[Rung]:
+        """The sizes that can keep up: the smaller ones, greedy. Their quality is that of short cells."""
+        return [
+            Rung(f"whisper-{size}-guesses", round(quality - LIVE_LOSS, 3), WhisperKnobs(size=size, beam_size=1))
+            for size, quality in sorted(QUALITY.items(), key=lambda each: -each[1])
+        ]
+
+    @classmethod
+    def scope_of(cls, knobs: WhisperKnobs, segment_s: float) -> Scope:
+        return Window(max(1, ceil(round(WINDOW_S / segment_s, 6))))
+
+    @classmethod
+    def missing(cls, knobs: WhisperKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
+        if not knobs.size.startswith("tiny") and not (machine.has_gpu and num_gpus()):
+            return f"guesses by whisper {knobs.size} need a GPU: on a CPU they take longer than what they are about"
+        return super().missing(knobs, machine, media)
+
+    @classmethod
+    def shared_work(cls, knobs: WhisperKnobs, inputs: Inputs) -> frozenset[Any]:
+        return frozenset()
+
+    def load(self, device: Device) -> None:
+        super().load(device)
+        encode = self._model.encode
+        self._model.encode = lambda features: encode(features[..., : self._num_frames])
+
+    def process(self, batch: Sequence[Inputs]) -> Sequence[Guess]:  # type: ignore[override]
+        return [self._guess(inputs) for inputs in batch]
+
+    def _guess(self, inputs: Inputs) -> Guess:
+        language = inputs.params.language
+        if language not in self._model.supported_languages:
+            raise Permanent(f"whisper {self.knobs.size} does not know language {language!r}")
+        own, audio = around(inputs)
+        window = audio.between(max(audio.first, own.end - round(WINDOW_S * RATE)), own.end)
+        clip = spoken(window)
+        self._num_frames = 0 if clip is None else round(len(clip.samples) / RATE + PADDING_S) * FRAMES_A_SECOND
+        said = [] if clip is None else [word for passage in self._passages(clip, language) for word in passage]
+        words = (
+            GuessedWord(time_ns(each.first), time_ns(each.end), each.text.strip(), round(each.probability, 3))
+            for each in said
+        )
+        is_full = window.first > audio.first or len(window.samples) >= WINDOW_S * RATE
+        return Guess(since_ns=time_ns(window.first), until_ns=time_ns(own.end), words=tuple(words), is_full=is_full)
