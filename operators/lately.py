@@ -2,9 +2,11 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
+
+import anyio
 
 T = TypeVar("T")
 
@@ -39,3 +41,51 @@ class Lately(Generic[T]):
             raise
         mine.set_result(value)
         return value
+
+
+class _Begun(Generic[T]):
+    """What somebody is computing."""
+
+    def __init__(self) -> None:
+        self.over = anyio.Event()
+        self.value: list[T] = []  # one, if it came to that
+        self.error: Exception | None = None
+
+
+class LatelyAwaited(Generic[T]):
+    """The same for the tasks of one event loop. Where who computes is canceled, the next who waits computes it."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+        self._begun: dict[Hashable, _Begun[T]] = {}
+
+    async def get(self, key: Hashable, compute: Callable[[], Awaitable[T]]) -> T:
+        while key not in self._values:
+            begun = self._begun.get(key)
+            if begun is None:
+                return await self._computed(key, compute)
+            await begun.over.wait()
+            if begun.error is not None:
+                raise begun.error
+            if begun.value:
+                return begun.value[0]
+        self._values.move_to_end(key)
+        return self._values[key]
+
+    async def _computed(self, key: Hashable, compute: Callable[[], Awaitable[T]]) -> T:
+        begun = self._begun[key] = _Begun[T]()
+        try:
+            value = await compute()
+        except Exception as error:
+            begun.error = error
+            raise
+        else:
+            begun.value.append(value)
+            self._values[key] = value
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+            return value
+        finally:
+            del self._begun[key]
+            begun.over.set()

@@ -20,7 +20,8 @@ class Request:
 
     def __init__(self, head: str, body: bytes) -> None:
         self.head = head
-        self.body: dict[str, Any] = json.loads(body)
+        self.raw = body
+        self.body: dict[str, Any] = json.loads(body) if body.startswith(b"{") else {}
 
 
 class Endpoint:

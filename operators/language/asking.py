@@ -18,7 +18,7 @@ from operators.failures import failure
 from operators.language import ensembles
 from operators.language.chat import GREEDY, completed
 from operators.language.drafts import Draft, unseen
-from operators.language.endpoints import OVERHEAD_TOKENS, Endpoint, endpoint_of, endpoints, place
+from operators.language.endpoints import OVERHEAD_TOKENS, Endpoint, endpoint_of, place, that_answer
 from operators.language.endpoints import ensembles as ensembles_here
 from operators.language.served import until_up
 from operators.language.structured import read, schema_of
@@ -167,7 +167,7 @@ class AsksModel(Operator):
     @classmethod
     def rungs(cls) -> Sequence[Rung]:
         """The best first; where there is none, one that says what is missing."""
-        there = [Rung(each.model, each.quality, ModelKnobs(model=each.model)) for each in endpoints()]
+        there = [Rung(each.model, each.quality, ModelKnobs(model=each.model)) for each in that_answer()]
         for each in ensembles_here():
             if each.samples == 1 or cls.votes:
                 knobs = ModelKnobs(each.models[0], each.models[1:], each.sure, each.samples)

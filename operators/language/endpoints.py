@@ -53,6 +53,7 @@ class Endpoint(Settings, frozen=True):
     max_tokens: Annotated[int, Meta(ge=16, le=100_000)] = 512  # of an answer
     context_tokens: Annotated[int, Meta(ge=512, le=10_000_000)] = 4096
     is_constrained: bool = True  # it keeps to a JSON schema; else what it says is looked through for JSON
+    hears: bool = False  # it transcribes speech (/audio/transcriptions), and does nothing else
     price_in: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     price_out: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     serve: Annotated[tuple[Word, ...], Meta(max_length=200)] = ()
@@ -112,6 +113,16 @@ def _there() -> There:
     return There() if stamp is None else _read(path, stamp)
 
 
+def that_answer() -> tuple[Endpoint, ...]:
+    """Those that language models are behind."""
+    return tuple(each for each in endpoints() if not each.hears)
+
+
+def that_hear() -> tuple[Endpoint, ...]:
+    """Those that transcribe speech."""
+    return tuple(each for each in endpoints() if each.hears)
+
+
 def endpoint_of(model: str) -> Endpoint | None:
     """The first one that has the model."""
     return next((each for each in endpoints() if each.model == model), None)
@@ -153,6 +164,6 @@ def _read(path: Path, stamp: int) -> There:
         if ensemble.name in names:
             raise UserError(f"{path}: {ensemble.name!r} is the name of two: a name stands for one")
         names.add(ensemble.name)
-        if strange := [model for model in ensemble.models if model not in first]:
-            raise UserError(f"{path}: the ensemble {ensemble.name!r} has {strange[0]!r}, of which there is no endpoint")
+        if strange := [model for model in ensemble.models if model not in first or first[model].hears]:
+            raise UserError(f"{path}: the ensemble {ensemble.name!r} has {strange[0]!r}, which no endpoint answers as")
     return There(tuple(first.values()), tuple(file.ensemble))

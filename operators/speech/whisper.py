@@ -177,7 +177,7 @@ class Whisper(Operator):
         clip = spoken(cell)
         if clip is None:
             return ()
-        return tuple(_sentences(self._passages(clip, language)))
+        return tuple(sentences(self._passages(clip, language)))
 
     def _passages(self, clip: Clip, language: str) -> list[list[Said]]:
         found = self._decoded(clip, language)
@@ -229,14 +229,21 @@ def _words(passage: Any, clip: Clip) -> list[Said]:
     for word in passage.words or ():
         if sample(word.start) >= clip.end or not word.word.strip():
             continue
-        said = Said(sample(word.start), sample(word.end), word.word, float(word.probability))
-        if found and re.match(r"[^\w\s]", said.text):  # "-hearted" behind "cold" is no word
+        found.append(Said(sample(word.start), sample(word.end), word.word, float(word.probability)))
+    return whole(found)
+
+
+def whole(words: Iterable[Said]) -> list[Said]:
+    """Words, of which "-hearted" behind "cold" is none."""
+    found: list[Said] = []
+    for said in words:
+        if found and re.match(r"[^\w\s]", said.text):
             said = found.pop().and_then(said)
         found.append(said)
     return found
 
 
-def _sentences(passages: Iterable[list[Said]]) -> Iterable[Speech]:
+def sentences(passages: Iterable[list[Said]]) -> Iterable[Speech]:
     """Up to a full stop, a long pause, or where a new passage begins with a capital."""
     run: list[Said] = []
     for passage in passages:

@@ -17,6 +17,7 @@ from engine.spec.operator import Operator
 from operators import weights
 from operators.capabilities import Guess, GuessedWord, Speech, Transcript, Turn, Turns
 from operators.control.tool_stages import operators
+from operators.language.acting import Acting
 from operators.speech.whisper import QUALITY, is_here
 from penstock.testing import check_contract, gap, loaded, run, segments_of
 from streams.records import Segment
@@ -193,11 +194,22 @@ def test_one_whose_model_calls_tools_holds_to_it(tmp_path: Path, monkeypatch: py
         monkeypatch.setenv("PENSTOCK_TOOLS", str(tmp_path / "tools.toml"))
         heard = [Transcript(observations=(Speech(start_ns=0, end_ns=10**9, text="It leaves soon."),)), gap("lost")]
         asked = {"question": "When does it leave?", "tools": ["shouted"]}
-        check_contract(
-            shipped("answer_question", "acting"), inputs={"evidence": [heard]}, params=asked, knobs={"model": "toy"}
-        )
+        check_contract(Acting, inputs={"evidence": [heard]}, params=asked, knobs={"model": "toy"})
         (stage,) = operators()
         check_contract(stage, inputs={"evidence": [heard]})
+    assert there.requests
+
+
+def test_one_that_has_an_endpoint_hear_holds_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hears(request: Any, send: Any) -> None:
+        body = b'{"text": "It is nine.", "words": [{"word": "nine.", "start": 0.3, "end": 0.6}]}'
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        await send(f"{head}Connection: close\r\n\r\n".encode() + body)
+
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving(hears)) as there:
+        (tmp_path / "endpoints.toml").write_text(f'[[endpoint]]\nmodel = "ear"\nurl = "{there.url}"\nhears = true\n')
+        monkeypatch.setenv("PENSTOCK_ENDPOINTS", str(tmp_path / "endpoints.toml"))
+        check_contract(shipped("transcribe", "listening"), **speech(tmp_path), knobs={"model": "ear"})
     assert there.requests
 
 
@@ -209,4 +221,5 @@ def test_none_is_left_out() -> None:
         if operator.__module__.startswith("operators.")
     }
     by_models = {("answer_question", "reading"), ("answer_question", "acting"), ("summarize", "writing")}
-    assert ours == {*GIVEN, *by_models, ("converse", "conversing")}
+    by_models |= {("converse", "conversing"), ("transcribe", "listening")}
+    assert ours == {*GIVEN, *by_models}

@@ -155,7 +155,7 @@ def test_an_ensemble_is_a_rung_of_those_who_can_vote(tmp_path: Path, monkeypatch
     assert [(rung.name, rung.quality) for rung in Reading.rungs()] == [("careful", 0.4), ("small", 0.3)]
     assert [rung.name for rung in Conversing.rungs()] == ["small"], "what it says to somebody nobody can count"
     for text, why in [
-        (ENSEMBLE, "has 'small', of which there is no endpoint"),
+        (ENSEMBLE, "has 'small', which no endpoint answers as"),
         (ENDPOINT + ENSEMBLE.replace("careful", "small"), "'small' is the name of two"),
         (ENDPOINT + ENSEMBLE + ENSEMBLE, "'careful' is the name of two"),
         (ENDPOINT + ENSEMBLE.replace('["small"]', "[]"), "models"),

@@ -254,7 +254,7 @@ def test_a_piece_of_a_word_is_no_word() -> None:
     ]
     later = [Heard(2.0, 2.2, " Now", 0.5), Heard(9.0, 9.5, " you", 0.1)]  # which is behind the clip
     clip = Clip(RATE, np.zeros(3 * RATE, np.int16))
-    first, second = whisper._sentences([whisper._words(Passage(words), clip) for words in (heard, later)])
+    first, second = whisper.sentences([whisper._words(Passage(words), clip) for words in (heard, later)])
     assert (first.text, [word.text for word in first.words]) == (
         "If cold-hearted then.",
         ["If", "cold-hearted", "then."],
@@ -267,7 +267,7 @@ def test_a_piece_of_a_word_is_no_word() -> None:
 def test_a_long_pause_ends_a_sentence_that_has_no_stop() -> None:
     times = [(0.0, 0.5, "called"), (0.6, 1.0, "robert"), (1.9, 2.1, "the"), (2.2, 2.5, "umbrella")]
     heard = [whisper.Said(round(first * RATE), round(end * RATE), f" {text}", 0.9) for first, end, text in times]
-    assert [each.text for each in whisper._sentences([heard])] == ["called robert", "the umbrella"]
+    assert [each.text for each in whisper.sentences([heard])] == ["called robert", "the umbrella"]
 
 
 @pytest.mark.parametrize(
