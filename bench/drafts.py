@@ -31,7 +31,7 @@ from measure import at_least, at_most, keep, say
 from speech import CITIES, RECORDINGS, in_a_row, reference
 
 from operators.capabilities import Drafts
-from operators.speech.drafting import Drafting, agreed
+from operators.speech.drafting import drafted as settled_with
 from operators.speech.guessing import Guessing
 from operators.speech.whisper import Whisper, is_here
 from penstock.demo import num_wrong_words, words
@@ -54,13 +54,12 @@ def said_when(size: str, path: Path) -> list[tuple[str, float]]:
 def drafted(size: str, path: Path, segment_s: float) -> list[tuple[float, float, list[str]]]:
     """Of each draft when it is there (media time), what it took to compute, and all that is shown then."""
     guessing = loaded(Guessing, knobs={"size": size, "beam_size": 1})
-    assert Drafting.capability.inputs
     before, settled = Drafts(), list[str]()
     found = []
     for item in inputs_of(guessing, {"media": segments_of(path, segment_s)}):
         began_s = time.perf_counter()
         (guess,) = guessing.process([item])  # type: ignore[list-item]
-        before = agreed(before, guess)  # type: ignore[arg-type]
+        before = settled_with(before, guess)  # type: ignore[arg-type]
         took_s = time.perf_counter() - began_s
         shown = list[str]()
         for each in before.observations:

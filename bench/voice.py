@@ -1,15 +1,15 @@
 """How soon somebody who talks is replied to, and how often he is cut short.
 
 Questions, spoken by a voice of their own, come as a live stream at their own pace, in segments of SEGMENT_S, and
-`examples/voice_assistant.toml` hears, replies and speaks. Of each reply:
+`examples/voice_live.toml` hears, replies and speaks. Of each reply:
 
     whole   from the end of what was said (where the voice falls silent) to the answer with the sound
     own     what of that is neither waiting for a segment to end, nor looking ahead, nor computing: the answer's
             latency from the storing of the newest segment it was made from, less what its stages computed for it
 
-A turn is cut short that ends while its speaker goes on: within PAUSE_S of its end he says more. That is counted on
-recordings that nobody here made (those of speech.py), which are heard as a live stream would be, one segment behind the
-other.
+A turn is cut short that ends while its speaker goes on: within PAUSE_S of its end he says more, and `in_a_sentence` if
+its last word ends none, as a transcription without hurry writes it. That is counted on a reading that nobody here made
+(speech.py's): who reads several sentences is replied to after each.
 
     voice.py [--rounds 1]
 
@@ -39,16 +39,19 @@ from engine.decide.answer import Answer
 from engine.spec.workflow import load_workflow
 from operators import weights
 from operators.capabilities import Speech, Word
+from operators.language.sentences import ends_sentence
 from operators.language.turns import turns_of
+from operators.speech.guessing import Guessing
+from operators.speech.settling import Settling
 from operators.speech.whisper import Whisper
 from penstock.testing import run, segments_of
 from streams.records import Segment
 
-SEGMENT_S, RATE = 1.0, 24_000
+SEGMENT_S, RATE = 0.5, 24_000
 OWN_MS = 30.0
 PAUSE_S = 0.9
 SILENCE_S = 3.0
-WORKFLOW = Path(__file__).parents[1] / "examples" / "voice_assistant.toml"
+WORKFLOW = Path(__file__).parents[1] / "examples" / "voice_live.toml"
 QUESTIONS = (
     "When does the library open in the morning?",
     "How much does a library card cost?",
@@ -116,7 +119,7 @@ async def talked(clip: Path, store: Path) -> list[tuple[float, float]]:
             tasks.start_soon(push)
             while not any(view.stream == "desk" for view in await client.streams()):  # noqa: ASYNC110 - another's doing
                 await anyio.sleep(0.05)
-            job = await client.submit("desk", workflow=load_workflow(WORKFLOW), standing=True, start="0s")
+            job = await client.submit("desk", workflow=load_workflow(WORKFLOW), standing=True)
             async for answer in job.answers():
                 now_ns = time.time_ns()
                 if said := _sound(answer):
@@ -135,7 +138,11 @@ def cut_short() -> dict[str, Any]:
     """How often a turn ends while its speaker goes on."""
     with TemporaryDirectory() as folder:
         row = in_a_row(list(reference()), Path(folder) / "row.wav")
-        outputs = run(Whisper, {"media": segments_of(row, SEGMENT_S)}, knobs={"size": "tiny.en", "cells": "short"})
+        media = segments_of(row, SEGMENT_S)
+        guesses = run(Guessing, {"media": media}, knobs={"size": "tiny.en", "beam_size": 1})
+        outputs = run(Settling, {"guess": guesses})
+        heard = run(Whisper, {"media": segments_of(row, 10.0)}, knobs={"size": "tiny.en"})
+    patient = [word for output in heard for speech in output.observations for word in speech.words]
     pending: tuple[Speech, ...] = ()
     ends, words = list[int](), list[Word]()
     for output in outputs:
@@ -143,9 +150,11 @@ def cut_short() -> dict[str, Any]:
         ends += [turn.end_ns for turn in ended]
         words += [word for speech in output.observations for word in speech.words]
     starts_s = sorted(word.start_ns / SECOND_NS for word in words)
-    short = sum(any(0 <= start - end / SECOND_NS < PAUSE_S for start in starts_s) for end in ends)
-    say(f"{len(ends)} turns, {short} of them cut short")
-    return {"num_turns": len(ends), "num_cut_short": short}
+    short = [end for end in ends if any(0 <= start - end / SECOND_NS < PAUSE_S for start in starts_s)]
+    sentences = [word.end_ns for word in patient if ends_sentence(word.text)]
+    inside = [end for end in short if not any(abs(end - other) < SECOND_NS // 2 for other in sentences)]
+    say(f"{len(ends)} turns, {len(short)} of them cut short, {len(inside)} in a sentence")
+    return {"num_turns": len(ends), "num_cut_short": len(short), "in_a_sentence": len(inside)}
 
 
 def quantiles(found: Sequence[float]) -> dict[str, float]:

@@ -220,15 +220,27 @@ class Draft(Observation, frozen=True):
     is_settled: bool = False
 
 
-class Drafts(Evidence, frozen=True):
-    """The words that were settled in a segment, and those that are shown behind them; and, for the next segment, what
-    is still open and what was settled last."""
+class Agreement(Record, frozen=True):
+    """Where guesses in a row stand: what is still open, what was settled last and until when."""
 
-    kind: ClassVar[str] = "draft"
-    observations: tuple[Draft, ...] = ()
     open: tuple[GuessedWord, ...] = ()
     last: tuple[str, ...] = ()
     settled_ns: int = 0
+
+
+class Drafts(Evidence, frozen=True):
+    """The words that were settled in a segment, and those that are shown behind them; and what the next one needs."""
+
+    kind: ClassVar[str] = "draft"
+    observations: tuple[Draft, ...] = ()
+    agreement: Agreement = Agreement()
+
+
+class Phrases(Transcript, frozen=True):
+    """What was said to an end in a segment, wherever it began; and what the next one needs: words of what goes on."""
+
+    agreement: Agreement = Agreement()
+    held: tuple[GuessedWord, ...] = ()
 
 
 class Point(Observation, frozen=True):
@@ -332,6 +344,7 @@ COUNT_OBJECTS = Capability("count_objects", {"tracks": Port(Tracks)}, Counts)
 CONVERSE = Capability("converse", {"speech": Port(Transcript)}, Turns, ConverseParams)
 SPEAK = Capability("speak", {"text": Port(Evidence)}, Voice, SpeakParams)
 GUESS_SPEECH = Capability("guess_speech", {"media": Port(Media)}, Guess, TranscribeParams)
+SETTLE_SPEECH = Capability("settle_speech", {"guess": Port(Guess)}, Phrases)
 DRAFT_CAPTIONS = Capability("draft_captions", {"guess": Port(Guess)}, Drafts)
 CAPTION = Capability("caption", {"speech": Port(Transcript)}, Captions)
 SUMMARIZE = Capability("summarize", {"evidence": Port(Evidence, many=True)}, Summary, SummarizeParams)

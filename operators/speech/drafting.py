@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from engine.spec.operator import Fold, Inputs, Operator, Rung, Scope, Settings
-from operators.capabilities import DRAFT_CAPTIONS, Draft, Drafts, Guess, GuessedWord
+from operators.capabilities import DRAFT_CAPTIONS, Agreement, Draft, Drafts, Guess, GuessedWord
 
 SLACK_NS = 100_000_000  # by which two guesses may differ on when a word is
 HALF_HEARD_NS = 600_000_000  # of the audio's end: what ends later is shown only where it is settled
@@ -35,11 +35,19 @@ class Drafting(Operator):
         return (Rung("local-agreement", 1.0, Settings()),)
 
     def process(self, batch: Sequence[Inputs]) -> Sequence[Drafts]:
-        return [agreed(item.previous or Drafts(), item.here("guess")) for item in batch]
+        return [drafted(item.previous or Drafts(), item.here("guess")) for item in batch]
 
 
-def agreed(before: Drafts, guess: Guess) -> Drafts:
+def drafted(before: Drafts, guess: Guess) -> Drafts:
     """What is settled and shown with one more guess."""
+    settled, now = agreed(before.agreement, guess)
+    shown = [word for word in now.open if word.end_ns <= guess.until_ns - HALF_HEARD_NS]
+    observations = [_draft(each, is_settled) for each, is_settled in ((settled, True), (shown, False)) if each]
+    return Drafts(observations=tuple(observations), agreement=now)
+
+
+def agreed(before: Agreement, guess: Guess) -> tuple[Sequence[GuessedWord], Agreement]:
+    """The words that are settled with one more guess, and how things stand then."""
     words = _behind(before, guess)
     num = 0
     for one, other in zip(before.open, words, strict=False):
@@ -49,17 +57,14 @@ def agreed(before: Drafts, guess: Guess) -> Drafts:
     while guess.is_full and num < len(words) and words[num].end_ns < guess.since_ns + LEAVING_NS:
         num += 1
     settled, open_ = words[:num], words[num:]
-    shown = [word for word in open_ if word.end_ns <= guess.until_ns - HALF_HEARD_NS]
-    observations = [_draft(each, is_settled) for each, is_settled in ((settled, True), (shown, False)) if each]
-    return Drafts(
-        observations=tuple(observations),
+    return settled, Agreement(
         open=tuple(open_),
         last=(*before.last, *(word.text for word in settled))[-NUM_REPEATED:],
         settled_ns=settled[-1].end_ns if settled else before.settled_ns,
     )
 
 
-def _behind(before: Drafts, guess: Guess) -> Sequence[GuessedWord]:
+def _behind(before: Agreement, guess: Guess) -> Sequence[GuessedWord]:
     """What of a guess is not settled yet."""
     words = [word for word in guess.words if word.start_ns >= before.settled_ns - SLACK_NS]
     for num in range(min(len(before.last), len(words)), 0, -1):

@@ -16,13 +16,16 @@ from typing import Any, ClassVar
 
 from engine.spec.operator import Device, Inputs, Machine, Rung, Scope, Window
 from operators.capabilities import GUESS_SPEECH, Guess, GuessedWord
-from operators.speech.regions import RATE, around, time_ns
-from operators.speech.whisper import LIVE_LOSS, QUALITY, Whisper, WhisperKnobs, num_gpus, spoken
+from operators.speech.regions import RATE, Clip, around, time_ns
+from operators.speech.whisper import LIVE_LOSS, QUALITY, Said, Whisper, WhisperKnobs, num_gpus, speech_in, with_margin
 from streams.errors import Permanent
 from streams.records import MediaInfo
 
 WINDOW_S = 10.0
 PADDING_S = 3.0
+TOKENS, TOKENS_A_SECOND = 12, 8  # at most; five or so are usual
+BRIEF_S, NUM_BRIEF = 0.03, 3
+MIN_SURE = 0.2
 FRAMES_A_SECOND = 100  # of Whisper's features; its encoder takes them by two
 
 
@@ -33,7 +36,7 @@ class Guessing(Whisper):
     name = "whisper-guesses"
     scope: ClassVar[Scope] = Window(10)
     version = 1
-    max_batch = 4
+    max_batch = 1  # they are computed one by one, and each is wanted at once
     _num_frames = 0
 
     @classmethod
@@ -66,18 +69,42 @@ class Guessing(Whisper):
     def process(self, batch: Sequence[Inputs]) -> Sequence[Guess]:  # type: ignore[override]
         return [self._guess(inputs) for inputs in batch]
 
+    def _decoded(self, clip: Clip, language: str, **how: Any) -> list[Any]:
+        """With no more tokens than anybody can say: over half a word the model may go on for ever."""
+        num = ceil(TOKENS + TOKENS_A_SECOND * len(clip.samples) / RATE)
+        return super()._decoded(clip, language, max_new_tokens=num, **how)
+
+    def _words(self, window: Clip, language: str) -> list[Said]:
+        """Of what the model hears, what begins while somebody speaks and is heard at all: in the silence behind that it
+        invents words, or says once more what it heard, in no time."""
+        span = speech_in(window)
+        if span is None:
+            return []
+        clip = with_margin(window, *span)
+        self._num_frames = round(len(clip.samples) / RATE + PADDING_S) * FRAMES_A_SECOND
+        heard = (word for passage in self._passages(clip, language) for word in passage)
+        return without_echo([word for word in heard if word.first < span[1]])
+
     def _guess(self, inputs: Inputs) -> Guess:
         language = inputs.params.language
         if language not in self._model.supported_languages:
             raise Permanent(f"whisper {self.knobs.size} does not know language {language!r}")
         own, audio = around(inputs)
         window = audio.between(max(audio.first, own.end - round(WINDOW_S * RATE)), own.end)
-        clip = spoken(window)
-        self._num_frames = 0 if clip is None else round(len(clip.samples) / RATE + PADDING_S) * FRAMES_A_SECOND
-        said = [] if clip is None else [word for passage in self._passages(clip, language) for word in passage]
+        said = self._words(window, language)
         words = (
             GuessedWord(time_ns(each.first), time_ns(each.end), each.text.strip(), round(each.probability, 3))
             for each in said
         )
         is_full = window.first > audio.first or len(window.samples) >= WINDOW_S * RATE
         return Guess(since_ns=time_ns(window.first), until_ns=time_ns(own.end), words=tuple(words), is_full=is_full)
+
+
+def without_echo(words: Sequence[Said]) -> list[Said]:
+    """The words up to where several follow one another faster than anybody speaks, without last ones that are hardly
+    heard."""
+    brief = [word.end - word.first < BRIEF_S * RATE for word in words]
+    for at in range(len(words)):
+        if all(brief[at : at + NUM_BRIEF]) and len(brief[at : at + NUM_BRIEF]) > 1:
+            return without_echo(words[:at])
+    return list(words) if not words or words[-1].probability >= MIN_SURE else without_echo(words[:-1])

@@ -203,16 +203,24 @@ class Whisper(Operator):
 
 def spoken(cell: Clip) -> Clip | None:
     """What of a cell is worth hearing: from the first to the last that sounds like speech; None where nothing does."""
+    found = speech_in(cell)
+    return None if found is None else with_margin(cell, *found)
+
+
+def with_margin(cell: Clip, first: int, end: int) -> Clip:
+    """A part of a cell, and a little around it."""
+    margin = round(MARGIN_S * RATE)
+    return cell.between(max(cell.first, first - margin), min(cell.end, end + margin))
+
+
+def speech_in(cell: Clip) -> tuple[int, int] | None:
+    """From which sample to before which somebody may be speaking; None where nobody is."""
     from faster_whisper.vad import get_speech_timestamps
 
     if not utterances(cell):
         return None
     found = get_speech_timestamps(_as_float(cell), min_silence_duration_ms=500, speech_pad_ms=0)
-    if not found:
-        return None
-    margin = round(MARGIN_S * RATE)
-    first, end = cell.first + int(found[0]["start"]) - margin, cell.first + int(found[-1]["end"]) + margin
-    return cell.between(max(cell.first, first), min(cell.end, end))
+    return (cell.first + int(found[0]["start"]), cell.first + int(found[-1]["end"])) if found else None
 
 
 def _as_float(clip: Clip) -> Any:

@@ -127,6 +127,18 @@ def wav_of(parts: Sequence[Any], path: Path) -> Path:
     return path
 
 
+async def said_at_once(asked: Path, store: Path) -> list[Any]:
+    """What is spoken where nobody looks ahead."""
+    with serving(store):
+        async with penstock.connect(store=store) as client:
+            await client.push(str(asked), "desk", "durable", segment_s=0.5)
+            workflow = load_workflow(EXAMPLES / "voice_live.toml")
+            job = await client.submit("desk", workflow=workflow, standing=True, start="0s")
+            with anyio.fail_after(120):
+                answers = [answer async for answer in job.answers()]
+    return [each for output in of_stage(answers, "voice") for each in output["observations"]]
+
+
 def test_an_assistant_hears_a_question_and_speaks_the_answer(tmp_path: Path) -> None:
     """Spoken by one voice, heard by Whisper, replied to, spoken, and heard by Whisper again."""
     import base64
@@ -152,6 +164,8 @@ def test_an_assistant_hears_a_question_and_speaks_the_answer(tmp_path: Path) -> 
         "The library opens at nine in the morning and closes at six in the evening.",
         "A library card costs five euros a year, and is free for children.",
     ]
+    live = anyio.run(said_at_once, tmp_path / "asked.wav", tmp_path / "live")
+    assert [each["text"] for each in live] == [each["text"] for each in spoken]
     again = [silence]
     for each in spoken:
         with av.open(io.BytesIO(base64.b64decode(each["audio"]))) as container:

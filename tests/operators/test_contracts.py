@@ -125,6 +125,7 @@ GIVEN: Mapping[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     ("count_objects", "tracks"): tracks,
     ("detect_objects", "nanodet"): pictures,
     ("draft_captions", "local-agreement"): guesses,
+    ("settle_speech", "settled"): guesses,
     ("guess_speech", "whisper-guesses"): speech_for_whisper,
     ("detect_scenes", "content"): pictures,
     ("read_text", "rapidocr"): pictures_and_scenes,

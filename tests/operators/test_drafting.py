@@ -3,35 +3,22 @@
 from collections.abc import Sequence
 
 import pytest
+from drafting_words import WORD_NS, S, guess
 from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.capabilities import Drafts, Guess, GuessedWord
-from operators.speech.drafting import Drafting, agreed, same
-from operators.speech.guessing import WINDOW_S, Guessing
-from operators.speech.whisper import is_here
+from operators.speech.drafting import Drafting, drafted, same
+from operators.speech.guessing import WINDOW_S, Guessing, without_echo
+from operators.speech.whisper import Said, is_here
 from penstock.testing import check_contract, run, segments_of
-
-S = 1_000_000_000
-WORD_NS = S // 2  # a word takes half a second here
-
-
-def guess(
-    text: str, first: int = 0, until_s: float | None = None, since_s: float = 0.0, is_full: bool = False
-) -> Guess:
-    """Words from the number `first` on, each half a second behind the other."""
-    words = tuple(
-        GuessedWord((first + at) * WORD_NS, (first + at + 1) * WORD_NS, word) for at, word in enumerate(text.split())
-    )
-    until_ns = words[-1].end_ns + S if until_s is None and words else round((until_s or 0) * S)
-    return Guess(since_ns=round(since_s * S), until_ns=until_ns, words=words, is_full=is_full)
 
 
 def said(*guesses: Guess) -> list[tuple[str, str]]:
     """What each of the guesses settles, and what is shown behind that."""
     before, found = Drafts(), []
     for each in guesses:
-        before = agreed(before, each)
+        before = drafted(before, each)
         texts = {draft.is_settled: draft.text for draft in before.observations}
         found.append((texts.get(True, ""), texts.get(False, "")))
     return found
@@ -111,10 +98,10 @@ def test_true_words_are_settled_once_each_however_the_last_ones_are_guessed(
 def test_what_is_settled_only_grows_in_time(heard: Sequence[Sequence[str]]) -> None:
     before = Drafts()
     for at, words in enumerate(heard):
-        now = agreed(before, guess(" ".join(words), at, at + 9.0))
-        assert now.settled_ns >= before.settled_ns
+        now = drafted(before, guess(" ".join(words), at, at + 9.0))
+        assert now.agreement.settled_ns >= before.agreement.settled_ns
         for draft in now.observations:
-            assert draft.start_ns >= before.settled_ns - S // 10
+            assert draft.start_ns >= before.agreement.settled_ns - S // 10
             assert draft.text
         before = now
 
@@ -132,3 +119,14 @@ def test_a_reading_is_drafted_as_it_is_read() -> None:
     drafts = run(Drafting, {"guess": guesses})
     settled = [draft.text for each in drafts for draft in each.observations if draft.is_settled]
     assert len(" ".join(settled).split()) > 8
+
+
+def test_what_a_model_says_in_no_time_or_hardly_hears_is_no_word() -> None:
+    real = [Said(at * 1600, at * 1600 + 1200, f" w{at}", 0.9) for at in range(4)]
+    echo = [Said(6400, 6400, f" w{at}", 0.9) for at in range(4)]
+    faint = Said(6400, 8000, " in.", 0.07)
+    assert without_echo([*real, *echo]) == real
+    assert without_echo([*real, faint]) == real
+    assert without_echo([*real, faint, *echo]) == real
+    assert without_echo([echo[0], *real]) == [echo[0], *real], "one that is brief may be one"
+    assert without_echo([]) == []
