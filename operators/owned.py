@@ -70,10 +70,20 @@ def bearer(key: str) -> dict[str, str]:
 
 def without_secrets(text: str, key: str, url: str) -> str:
     """A text that may have come from there, with neither key nor address."""
+    parts = urlsplit(url)
+    return without(text, value_of(key), url, parts.netloc, parts.hostname or "")
+
+
+def value_of(reference: str) -> str:
+    """What it refers to; empty where that is not there."""
     try:
-        found = secret(key).strip()
+        return secret(reference).strip()
     except UserError:
-        found = ""
-    for what in (found, url, urlsplit(url).netloc, urlsplit(url).hostname or ""):
-        text = text.replace(what, "...") if what else text
+        return ""
+
+
+def without(text: str, *what: str) -> str:
+    """A text with "..." in place of each, the longest first, for one may be part of another; also as JSON writes it."""
+    for each in sorted({*what, *(msgspec.json.encode(one).decode()[1:-1] for one in what)}, key=len, reverse=True):
+        text = text.replace(each, "...") if each else text
     return text

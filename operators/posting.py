@@ -2,17 +2,19 @@
 
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
 import httpx
+import msgspec
 
 from operators.failures import Failing, failure
 
 CONNECT_S = 10.0
 BUSY = frozenset({408, 409, 425, 429, *range(500, 600)})
 TELLING = frozenset({400, 404, 409, 413, 422})  # of which the owner needs to know what was wrong
-MAX_DETAIL = 300
+MAX_DETAIL, MAX_LOOKED_AT = 300, 65_536
 
 
 class Answered(NamedTuple):
@@ -56,11 +58,20 @@ async def posted(
     if status in BUSY:
         raise failure("upstream", f"{name}: HTTP {status}")
     if not 200 <= status < 300:
-        detail = bytes(body[:MAX_DETAIL]).decode(errors="replace") if status in TELLING else ""
-        raise failure(refused, f"{name}: HTTP {status}{detail and f': {harmless(detail)}'}")
+        detail = told(body, harmless) if status in TELLING else ""
+        raise failure(refused, f"{name}: HTTP {status}{detail and f': {detail}'}")
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise failure(refused, f"{name} packs its answer, which was not asked for")
     return Answered(bytes(body), response.headers.get("Content-Type", "").partition(";")[0].strip())
+
+
+def told(body: bytes | bytearray, harmless: Callable[[str], str]) -> str:
+    """The beginning of what somebody answers who will not. Secrets go first: of one that is cut, a part would stay; and
+    in JSON one may be written otherwise."""
+    text = bytes(body[:MAX_LOOKED_AT]).decode(errors="replace")
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        text = msgspec.json.encode(msgspec.json.decode(body)).decode()
+    return harmless(text)[:MAX_DETAIL]
 
 
 @cache

@@ -80,9 +80,19 @@ class Catalogue:
     def add_or_set_aside(self, place: str) -> None:
         """The operator at "module:Class", if it can be had."""
         try:
-            self._add(load_operator(place))
+            operator = load_operator(place)
         except UserError as error:
             self.set_aside.append(str(error))
+        else:
+            self._add_or_set_aside(operator, place)
+
+    def _add_or_set_aside(self, operator: Any, place: str) -> None:
+        try:
+            self._add(_checked(operator, place))
+        except UserError as error:
+            self.set_aside.append(str(error))
+        except Exception as error:  # such as one that declares no capability
+            self.set_aside.append(f"{place}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def add_family_or_set_aside(self, place: str) -> None:
         """All that the function at "module:function" gives, each if it can be had."""
@@ -91,14 +101,11 @@ class Catalogue:
         except UserError as error:
             self.set_aside.append(str(error))
             return
-        except Exception as error:  # it has others beside it, perhaps of other authors
+        except (Exception, SystemExit) as error:  # it has others beside it, perhaps of other authors
             self.set_aside.append(f"{place} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}")
             return
         for operator in family:
-            try:
-                self._add(operator)
-            except UserError as error:
-                self.set_aside.append(str(error))
+            self._add_or_set_aside(operator, place)
 
     def capability(self, name: str) -> Capability:
         try:
@@ -137,7 +144,10 @@ def installed() -> Catalogue:
 
 def load_operator(place: str) -> type[Operator]:
     """The operator class at "module:Class". Raises UserError where there is none."""
-    operator = _loaded(place)
+    return _checked(_loaded(place), place)
+
+
+def _checked(operator: Any, place: str) -> type[Operator]:
     if not (isinstance(operator, type) and issubclass(operator, Operator)):
         raise UserError(f"{place!r} is not an operator: it should be a class derived from penstock.operators.Operator")
     return operator
@@ -147,7 +157,7 @@ def _loaded(place: str) -> Any:
     module_name, _, name = place.partition(":")
     try:
         return getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # whatever its module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever its module does when it is imported
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"cannot load operator {place!r}: {cause}; it should be module:Class") from error
 

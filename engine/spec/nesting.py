@@ -12,7 +12,7 @@ computes, so the same workflow twice, or beside its stages written out, computes
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from streams.errors import UserError
 
@@ -20,21 +20,34 @@ KEYS = ("workflow", "inputs", "params", "gives")
 MAX_DEPTH = 8
 MAX_STAGES = 1000
 
-Find = Callable[[str], Mapping[str, Any]]
+
+class Found(NamedTuple):
+    """A workflow, as a table, and how those that it names are found."""
+
+    table: Mapping[str, Any]
+    find: "Find"
+    place: str = ""  # where it stands, if that is elsewhere
+
+
+Find = Callable[[str], Found]
 
 
 def expanded(table: Mapping[str, Any], find: Find, depth: int = 0) -> dict[str, Any]:
     """A workflow, as a table, of which no stage is a workflow. Raises UserError, as `find` does."""
     rest = {key: value for key, value in table.items() if key != "workflows"}
     own, stages = table.get("workflows", {}), rest.get("stages")
-    if not isinstance(stages, dict) or not isinstance(own, dict):
-        return dict(table)
+    if not isinstance(own, dict):
+        raise UserError("workflows is a table: [workflows.NAME.stages.*]")
+    if not isinstance(stages, dict):
+        return rest
     if depth > MAX_DEPTH:
         raise UserError(f"workflows are within one another more than {MAX_DEPTH} deep: is one within itself?")
 
-    def found(name: str) -> Mapping[str, Any]:
+    def found(name: str) -> Found:
         inner = own.get(name)
-        return find(name) if inner is None else {"workflows": own, **inner} if isinstance(inner, dict) else {}
+        if inner is None:
+            return find(name)
+        return Found({"workflows": own, **inner} if isinstance(inner, dict) else {}, found)
 
     out: dict[str, Any] = {}
     for name, stage in stages.items():
@@ -56,10 +69,14 @@ def _put(name: str, stage: Mapping[str, Any], find: Find, depth: int) -> dict[st
     reads, params, asked = stage.get("inputs", {}), stage.get("params", {}), stage["workflow"]
     if not (isinstance(asked, str) and isinstance(reads, dict) and isinstance(params, dict)):
         raise UserError(f"{where}: workflow is a name or a file, inputs and params are tables")
-    inner = expanded(find(asked), find, depth + 1).get("stages")
+    inner = _inner(where, asked, find, depth)
     if not isinstance(inner, dict) or not all(isinstance(each, dict) for each in inner.values()) or not inner:
         raise UserError(f"{where}: the workflow {asked!r} has no stages")
     sources = [each for what in (*inner.values(), stage) for read in _inputs(what).values() for each in _listed(read)]
+    if wrong := [each for each, what in inner.items() if not isinstance(what.get("params", {}), dict)]:
+        raise UserError(f"{where}: params of stage {wrong[0]!r} of {asked!r} is no table")
+    if wrong := [each for each, what in inner.items() if not isinstance(what.get("inputs", {}), dict)]:
+        raise UserError(f"{where}: inputs of stage {wrong[0]!r} of {asked!r} is no table")
     if not all(isinstance(each, str) for each in sources):
         raise UserError(f"{where}: what {asked!r} reads, or is given to read, is no name of a stage")
     if strange := [key for key in params if key not in inner]:
@@ -79,7 +96,10 @@ def _put(name: str, stage: Mapping[str, Any], find: Find, depth: int) -> dict[st
 
     put = {}
     for each, what in inner.items():
-        inputs = {port: [new for old in _listed(old) for new in source(old)] for port, old in _inputs(what).items()}
+        inputs = {
+            port: list(dict.fromkeys(new for one in _listed(old) for new in source(one)))  # each once: it may be many
+            for port, old in _inputs(what).items()
+        }
         one = {port: many[0] if len(many) == 1 else many for port, many in inputs.items()}
         own = params.get(each, {})
         if not isinstance(own, dict):
@@ -88,6 +108,17 @@ def _put(name: str, stage: Mapping[str, Any], find: Find, depth: int) -> dict[st
     if unread := [read for read in reads if read not in used]:
         raise UserError(f"{where}: no stage of {asked!r} reads {unread[0]!r}")
     return put
+
+
+def _inner(where: str, asked: str, find: Find, depth: int) -> Any:
+    """The stages of the workflow that is asked for."""
+    table, deeper, place = find(asked)
+    try:
+        if strange := [key for key in table if key not in ("name", "stages", "workflows")]:
+            raise UserError(f"unknown field {strange[0]!r}: a workflow has name, stages and workflows")
+        return expanded(table, deeper, depth + 1).get("stages")
+    except UserError as error:
+        raise UserError(f"{where}: {place}: {error}") if place else error from error
 
 
 def _given(where: str, stage: Mapping[str, Any], inner: Mapping[str, Any]) -> str:

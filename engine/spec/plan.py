@@ -185,11 +185,13 @@ def make_plan(
 
 def _written(name: str, params: Settings) -> dict[str, Any]:
     """Parameters as they travel. Raises UserError for what would be something else on arrival."""
-    written: dict[str, Any] = msgspec.to_builtins(params)
     try:
+        written: dict[str, Any] = msgspec.to_builtins(params)
         arrived = msgspec.json.decode(msgspec.json.encode(written), type=type(params))
     except msgspec.ValidationError as error:
         raise UserError(f"stage {name!r}: {error}: a number has to be finite") from None
+    except RecursionError:
+        raise UserError(f"stage {name!r}: its parameters are too deep") from None
     if arrived != params:
         raise UserError(f"stage {name!r}: its parameters cannot be written as JSON")
     return written

@@ -6,13 +6,14 @@ that the job brings; stages that use it run once for each question. A stage may 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from engine.spec.nesting import expanded
+from engine.spec.nesting import Found, expanded
 from streams.decoding import from_toml
 from streams.errors import Malformed, UserError
 from streams.subjects import token
@@ -117,16 +118,25 @@ def load_workflow(path: Path) -> Workflow:
 def parse_workflow(text: str, folder: Path | None = None) -> Workflow:
     """Read a workflow from TOML text; stages that are workflows of other files are looked for in `folder`."""
 
-    def find(name: str) -> dict[str, Any]:
-        if folder is None or not name.endswith(".toml"):
-            raise UserError(f"there is no [workflows.{name}]")
-        return _table(_text(folder / name))
-
-    table = expanded(_table(text), find)
+    try:
+        outer = from_toml(text)
+    except Malformed as error:
+        raise UserError(f"not valid TOML: {error}") from error
+    table = expanded(outer, partial(_found, folder))
     stages = table.get("stages")
     if isinstance(stages, dict):
         table["stages"] = {name: _read(stage, Stage, f"stages.{name}") for name, stage in stages.items()}
     return _read(table, Workflow, "workflow")
+
+
+def _found(folder: Path | None, name: str) -> Found:
+    if folder is None or not name.endswith(".toml"):
+        raise UserError(f"there is no [workflows.{name}]")
+    path = folder / name
+    try:
+        return Found(from_toml(_text(path)), partial(_found, path.parent), str(path))
+    except Malformed as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
 
 
 def _text(path: Path) -> str:
@@ -136,13 +146,6 @@ def _text(path: Path) -> str:
         raise UserError(
             f"cannot read workflow {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}; give a TOML file"
         ) from error
-
-
-def _table(text: str) -> dict[str, Any]:
-    try:
-        return from_toml(text)
-    except Malformed as error:
-        raise UserError(f"not valid TOML: {error}") from error
 
 
 def _read(table: Any, kind: type[T], where: str) -> T:

@@ -20,15 +20,18 @@ from referencing.exceptions import Unresolvable
 from operators.control import functions, mcp_servers, services
 from operators.control.tools import Tool, place, tool_of
 from operators.failures import failure
-from streams.errors import Permanent, Transient, UserError
+from operators.language.structured import ELSEWHERE, inlined
+from streams.errors import UserError
+from streams.records import encode
 
 MAX_RESULT_BYTES = 1 << 20
+ANOTHERS = ("pattern", "patternProperties")  # of a server's schema: what is matched by one may take for ever
 ANYTHING: Mapping[str, Any] = {"type": "object"}
 
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """What a tool is for, and the JSON Schema of its arguments."""
+    """What a tool is for, and the JSON Schema of its arguments, in one piece."""
 
     about: str
     schema: Mapping[str, Any]
@@ -74,17 +77,12 @@ class Caller:
         if self._limit is None or self._limit.total_tokens != tool.max_in_flight:
             self._limit = anyio.CapacityLimiter(tool.max_in_flight)
         with anyio.move_on_after(tool.timeout_s):
-            try:
-                return _bounded(tool, await self._called(tool, self._limit, arguments))
-            except (Permanent, Transient):
-                raise
-            except Exception as error:  # of a function that somebody wrote
-                raise failure("tool", f"{tool.name} raised {type(error).__name__}: {error}") from error
+            return _bounded(tool, await self._called(tool, self._limit, arguments))
         raise failure("timeout", f"{tool.name} gave nothing back within {tool.timeout_s:g} s")
 
     async def _called(self, tool: Tool, limit: anyio.CapacityLimiter, arguments: Mapping[str, Any]) -> Any:
         if tool.python:
-            function = await anyio.to_thread.run_sync(functions.function_of, tool.python)
+            function = await anyio.to_thread.run_sync(functions.function_of, tool.python, abandon_on_cancel=True)
             return await functions.called(function, arguments, limit)
         async with limit:
             if tool.url:
@@ -97,8 +95,8 @@ def check(tool: Tool, takes: Takes, arguments: Mapping[str, Any]) -> None:
     validator = Draft202012Validator(takes.schema, registry=Registry())
     try:
         wrong = best_match(validator.iter_errors(dict(arguments)))
-    except Unresolvable as error:
-        raise failure("tool", f"{tool.name} says what it takes by what is elsewhere: {error}") from error
+    except (Unresolvable, RecursionError) as error:
+        raise failure("tool", f"{tool.name} says what it takes by what cannot be followed") from error
     if wrong is not None:
         where = wrong.json_path.removeprefix("$").removeprefix(".")
         raise failure("tool", f"{tool.name}: {where and f'{where}: '}{wrong.message[:200]}")
@@ -106,7 +104,7 @@ def check(tool: Tool, takes: Takes, arguments: Mapping[str, Any]) -> None:
 
 async def _takes(tool: Tool) -> Takes:
     if tool.python:
-        function = await anyio.to_thread.run_sync(functions.function_of, tool.python)
+        function = await anyio.to_thread.run_sync(functions.function_of, tool.python, abandon_on_cancel=True)
         found = Takes(tool.about or functions.about(function), functions.schema_of(function))
     elif tool.url:
         needed = [name for name in tool.arguments if name not in tool.optional]
@@ -119,20 +117,34 @@ async def _takes(tool: Tool) -> Takes:
         found = Takes(tool.about, schema if tool.arguments else ANYTHING)
     else:
         about, schema = await mcp_servers.described(tool)
-        found = Takes(tool.about or about, schema)
+        found = Takes(tool.about or about, inlined(schema, (*ELSEWHERE, *ANOTHERS)))
     try:
         Draft202012Validator.check_schema(found.schema)
-    except SchemaError as error:
-        raise failure("tool", f"{tool.name}: what it takes is no JSON Schema: {error.message[:200]}") from error
-    return found
+    except (SchemaError, RecursionError) as error:
+        said = error.message[:200] if isinstance(error, SchemaError) else "it is too deep"
+        raise failure("tool", f"{tool.name}: what it takes is no JSON Schema: {said}") from error
+    return Takes(found.about, inlined(found.schema, ELSEWHERE))
 
 
 def _bounded(tool: Tool, given: Any) -> Any:
+    """As it will be stored, and without what the tool was trusted with."""
     try:
-        made = msgspec.to_builtins(given, str_keys=True)
-        size = len(msgspec.json.encode(made))
-    except (TypeError, ValueError, RecursionError) as error:
+        data = msgspec.json.encode(msgspec.to_builtins(given, str_keys=True))
+        if len(data) > MAX_RESULT_BYTES:
+            raise failure("tool", f"{tool.name} gave back {len(data)} bytes; {MAX_RESULT_BYTES} at most")
+        made = _scrubbed(tool, msgspec.json.decode(data))  # a number that is none has become null
+        encode(made)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise failure("tool", f"{tool.name} gave back what JSON does not have: {error}") from error
-    if size > MAX_RESULT_BYTES:
-        raise failure("tool", f"{tool.name} gave back {size} bytes; {MAX_RESULT_BYTES} at most")
+    return made
+
+
+def _scrubbed(tool: Tool, made: Any) -> Any:
+    match made:
+        case str():
+            return tool.without_keys(made)
+        case list():
+            return [_scrubbed(tool, each) for each in made]
+        case dict():
+            return {tool.without_keys(name): _scrubbed(tool, each) for name, each in made.items()}
     return made

@@ -16,7 +16,6 @@ holds for all that the tool was shown.
 """
 
 import importlib.util
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
@@ -27,7 +26,7 @@ from msgspec import Meta
 from engine.spec.operator import Capability, Inputs, Machine, Map, Operator, Port, Reduce, Rung, Settings
 from operators.capabilities import Finding, Findings
 from operators.control.calls import Caller
-from operators.control.tools import Tool, tool_of, tools
+from operators.control.tools import Tool, place, tool_of, tools
 from operators.failures import failure
 from streams.errors import UserError
 from streams.media.references import secret
@@ -93,7 +92,8 @@ def operators() -> Sequence[type[Operator]]:
 def _stage_of(tool: Tool) -> type[Operator]:
     said = {
         "__doc__": tool.about or f"Calls the tool {tool.name!r}.",
-        "__module__": __name__,
+        "__module__": str(place()),  # where a person finds it
+        "__qualname__": tool.name,
         "capability": Capability(tool.name, {"evidence": Port(Evidence, many=True)}, Findings, ToolParams),
         "name": tool.name,
         "scope": Reduce() if tool.reads == "range" else Map(),
@@ -188,5 +188,5 @@ def _ns(given: Any, otherwise: int) -> int:
 
 
 def _share(given: Any) -> float:
-    is_number = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
-    return min(1.0, max(0.0, float(given))) if is_number else 1.0
+    is_share = isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given <= 1
+    return float(given) if is_share else 1.0

@@ -26,6 +26,7 @@ a language model to call (operators.language.acting).
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -66,9 +67,16 @@ class Tool(Settings, frozen=True):
 
     def without_secrets(self, text: str) -> str:
         """A text that may have come from it, with neither key nor address."""
-        for reference in (self.key, *self.env.values()):
-            text = owned.without_secrets(text, reference, self.place)
-        return text
+        parts = urlsplit(self.place)
+        return owned.without(text, *self._keys, self.place, parts.netloc, parts.hostname or "")
+
+    def without_keys(self, text: str) -> str:
+        """A text of which an address may be a part."""
+        return owned.without(text, *self._keys)
+
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        return tuple(map(owned.value_of, (self.key, *self.env.values())))
 
     @property
     def place(self) -> str:
@@ -118,6 +126,21 @@ def _read(path: Path, stamp: int) -> tuple[Tool, ...]:
             raise UserError(f"{path}: {each.name!r} has an env, which only the command of an MCP server has")
         if strange := [name for name in each.optional if name not in each.arguments]:
             raise UserError(f"{path}: {each.name!r} has no argument {strange[0]!r} that could be optional")
+        if each.arguments:
+            _check_schema(path, each)
         if each.arguments and not each.url:
             raise UserError(f"{path}: {each.name!r} says itself what it takes: arguments are for a url")
     return tuple(found)
+
+
+def _check_schema(path: Path, tool: Tool) -> None:
+    """Raises UserError for arguments of which one is described by what is no JSON Schema."""
+    from jsonschema import Draft202012Validator  # costs, and few tools have any
+    from jsonschema.exceptions import SchemaError
+
+    for name, schema in tool.arguments.items():
+        try:
+            Draft202012Validator.check_schema(schema)
+        except (SchemaError, RecursionError) as error:
+            why = error.message[:200] if isinstance(error, SchemaError) else "it is too deep"
+            raise UserError(f"{path}: argument {name!r} of {tool.name!r} is no JSON Schema: {why}") from error

@@ -76,7 +76,7 @@ class Acting(Reading):
             given = await tools.call(wanted)
             left = f"{tools.num_left} calls are left." if tools.num_left else "No call is left: answer."
             if not given.is_good:
-                return Again(f"{given.text}. {left}")
+                return Again(f'<failure tool="{given.name}">{plain(given.text)}</failure>\n{left}')
             quoted = given.text[: max(0, room)]
             room -= len(quoted)
             shown.append(Piece("tool", 0, 0, quoted, range(len(shown), len(shown) + 1)))

@@ -202,7 +202,7 @@ class AsksModel(Operator):
 
     @classmethod
     def sure_of(cls, output: Any) -> float:
-        """How sure it is, 0..1: whether another model is asked as well, where there is one."""
+        """How sure it is, 0..1, or below for never: whether another model is asked as well, where there is one."""
         return 1.0
 
     @classmethod

@@ -25,6 +25,7 @@ import msgspec
 from engine.spec.spending import Call, note
 from operators.failures import failure
 from operators.language.endpoints import Endpoint
+from operators.posting import told
 from streams.decoding import from_json
 from streams.errors import Malformed, UserError
 
@@ -190,8 +191,8 @@ async def _refused(endpoint: Endpoint, response: httpx.Response) -> Exception:
         return Busy(said, float(asked) if SECONDS.fullmatch(asked) else None)
     if response.status_code in (401, 403):
         return failure("refusal", f"{endpoint.model}: {said}: is its key right?")  # what it says may repeat the key
-    detail = bytes(body[:300]).decode(errors="replace") if response.status_code in TELLING else "its url may be wrong"
-    return failure("refusal", f"{endpoint.model}: {said}: {endpoint.without_secrets(detail)}")
+    detail = told(body, endpoint.without_secrets) if response.status_code in TELLING else "its url may be wrong"
+    return failure("refusal", f"{endpoint.model}: {said}: {detail}")
 
 
 async def _read(endpoint: Endpoint, response: httpx.Response, heard: Heard, emit: Callable[[str], None]) -> None:
@@ -211,7 +212,7 @@ async def _read(endpoint: Endpoint, response: httpx.Response, heard: Heard, emit
         heard.usage = piece.usage or heard.usage
         for choice in piece.choices[:1]:
             if choice.delta.refusal:
-                raise failure("refusal", f"{endpoint.model}: {endpoint.without_secrets(choice.delta.refusal[:500])}")
+                raise failure("refusal", f"{endpoint.model}: {endpoint.without_secrets(choice.delta.refusal)}")
             if choice.delta.content:
                 heard.text.append(choice.delta.content)
                 num_chars += len(choice.delta.content)

@@ -52,21 +52,23 @@ def samplings(num: int) -> list[Mapping[str, Any]]:
 
 
 async def all_of(asked: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """What came of each, side by side, in order; without those that failed. Raises what one raised, where all did."""
+    """What came of each, side by side, in order; without those that failed. Where all did, raises what the first of
+    them raised that may pass, or else the first."""
     found: dict[int, T] = {}
-    failed: list[Exception] = []
+    failed: dict[int, Exception] = {}
 
     async def one(at: int, ask: Callable[[], Awaitable[T]]) -> None:
         try:
             found[at] = await ask()
         except (Permanent, Transient) as error:
-            failed.append(error)
+            failed[at] = error
 
     async with anyio.create_task_group() as tasks:
         for at, ask in enumerate(asked):
             tasks.start_soon(one, at, ask)
     if not found:
-        raise failed[0]
+        errors = [failed[at] for at in sorted(failed)]
+        raise next((error for error in errors if isinstance(error, Transient)), errors[0])
     return [found[at] for at in sorted(found)]
 
 

@@ -8,7 +8,7 @@ between the first brace and the one that closes it.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,16 +19,17 @@ from streams.errors import Malformed
 
 T = TypeVar("T")
 MAX_DRAFT = 2048
-MAX_DEPTH = 40
+MAX_DEPTH, MAX_NODES = 40, 2000
 MAX_CHARS, MAX_TRIED = 32_768, 64  # of what is looked through for JSON
-NOT_ASKED = ("$defs", "definitions", "$schema", "title", "default", "description", "properties")
+ELSEWHERE = ("$defs", "definitions", "$schema")
+NOT_ASKED = (*ELSEWHERE, "title", "default", "description")
 
 
 def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
     """JSON Schema, all in one piece, that allows nothing else and asks for every field: what strict decoding takes.
     Raises TypeError for a string or list without a bound."""
     schema = msgspec.json.schema(kind)
-    found: dict[str, Any] = _closed(_inlined(schema, schema.get("$defs", {}), MAX_DEPTH), kind.__name__)
+    found: dict[str, Any] = _closed(inlined(schema), kind.__name__)
     return found
 
 
@@ -63,29 +64,40 @@ def _objects(text: str) -> list[str]:
     return found + inner[::-1]
 
 
-def inlined(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The same in one piece, without what only describes. Of one that is too deep, or in itself, or in what is
+def inlined(schema: Mapping[str, Any], without: Collection[str] = NOT_ASKED) -> dict[str, Any]:
+    """The same in one piece, without what only describes. Of one that is too deep or too large, or refers to what is
     elsewhere: any object."""
     try:
-        found = _inlined(schema, {**schema.get("definitions", {}), **schema.get("$defs", {})}, MAX_DEPTH)
+        defs = {**schema.get("definitions", {}), **schema.get("$defs", {})}
+        found = _Inlining(defs, without).of(schema, MAX_DEPTH)
     except (KeyError, TypeError, AttributeError):
         return {"type": "object"}
     return found if isinstance(found, dict) else {"type": "object"}
 
 
-def _inlined(part: Any, defs: Mapping[str, Any], left: int) -> Any:
-    if not left:
-        raise KeyError("it is too deep")
-    if isinstance(part, list):
-        return [_inlined(each, defs, left - 1) for each in part]
-    if not isinstance(part, dict):
-        return part
-    if "$ref" in part:
-        return _inlined(defs[part["$ref"].rpartition("/")[2]], defs, left - 1)
-    found = {name: _inlined(each, defs, left - 1) for name, each in part.items() if name not in NOT_ASKED}
-    if "properties" in part:  # whose names are the fields'
-        found["properties"] = {name: _inlined(each, defs, left - 1) for name, each in part["properties"].items()}
-    return found
+class _Inlining:
+    """Puts what is referred to in its place, within a bound: a reference to two of a kind each doubles it."""
+
+    def __init__(self, defs: Mapping[str, Any], without: Collection[str]) -> None:
+        self._defs = defs
+        self._without = without
+        self._left = MAX_NODES
+
+    def of(self, part: Any, depth: int) -> Any:
+        self._left -= 1
+        if not depth or self._left < 0:
+            raise KeyError("it is too deep, or too large")
+        if isinstance(part, list):
+            return [self.of(each, depth - 1) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return self.of(self._defs[part["$ref"].rpartition("/")[2]], depth - 1)
+        left_out = {*self._without, "properties"}
+        found = {name: self.of(each, depth - 1) for name, each in part.items() if name not in left_out}
+        if "properties" in part:  # whose names are the fields'
+            found["properties"] = {name: self.of(each, depth - 1) for name, each in part["properties"].items()}
+        return found
 
 
 def _closed(part: Any, where: str) -> Any:
@@ -105,11 +117,11 @@ def _closed(part: Any, where: str) -> Any:
 
 
 class Growing:
-    """A string field of an object whose JSON is still coming: `add` gives what has become of it with each piece, for as
-    long as a short answer takes. Without a name, none."""
+    """The first field of an object whose JSON is still coming, if it has this name and is a string: `add` gives what
+    has become of it with each piece, for as long as a short answer takes. Without a name, none."""
 
     def __init__(self, field: str) -> None:
-        self._begin = re.compile(rf'[{{,]\s*"{re.escape(field)}"\s*:\s*"') if field else None
+        self._begin = re.compile(rf'\A[^{{]*\{{\s*"{re.escape(field)}"\s*:\s*"') if field else None
         self._json = ""
         self._num_given = 0
 

@@ -59,7 +59,7 @@ class Toolbox:
         """What a model is told of them: a line each."""
         lines = []
         for name, takes in self._takes.items():
-            schema = msgspec.json.encode(takes.schema).decode()
+            schema = plain(msgspec.json.encode(takes.schema).decode())
             lines.append(f"- {name}: {plain(takes.about)[:MAX_ABOUT]} arguments: {schema[:MAX_SCHEMA]}")
         return "\n".join(lines)
 

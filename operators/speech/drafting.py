@@ -68,7 +68,7 @@ def _behind(before: Agreement, guess: Guess) -> Sequence[GuessedWord]:
     """What of a guess is not settled yet."""
     words = [word for word in guess.words if word.start_ns >= before.settled_ns - SLACK_NS]
     for num in range(min(len(before.last), len(words)), 0, -1):
-        is_near = words[num - 1].end_ns <= before.settled_ns + 2 * SLACK_NS
+        is_near = words[num - 1].start_ns < before.settled_ns - SLACK_NS // 2
         if is_near and all(map(same, before.last[-num:], (word.text for word in words[:num]))):
             return words[num:]
     return words

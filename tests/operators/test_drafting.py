@@ -130,3 +130,13 @@ def test_what_a_model_says_in_no_time_or_hardly_hears_is_no_word() -> None:
     assert without_echo([*real, faint, *echo]) == real
     assert without_echo([echo[0], *real]) == [echo[0], *real], "one that is brief may be one"
     assert without_echo([]) == []
+
+
+@pytest.mark.parametrize("text", ["oh no no no yes", "ha ha ha ha ha ha ha ha", "no no"])
+def test_what_is_really_said_again_is_settled_again(text: str) -> None:
+    words = [GuessedWord(at * 180_000_000, (at + 1) * 180_000_000, word) for at, word in enumerate(text.split())]
+    before, settled = Drafts(), list[str]()
+    for num in [*range(1, len(words) + 1), len(words), len(words)]:
+        before = drafted(before, Guess(since_ns=0, until_ns=2 * S, words=tuple(words[:num])))
+        settled += [draft.text for draft in before.observations if draft.is_settled]
+    assert " ".join(settled) == text

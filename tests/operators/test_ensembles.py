@@ -100,6 +100,8 @@ async def test_of_unsure_ones_the_surest_counts_and_who_fails_leaves_it_to_the_o
     nothing = says(answer("not told", sure=0.99))
     assert (await asked(CASCADE, small=nothing, large=half))[0].answer == RIGHT, "that nothing tells is asked twice"
     assert (await asked(CASCADE, small=nothing, large=nothing))[0].answer == NOT_IN_THE_VIDEO
+    anything = ModelKnobs(model="small", then=("large",), sure=0.0)
+    assert (await asked(anything, small=nothing, large=half))[0].answer == RIGHT
     assert (await asked(CASCADE, small=says("no JSON"), large=half))[0].answer == RIGHT
     assert (await asked(CASCADE, small=half, large=refuses(401)))[0].answer == RIGHT
     with pytest.raises(Permanent, match=r"^refusal: large: HTTP 401"):
@@ -126,6 +128,8 @@ async def test_a_vote_is_as_sure_as_many_agree(asked: Asking) -> None:
     assert shown == [], "no draft of what is voted on"
     with pytest.raises(Permanent, match=r"^refusal: "):
         await asked(knobs, small=refuses(400))
+    with pytest.raises(Transient, match=r"^upstream: "):
+        await asked(knobs, small=[refuses(400), refuses(400), refuses(503, Retry_After="60"), refuses(400)])
 
 
 def test_equal_ones_always_give_the_same() -> None:

@@ -138,7 +138,7 @@ def test_a_tool_whose_module_is_not_here_is_missing_and_one_that_is_called_as_we
     file.write_text('[[tool]]\nname = "transcribe"\npython = "toy_tools:shouted"\n')
     catalogue = Catalogue([Captions])
     catalogue.add_family_or_set_aside("operators.control.tool_stages:operators")
-    assert "declares 'transcribe' with other ports" in catalogue.set_aside[0]
+    assert f"{file}:transcribe declares 'transcribe' with other ports" in catalogue.set_aside[0]
     file.write_text("[[tool]]\nname = 7\n")
     catalogue.add_family_or_set_aside("operators.control.tool_stages:operators")
     assert str(file) in catalogue.set_aside[1]

@@ -252,7 +252,7 @@ async def test_a_tool_of_an_mcp_server_is_called_and_the_server_kept(file: Path)
     assert takes.about.startswith("What a kind of grain costs.")
     assert takes.names == {"grain", "tonnes"}
     assert await called("price", grain="wheat", tonnes=3) == 720
-    assert await called("secret") == "sk-planted"
+    assert await called("secret") == "...", "it has its key, and nobody is told"
     assert await called("process_id") == await called("process_id"), "one server for all of its tools"
     assert "price: 'grain' is a required property" in await wrong("price")
     assert (await wrong("price", grain="oats")).startswith("tool: price: ")

@@ -132,3 +132,24 @@ class Misconfigured(toys.Read):
 def test_what_an_operator_says_itself_of_its_settings_is_said_as_it_is() -> None:
     with pytest.raises(UserError, match=r"^here\.toml: line 3 is wrong$"):
         Catalogue([Misconfigured])
+
+
+def strange_family() -> list[object]:
+    class WithoutCapability(toys.Read):
+        capability = None  # type: ignore[assignment]
+
+    return ["a:b", None, int, WithoutCapability, toys.Add]
+
+
+def leaving_family() -> None:
+    raise SystemExit(3)
+
+
+def test_a_family_that_is_strange_is_set_aside_and_the_rest_serves() -> None:
+    catalogue = Catalogue([toys.Read])
+    catalogue.add_family_or_set_aside(f"{__name__}:strange_family")
+    catalogue.add_family_or_set_aside(f"{__name__}:leaving_family")
+    catalogue.add_family_or_set_aside("no_such_module:family")
+    assert set(catalogue.capabilities) == {"toy_read", "toy_add"}
+    assert len(catalogue.set_aside) == 6
+    assert not any("\n" in why for why in catalogue.set_aside)

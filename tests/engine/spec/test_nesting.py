@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.spec.catalogue import installed
-from engine.spec.nesting import expanded
+from engine.spec.nesting import Found, expanded
 from engine.spec.operator import Machine
 from engine.spec.plan import make_plan
 from engine.spec.workflow import load_workflow, parse_workflow
@@ -126,6 +126,49 @@ def test_what_is_wrong_is_one_line(folder: Path, was: str, put: str, why: str) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("was", "put", "why"),
+    [
+        ("params = { max_points", "params = 5 #", "params of stage 'summary' of 'inner.toml' is no table"),
+        (
+            'inputs = { evidence = ["text", "said"] }',
+            "inputs = 5",
+            "inputs of stage 'summary' of 'inner.toml' is no table",
+        ),
+        ('name = "inner"', 'name = "inner"\nfoo = 1', r"inner.toml: unknown field 'foo'"),
+        ('name = "inner"', 'name = "inner"\nworkflows = 3', r"inner.toml: workflows is a table"),
+        ('name = "inner"', "name = ", r"inner.toml: not valid TOML"),
+    ],
+)
+def test_what_is_wrong_in_an_inner_one_is_told_of_that(folder: Path, was: str, put: str, why: str) -> None:
+    (folder / "inner.toml").write_text(INNER.replace(was, put, 1))
+    with pytest.raises(UserError, match=why) as caught:
+        load_workflow(folder / "outer.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_that_names_another_finds_it_beside_itself(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "inner.toml").rename(folder / "sub" / "inner.toml")
+    between = '[stages.digest]\nworkflow = "inner.toml"\ninputs = { scenes = "scenes", said = "said" }\n'
+    (folder / "sub" / "between.toml").write_text(between)
+    (folder / "outer.toml").write_text(
+        OUTER.replace("inner.toml", "sub/between.toml").replace("summary = {", "digest = {")
+    )
+    assert load_workflow(folder / "outer.toml").answers == ["spoken"]
+
+
+def test_what_is_read_many_times_over_is_read_once() -> None:
+    text = ["[stages.s]", 'capability = "a"', 'inputs = { media = "media" }']
+    inner = "[workflows.w0.stages.x]\ncapability = 'a'\ninputs = { e = ['y', 'y', 'y', 'y', 'y', 'y', 'y', 'y'] }\n"
+    for at in range(1, 7):
+        many = ", ".join(["'y'"] * 8)
+        inner += f"[workflows.w{at}.stages.x]\nworkflow = 'w{at - 1}'\ninputs = {{ y = [{many}] }}\n"
+    text += ["[stages.t]", "workflow = 'w6'", 'inputs = { y = "s" }', inner]
+    workflow = parse_workflow('name = "laughs"\n' + "\n".join(text))
+    assert workflow.stages["t"].sources("e") == ("s",)
+
+
 TABLES: Any = st.recursive(
     st.none() | st.integers(0, 3) | st.sampled_from(["a", "b", "media", "x.toml"]),
     lambda inner: (
@@ -142,7 +185,7 @@ TABLES: Any = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["name", "stages", "workflows"]), TABLES))
 def test_whatever_is_written_is_put_or_refused(table: dict[str, Any]) -> None:
-    def find(name: str) -> dict[str, Any]:
+    def find(name: str) -> Found:
         raise UserError(name)
 
     try:
