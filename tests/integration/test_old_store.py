@@ -22,7 +22,7 @@ OLD = Path(__file__).parent.parent / "data" / "store-2026-11-26.tar.xz"
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     with tarfile.open(OLD) as packed:
-        packed.extractall(tmp_path, filter="data")
+        packed.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # from 3.11.4 on
     (tmp_path / "store").chmod(0o700)
     return tmp_path / "store"
 

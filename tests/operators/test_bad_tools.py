@@ -200,7 +200,7 @@ def test_a_server_ends_with_who_started_it_however_that_ends(file: Path) -> None
             try:
                 await Caller("tool").call({})
             except Exception as error:
-                print(error)
+                print(error, flush=True)
             os._exit(0)
         anyio.run(main)
     """
