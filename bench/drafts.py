@@ -15,7 +15,6 @@ next does not, up to where they are the same:
 What is shown, and when (HALF_HEARD_NS, PADDING_S), was chosen on `cities`.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -28,12 +27,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from measure import at_least, at_most, keep, say
-from speech import CITIES, RECORDINGS, in_a_row, reference
+from speech import CITIES, asked_for, in_a_row, reference
 
 from operators.capabilities import Drafts
 from operators.speech.drafting import drafted as settled_with
 from operators.speech.guessing import Guessing
-from operators.speech.whisper import Whisper, is_here
+from operators.speech.whisper import Whisper
 from penstock.demo import num_wrong_words, words
 from penstock.testing import inputs_of, loaded, run, segments_of
 
@@ -119,16 +118,8 @@ def measured(size: str, segment_s: float, path: Path, text: Sequence[str]) -> di
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--sizes", nargs="+", default=["tiny.en", "base"])
-    parser.add_argument("--segments", nargs="+", type=float, default=[1.0, 0.5])
-    parser.add_argument("--cities", type=Path)
-    asked = parser.parse_args()
-    if not RECORDINGS.is_dir():
-        say("cannot be run here: apt-get install pocketsphinx-testdata")
-        return 2
-    if missing := [size for size in asked.sizes if not is_here(size)]:
-        say(f"cannot be run here: no weights of Whisper {', '.join(missing)}: penstock models list")
+    asked = asked_for(__doc__ or "", segments=[1.0, 0.5])
+    if asked is None:
         return 2
     said = reference()
     with TemporaryDirectory() as folder:

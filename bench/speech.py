@@ -93,16 +93,26 @@ def measured(size: str, said: Mapping[Path, Sequence[str]]) -> dict[str, Any]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+def asked_for(about: str, **more: list[float]) -> argparse.Namespace | None:
+    """What is to be measured; `more` are lists of numbers with what they are by default. None where it cannot be."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["tiny.en", "base"])
     parser.add_argument("--cities", type=Path)
+    for name, default in more.items():
+        parser.add_argument(f"--{name}", nargs="+", type=float, default=default)
     asked = parser.parse_args()
     if not RECORDINGS.is_dir():
         say("cannot be run here: apt-get install pocketsphinx-testdata")
-        return 2
+        return None
     if missing := [size for size in asked.sizes if not is_here(size)]:
         say(f"cannot be run here: no weights of Whisper {', '.join(missing)}: penstock models list")
+        return None
+    return asked
+
+
+def main() -> int:
+    asked = asked_for(__doc__ or "")
+    if asked is None:
         return 2
     said = reference()
     with TemporaryDirectory() as folder:

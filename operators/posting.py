@@ -43,7 +43,7 @@ async def posted(
     body = bytearray()
     try:
         async with (
-            httpx.AsyncClient(verify=_tls(), timeout=limits, trust_env=False, follow_redirects=False) as client,
+            httpx.AsyncClient(verify=tls(), timeout=limits, trust_env=False, follow_redirects=False) as client,
             client.stream("POST", url, headers=asked, **what) as response,
         ):
             async for part in response.aiter_raw():
@@ -75,6 +75,6 @@ def told(body: bytes | bytearray, harmless: Callable[[str], str]) -> str:
 
 
 @cache
-def _tls() -> ssl.SSLContext:
+def tls() -> ssl.SSLContext:
     """Made once: it reads the system's certificates."""
     return httpx.create_ssl_context()

@@ -5,8 +5,7 @@ it cost and the trace that explains it. It travels as JSON.
 """
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ import msgspec
 from engine.spec.entries import MAX_TIME_NS
 from engine.spec.jobs import JobSpec
 from engine.spec.plan import Plan
+from engine.spec.spending import all_of
 from streams.records import NOT_IN_THE_VIDEO, Evidence, Gap, Record, Reply, Result, Segment, Spent, Support, encode
 
 SECOND_NS = 1_000_000_000
@@ -67,18 +67,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     partial: bool = False  # a draft: over the beginning of the range only
     perhaps: tuple[EvidenceItem, ...] = ()  # what came nearest where nothing answers
     spent: Spent | None = None  # what was asked of language models and tools for it, as compute_s counts
-
-
-def all_of(spent: Sequence[Spent]) -> Spent | None:
-    """Together; None where nothing was spent."""
-    if not spent:
-        return None
-    return Spent(
-        calls=sum(each.calls for each in spent),
-        input_tokens=sum(each.input_tokens for each in spent),
-        output_tokens=sum(each.output_tokens for each in spent),
-        price=round(math.fsum(each.price for each in spent), 9),
-    )
 
 
 def upstream_of(plan: Plan, stage_id: str) -> list[str]:

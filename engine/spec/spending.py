@@ -2,6 +2,7 @@
 it happens. It is kept with the result and stands as a step in its span; it is never part of what makes two results the
 same."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -48,11 +49,17 @@ def noting() -> Iterator[list[Call]]:
 
 def spent(calls: Sequence[Call]) -> Spent | None:
     """All of them together; None where there were none."""
-    if not calls:
+    each = ((call.input_tokens, call.output_tokens, call.price) for call in calls)
+    return all_of([Spent(calls=1, input_tokens=read, output_tokens=said, price=price) for read, said, price in each])
+
+
+def all_of(spent: Sequence[Spent]) -> Spent | None:
+    """Together; None where nothing was spent."""
+    if not spent:
         return None
     return Spent(
-        calls=len(calls),
-        input_tokens=sum(call.input_tokens for call in calls),
-        output_tokens=sum(call.output_tokens for call in calls),
-        price=round(sum(call.price for call in calls), 9),
+        calls=sum(each.calls for each in spent),
+        input_tokens=sum(each.input_tokens for each in spent),
+        output_tokens=sum(each.output_tokens for each in spent),
+        price=round(math.fsum(each.price for each in spent), 9),
     )

@@ -12,10 +12,8 @@ knows to stop.
 
 import logging
 import re
-import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import anyio
@@ -25,20 +23,17 @@ import msgspec
 from engine.spec.spending import Call, note
 from operators.failures import failure
 from operators.language.endpoints import Endpoint
-from operators.posting import told
+from operators.posting import BUSY, CONNECT_S, TELLING, tls, told
 from streams.decoding import from_json
 from streams.errors import Malformed, UserError
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write every address into the log
 
 GREEDY: Mapping[str, Any] = {"temperature": 0, "seed": 0}
-CONNECT_S = 10.0
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 20.0
 MAX_LINE_BYTES = 1 << 20
 MAX_TOKENS = 1 << 40  # that are believed
 CHARS_A_TOKEN = 16  # at most, of what is believed to have been asked for
-BUSY = frozenset({408, 409, 425, 429, *range(500, 600)})
-TELLING = frozenset({400, 404, 413, 422})  # of which the owner needs to know what was wrong
 SECONDS = re.compile(r"\d{1,5}(\.\d{1,6})?", re.ASCII)
 
 
@@ -158,7 +153,7 @@ async def _attempt(endpoint: Endpoint, request: Mapping[str, Any], heard: Heard,
     place = f"{endpoint.url.rstrip('/')}/chat/completions"
     try:
         async with (
-            httpx.AsyncClient(verify=_tls(), timeout=limits, trust_env=False, follow_redirects=False) as client,
+            httpx.AsyncClient(verify=tls(), timeout=limits, trust_env=False, follow_redirects=False) as client,
             client.stream("POST", place, content=msgspec.json.encode(request), headers=headers) as response,
         ):
             if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -246,9 +241,3 @@ async def _lines(endpoint: Endpoint, response: httpx.Response) -> Any:
             yield line.rstrip(b"\r")
     if open_:
         yield bytes(open_)
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """Made once: it reads the system's certificates."""
-    return httpx.create_ssl_context()

@@ -11,7 +11,7 @@ arXiv 2307.14743.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from engine.spec.operator import Fold, Inputs, Operator, Rung, Scope, Settings
 from operators.capabilities import DRAFT_CAPTIONS, Agreement, Draft, Drafts, Guess, GuessedWord
@@ -75,13 +75,13 @@ def _behind(before: Agreement, guess: Guess) -> Sequence[GuessedWord]:
 
 
 def _draft(words: Sequence[GuessedWord], is_settled: bool) -> Draft:
-    return Draft(
-        start_ns=words[0].start_ns,
-        end_ns=words[-1].end_ns,
-        text=" ".join(word.text for word in words),
-        confidence=round(sum(word.probability for word in words) / len(words), 4),
-        is_settled=is_settled,
-    )
+    return Draft(start_ns=words[0].start_ns, end_ns=words[-1].end_ns, **said_in(words), is_settled=is_settled)
+
+
+def said_in(words: Sequence[GuessedWord]) -> dict[str, Any]:
+    """The text of words, and how surely they were heard."""
+    sure = sum(word.probability for word in words) / len(words)
+    return {"text": " ".join(word.text for word in words), "confidence": round(sure, 4)}
 
 
 def same(one: str, other: str) -> bool:

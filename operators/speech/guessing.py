@@ -18,7 +18,6 @@ from engine.spec.operator import Device, Inputs, Machine, Rung, Scope, Window
 from operators.capabilities import GUESS_SPEECH, Guess, GuessedWord
 from operators.speech.regions import RATE, Clip, around, time_ns
 from operators.speech.whisper import LIVE_LOSS, QUALITY, Said, Whisper, WhisperKnobs, num_gpus, speech_in, with_margin
-from streams.errors import Permanent
 from streams.records import MediaInfo
 
 WINDOW_S = 10.0
@@ -86,12 +85,9 @@ class Guessing(Whisper):
         return without_echo([word for word in heard if word.first < span[1]])
 
     def _guess(self, inputs: Inputs) -> Guess:
-        language = inputs.params.language
-        if language not in self._model.supported_languages:
-            raise Permanent(f"whisper {self.knobs.size} does not know language {language!r}")
         own, audio = around(inputs)
         window = audio.between(max(audio.first, own.end - round(WINDOW_S * RATE)), own.end)
-        said = self._words(window, language)
+        said = self._words(window, self._language(inputs))
         words = (
             GuessedWord(time_ns(each.first), time_ns(each.end), each.text.strip(), round(each.probability, 3))
             for each in said

@@ -12,7 +12,7 @@ from typing import ClassVar
 from engine.spec.operator import Fold, Inputs, Operator, Rung, Scope, Settings
 from operators.capabilities import SETTLE_SPEECH, Guess, GuessedWord, Phrases, Speech, Word
 from operators.language.sentences import ends_sentence
-from operators.speech.drafting import agreed
+from operators.speech.drafting import agreed, said_in
 
 SILENCE_NS = 600_000_000
 MAX_HELD = 60  # words: who goes on for longer without an end is told of all the same
@@ -57,7 +57,6 @@ def _speech(words: Sequence[GuessedWord]) -> Speech:
     return Speech(
         start_ns=words[0].start_ns,
         end_ns=words[-1].end_ns,
-        text=" ".join(word.text for word in words),
-        confidence=round(sum(word.probability for word in words) / len(words), 4),
+        **said_in(words),
         words=tuple(Word(word.start_ns, word.end_ns, word.text) for word in words),
     )

@@ -159,10 +159,14 @@ class Whisper(Operator):
     def process(self, batch: Sequence[Inputs]) -> Sequence[Transcript]:
         return [self._transcript(inputs) for inputs in batch]
 
-    def _transcript(self, inputs: Inputs) -> Transcript:
-        language = inputs.params.language
+    def _language(self, inputs: Inputs) -> str:
+        language: str = inputs.params.language
         if language not in self._model.supported_languages:
             raise Permanent(f"whisper {self.knobs.size} does not know language {language!r}")
+        return language
+
+    def _transcript(self, inputs: Inputs) -> Transcript:
+        language = self._language(inputs)
         own, audio = around(inputs)
         said: list[Speech] = []
         for cell in GRIDS[self.knobs.cells].cells(audio, own.first, own.end):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -11,6 +12,7 @@ from media_zoo import make
 from planted import nothing_holds
 from scripted_endpoint import refuses, says, serving
 
+from engine.decide.answer import Answer
 from engine.spec.catalogue import installed
 from engine.spec.workflow import parse_workflow
 from penstock.running import Options, run
@@ -54,6 +56,16 @@ def with_toys() -> str:
     return os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
 
 
+async def ran(workflow: str, clip: Path, asks: Sequence[str], options: Options) -> list[Answer]:
+    """The answers of a workflow, with the tools and models that the machine's files name now."""
+    installed.cache_clear()
+    try:
+        with anyio.fail_after(90):
+            return await run(parse_workflow(workflow), clip, asks, options)
+    finally:
+        installed.cache_clear()
+
+
 async def test_tools_are_stages_and_are_called_by_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = make(tmp_path / "clip.mkv", video="libx264", audio="aac", seconds=4, captions=CAPTIONS)
     (tmp_path / "tools.toml").write_text(TOOLS)
@@ -71,13 +83,8 @@ async def test_tools_are_stages_and_are_called_by_models(tmp_path: Path, monkeyp
             monkeypatch.setenv(f"PENSTOCK_{name.upper()}", str(tmp_path / f"{name}.toml"))
         monkeypatch.setenv("TOY_KEY", KEY)
         monkeypatch.setenv("PYTHONPATH", with_toys())
-        installed.cache_clear()
-        try:
-            options = Options(segment_s=2.0, store=tmp_path / "store", trace_file=tmp_path / "trace.json")
-            with anyio.fail_after(90):
-                found = await run(parse_workflow(WORKFLOW), clip, [ASK], options)
-        finally:
-            installed.cache_clear()
+        options = Options(segment_s=2.0, store=tmp_path / "store", trace_file=tmp_path / "trace.json")
+        found = await ran(WORKFLOW, clip, [ASK], options)
     (reply,) = (each for each in found if each.question)
     assert reply.answer == "It costs 720 dollars.", reply
     assert [each.kind for each in reply.evidence] == ["tool"]
@@ -101,17 +108,13 @@ async def test_a_tool_that_fails_as_a_stage_leaves_a_gap_that_says_so(
         (tmp_path / "tools.toml").write_text(f'[[tool]]\nname = "web"\nurl = "{there.url}"\nkey = "${{TOY_KEY}}"\n')
         monkeypatch.setenv("PENSTOCK_TOOLS", str(tmp_path / "tools.toml"))
         monkeypatch.setenv("TOY_KEY", KEY)
-        installed.cache_clear()
-        try:
-            workflow = parse_workflow(
-                'name = "w"\n[stages.speech]\ncapability = "transcribe"\ninputs = { media = "media" }\n'
-                '[stages.web]\ncapability = "web"\ninputs = { evidence = "speech" }\n'
-            )
-            options = Options(segment_s=2.0, store=tmp_path / "store")
-            with anyio.fail_after(90):
-                found = await run(workflow, clip, [], options)
-        finally:
-            installed.cache_clear()
+        found = await ran(
+            'name = "w"\n[stages.speech]\ncapability = "transcribe"\ninputs = { media = "media" }\n'
+            '[stages.web]\ncapability = "web"\ninputs = { evidence = "speech" }\n',
+            clip,
+            [],
+            Options(segment_s=2.0, store=tmp_path / "store"),
+        )
     (gap,) = (gap for answer in found for gap in answer.gaps)
     assert (gap.stage, gap.detail) == ("web", "tool: web: HTTP 400: no: ...")
     assert len(there.requests) == 1, "the segment in which nothing is said asks nobody"
@@ -125,17 +128,13 @@ async def test_an_agent_of_a_library_is_a_stage(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "tools.toml").write_text('[[tool]]\nname = "agent"\npython = "toy_agent:ask"\nreads = "range"\n')
     monkeypatch.setenv("PENSTOCK_TOOLS", str(tmp_path / "tools.toml"))
     monkeypatch.setenv("PYTHONPATH", with_toys())
-    installed.cache_clear()
-    try:
-        workflow = parse_workflow(
-            'name = "w"\n[stages.speech]\ncapability = "transcribe"\ninputs = { media = "media" }\n'
-            '[stages.agent]\ncapability = "agent"\ninputs = { evidence = "speech" }\nparams = { question = "$ask" }\n'
-        )
-        options = Options(segment_s=2.0, store=tmp_path / "store")
-        with anyio.fail_after(90):
-            found = await run(workflow, clip, ["What of wheat?", "What of barley?"], options)
-    finally:
-        installed.cache_clear()
+    found = await ran(
+        'name = "w"\n[stages.speech]\ncapability = "transcribe"\ninputs = { media = "media" }\n'
+        '[stages.agent]\ncapability = "agent"\ninputs = { evidence = "speech" }\nparams = { question = "$ask" }\n',
+        clip,
+        ["What of wheat?", "What of barley?"],
+        Options(segment_s=2.0, store=tmp_path / "store"),
+    )
     texts = {answer.question: answer.output["observations"][0]["text"] for answer in found}
     assert texts == {
         "What of wheat?": "It was said: The mill buys three tonnes of wheat today.",
