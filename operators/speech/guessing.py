@@ -53,7 +53,7 @@ class Guessing(Whisper):
     @classmethod
     def missing(cls, knobs: WhisperKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
         if not knobs.size.startswith("tiny") and not (machine.has_gpu and num_gpus()):
-            return f"guesses by whisper {knobs.size} need a GPU: on a CPU they take longer than what they are about"
+            return "guesses by whisper from base up need a GPU: on a CPU they take longer than what they are about"
         return super().missing(knobs, machine, media)
 
     @classmethod

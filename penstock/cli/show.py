@@ -76,7 +76,7 @@ class Display:
 
     def plan(self, plan: Plan) -> None:
         for notice in plan.notices:
-            self._console.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True)
+            self._console.print(f"[yellow]note:[/] {escape(brief(notice))}", soft_wrap=True)
         self._reducing = {stage.name for stage in plan.stages if isinstance(stage.scope, OfRanges)}
         for stage in plan.stages:
             if stage.name not in self._reducing:
@@ -101,6 +101,13 @@ class Display:
             lines([answer])
         else:
             self._has_found = show_answer(self._results, answer) or bool(self._has_found)
+
+
+def brief(notice: str) -> str:
+    """What a plan has to say, without more than one reason for a choice."""
+    choice, _, reasons = notice.partition(": ")
+    is_long = " runs on " in choice and "; " in reasons
+    return f"{choice}; `penstock operators` says what would be better" if is_long else notice
 
 
 def show_answer(to: Console, answer: Answer) -> bool:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from penstock.cli.main import main
+from penstock.cli.show import brief
 from penstock.cli.terminal import SafeConsole, harmless, json_line
 
 HOSTILE = [
@@ -74,3 +75,10 @@ def test_an_error_names_a_file_without_obeying_it(text: str, capsys: pytest.Capt
     assert is_harmless(said.err)
     assert said.err.count("\n") == 1
     assert said.out == ""
+
+
+def test_a_note_has_one_reason_or_says_who_has_them() -> None:
+    assert brief("speech runs on tiny: it has no captions") == "speech runs on tiny: it has no captions"
+    many = brief("speech runs on tiny: it has no captions; base is not here (pip install x)")
+    assert many == "speech runs on tiny; `penstock operators` says what would be better"
+    assert brief("set aside: a: b; c") == "set aside: a: b; c"
