@@ -191,6 +191,12 @@ class WatchedClient(Client):
             self._pending += line + block, bytes(payload), b"\r\n"
         self._pending_data_size += len(line) + len(block) + len(payload) + 2
 
+    async def flush(self, timeout: int = 10) -> None:
+        """Until the server has read all that was written before. nats-py's ping overtakes what is still pending: a
+        subscription made before such a flush need not stand after it."""
+        await self._flush_pending(force_flush=True)
+        await super().flush(timeout)
+
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
         return read_headers(headers) if headers else None
 

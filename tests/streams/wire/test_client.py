@@ -173,6 +173,20 @@ async def test_what_cannot_be_read_is_heard_too(nats_url: str, lines: bytes, eve
         await eventually(lambda: heard == [b"bad", b"after"])
 
 
+async def test_a_flush_waits_for_what_was_sent_before_it(nats_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    async with connect(nats_url) as link:
+        await link.client.flush()
+        transport = link.client._transport
+        assert transport is not None
+        write, write_lines = transport.write, transport.writelines
+        monkeypatch.setattr(transport, "write", lambda payload: (sent.append(payload), write(payload)))
+        monkeypatch.setattr(transport, "writelines", lambda parts: (sent.extend(parts), write_lines(parts)))
+        assert link.client.post("here.a", b"posted")
+        await link.client.flush()
+    assert sent[:2] == [b"PUB here.a  6\r\nposted\r\n", b"PING\r\n"]
+
+
 HEADER_TEXT = st.text(st.characters(max_codepoint=300), max_size=20)
 
 
