@@ -13,7 +13,8 @@ import msgspec
 from bad_watch import Case, Outcome, one_line
 
 from engine.spec.operator import Media as Given
-from operators.media.decode import AudioSpec, FrameSpec, audio, frames
+from operators.media.pictures import FrameSpec, frames
+from operators.media.sound import AudioSpec, audio
 from streams.errors import Malformed, Permanent, UserError
 from streams.media.pipe import Pipe
 from streams.media.probe import probe

@@ -102,12 +102,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from operators.media.decode import Audio, AudioSpec, Frames, FrameSpec, audio, frames
+    from operators.media.pictures import Frames, FrameSpec, frames
+    from operators.media.sound import Audio, AudioSpec, audio
 
-_DECODE = frozenset({"Audio", "AudioSpec", "FrameSpec", "Frames", "audio", "frames"})
+_DECODED = {
+    **dict.fromkeys(("FrameSpec", "Frames", "frames"), "operators.media.pictures"),
+    **dict.fromkeys(("Audio", "AudioSpec", "audio"), "operators.media.sound"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _DECODE:
-        return getattr(import_module("operators.media.decode"), name)
+    if name in _DECODED:
+        return getattr(import_module(_DECODED[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

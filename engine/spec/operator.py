@@ -240,7 +240,7 @@ class Operator(ABC):
         return frozenset()
 
     def demands(self) -> tuple[Demand, ...]:
-        """What is to be decoded of its media inputs ahead of `process` (see operators.media.decode)."""
+        """What is to be decoded of its media inputs ahead of `process` (see operators.media)."""
         return ()
 
     def load(self, device: Device) -> None:  # noqa: B027 - many operators have nothing to load

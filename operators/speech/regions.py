@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.spec.operator import Inputs, Media
-from operators.media.decode import AudioSpec, audio
+from operators.media.sound import AudioSpec, audio
 
 SPEECH_AUDIO = AudioSpec(sample_rate=16_000)
 RATE = SPEECH_AUDIO.sample_rate  # samples per second

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from engine.spec.operator import Device, Inputs, Machine, Operator, Rung, Settings
 from operators import weights
 from operators.capabilities import DETECT_OBJECTS, DetectedObject, DetectObjectsParams, Objects
-from operators.media.decode import FrameSpec, frames
+from operators.media.pictures import FrameSpec, frames
 from operators.vision.coco import NAMES
 from streams.records import MediaInfo
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from engine.spec.operator import Inputs, Media, Operator, Rung, Settings
 from operators.capabilities import DETECT_SCENES, Glimpse, Scenes, Shot
-from operators.media.decode import FrameSpec, frames
+from operators.media.pictures import FrameSpec, frames
 
 SMALL_FRAMES = FrameSpec(interval_ns=40_000_000, max_width=160)
 BLOCKS = (16, 9)

@@ -111,7 +111,7 @@ async def _room(url: str | None, store: Path) -> Finding:
 
 
 def _decoding() -> Finding:
-    from operators.media.decode import decode_path
+    from operators.media.decoders import decode_path
 
     try:
         paths = [f"{feed.track.kind}: {decode_path(feed.track)}" for feed in inspect(str(clip()))]

@@ -191,7 +191,7 @@ class WatchedClient(Client):
             self._pending += line + block, bytes(payload), b"\r\n"
         self._pending_data_size += len(line) + len(block) + len(payload) + 2
 
-    async def flush(self, timeout: int = 10) -> None:
+    async def flush(self, timeout: int = 10) -> None:  # noqa: ASYNC109 - as nats-py has it
         """Until the server has read all that was written before. nats-py's ping overtakes what is still pending: a
         subscription made before such a flush need not stand after it."""
         await self._flush_pending(force_flush=True)

@@ -11,8 +11,9 @@ from media_zoo import make, mutated, whole_pictures, whole_sound
 from numpy.typing import NDArray
 
 from engine.spec.operator import Media
-from operators.media import decode
-from operators.media.decode import AudioSpec, FrameSpec, audio, decode_path, frames
+from operators.media.decoders import Decoding, decode_path
+from operators.media.pictures import FrameSpec, frames
+from operators.media.sound import AudioSpec, audio
 from streams.errors import Permanent, UserError
 from streams.media.segmenter import segments
 from streams.records import EndOfStream, Segment
@@ -108,10 +109,8 @@ def test_rotation_is_applied_before_scaling(tmp_path: Path) -> None:
 def test_one_decode_serves_all_demands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (piece, *_) = cut(make(tmp_path / "a.mp4", video="libx264", audio="aac"), 5.0)
     runs: list[str] = []
-    run = decode._Decoding.run
-    monkeypatch.setattr(
-        decode._Decoding, "run", lambda self, packets: runs.append(self.track.kind) or run(self, packets)
-    )
+    run = Decoding.run
+    monkeypatch.setattr(Decoding, "run", lambda self, packets: runs.append(self.track.kind) or run(self, packets))
     small = FrameSpec(interval_ns=1_000_000_000, max_width=32)
     media = Media.decoded(piece, (GRAY, small, AudioSpec(), AudioSpec(8000)))
     assert len(frames(media, GRAY).times_ns) == 75

@@ -29,7 +29,7 @@ from operators.capabilities import (
     Tracks,
     WatchZonesParams,
 )
-from operators.media.decode import FrameSpec, frames
+from operators.media.pictures import FrameSpec, frames
 from operators.vision.count_objects import CountObjects
 from operators.vision.detect_objects import (
     BINS,

@@ -17,7 +17,7 @@ from engine.spec.operator import Device, Machine, Map, Media
 from operators import weights
 from operators.capabilities import Transcript
 from operators.lately import Lately
-from operators.media.decode import Audio, audio
+from operators.media.sound import Audio, audio
 from operators.speech import whisper
 from operators.speech.regions import RATE, SPEECH_AUDIO, Clip
 from operators.speech.whisper import NEEDS_GPU, QUALITY, Whisper, WhisperKnobs, loops, spoken

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.decide.keeping import evicted, has_to_wait, is_over
-from operators.media.decode import AudioSpec, FrameSpec
+from operators.media.pictures import FrameSpec
+from operators.media.sound import AudioSpec
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,217 @@
+"""Decodes the pictures of a segment once for everybody who asked, in host memory, and only those they asked for.
+
+What has to be decoded for them is worked out from the packets first (`operators.media.choosing`). Pictures are
+converted and scaled one by one as they leave the decoder. For whom damage keeps one back that was chosen, all packets
+are decoded, and the first picture that comes at or after each multiple of the interval is taken.
+"""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from engine.spec.operator import Media
+from operators.media.choosing import Shown, chosen, runs_for
+from operators.media.decoders import Decoding, owns, packets_of, put_back, taken_decoder, undecodable
+from operators.media.references import unreferenced
+from streams.media.probe import BAD_MEDIA, time_ns
+from streams.records import Packet, Segment, Track
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """Which pictures, and how. With an interval, the first picture at or after each multiple of it in media time,
+    wherever the stream is cut (with a variable frame rate, a multiple just before a segment may be taken twice or not
+    at all). With a slack, below the interval, a keyframe that comes no later than that behind the multiple is taken in
+    its place, for a fraction of the cost."""
+
+    interval_ns: int = 0  # 0: every picture
+    max_width: int | None = None  # of the upright picture; smaller ones are not enlarged
+    pixels: Literal["rgb24", "gray8"] = "rgb24"  # gray8: luma, black 0, white 255
+    slack_ns: int = 0
+
+    @classmethod
+    def decode(cls, segment: Segment, wanted: Sequence["FrameSpec"]) -> Mapping["FrameSpec", "Frames"]:
+        """Pictures for all of them, by one decode (engine.spec.operator.Demand)."""
+        return _decode_pictures(segment, wanted)
+
+
+@dataclass
+class Frames:
+    """`times_ns`: int64 [N], ascending media time. `images`: uint8 [N, H, W, 3] RGB or [N, H, W], upright,
+    C-contiguous, host memory, read-only: all who look at a segment look at the same. All of one size: that of the
+    first one, scaled."""
+
+    times_ns: NDArray[np.int64]
+    images: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        self.times_ns.flags.writeable = self.images.flags.writeable = False
+
+    @property
+    def nbytes(self) -> int:
+        return self.times_ns.nbytes + self.images.nbytes
+
+
+def frames(media: Media, spec: FrameSpec) -> Frames:
+    """The pictures a segment owns. None (N = 0) where it has no video.
+
+    What was decoded ahead is used; else it is decoded now. Partial damage costs the damaged pictures only. Raises
+    Permanent where there are packets and not one picture can be had from them.
+    """
+    decoded = media.products.get(spec)
+    return cast(Frames, decoded) if decoded is not None else _decode_pictures(media.segment, [spec])[spec]
+
+
+@dataclass(slots=True)
+class _Each:
+    """The first one at or after each multiple of an interval."""
+
+    next_ns: int
+    interval_ns: int
+
+    def __call__(self, at_ns: int) -> bool:
+        if at_ns < self.next_ns:
+            return False
+        if self.interval_ns > 0:
+            self.next_ns = (at_ns // self.interval_ns + 1) * self.interval_ns
+        return True
+
+
+@dataclass(slots=True)
+class _Taken:
+    """The pictures taken for one spec."""
+
+    spec: FrameSpec
+    takes: Callable[[int], bool]  # whether a picture of that time; asked in order of time
+    rotation: int = 0
+    size: tuple[int, int] = (0, 0)
+    reformatter: VideoReformatter = field(default_factory=VideoReformatter)
+    times_ns: list[int] = field(default_factory=list)
+    images: list[NDArray[np.uint8]] = field(default_factory=list)
+
+    def offer(self, frame: VideoFrame, at_ns: int) -> None:
+        if not self.takes(at_ns):
+            return
+        if not self.images:
+            self.size = self._scaled(frame.width, frame.height)
+        pixels = "gray" if self.spec.pixels == "gray8" else "rgb24"
+        scaled = self.reformatter.reformat(frame, *self.size, pixels, threads=1)
+        image = cast(NDArray[np.uint8], scaled.to_ndarray())
+        self.images.append(np.rot90(image, self.rotation // 90) if self.rotation else image)
+        self.times_ns.append(at_ns)
+
+    def _scaled(self, width: int, height: int) -> tuple[int, int]:
+        upright_width = height if self.rotation % 180 else width
+        scale = min(1.0, self.spec.max_width / upright_width) if self.spec.max_width else 1.0
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def result(self) -> Frames:
+        times_ns = np.array(self.times_ns, dtype=np.int64)
+        order = np.argsort(times_ns, kind="stable")
+        if not self.images:
+            return Frames(times_ns, np.zeros((0, 0, 0, 3) if self.spec.pixels == "rgb24" else (0, 0, 0), np.uint8))
+        images = np.empty((len(order), *self.images[0].shape), np.uint8)
+        for place, at in enumerate(order):  # one by one, so that they are never all held twice
+            images[place] = self.images[at]
+            self.images[at] = images[place]
+        return Frames(times_ns[order], images)
+
+
+def _decode_pictures(segment: Segment, specs: Sequence[FrameSpec]) -> dict[FrameSpec, Frames]:
+    track, packets = packets_of(segment, "video")
+    if track is None or not packets:
+        return {spec: _Taken(spec, _Each(0, 0)).result() for spec in specs}
+    shown = _shown(segment, track, packets)
+    chosen_ns = {
+        spec: frozenset(chosen(shown, _first_wanted(spec, segment), spec.interval_ns, spec.slack_ns)) for spec in specs
+    }
+    found = _decode_chosen(segment, track, packets, chosen_ns)
+    lost = [spec for spec in specs if not _is_whole(spec, found[spec], chosen_ns[spec])]
+    return found | _decode_all(segment, track, packets, lost) if lost else found
+
+
+def _is_whole(spec: FrameSpec, found: Frames, chosen_ns: Set[int]) -> bool:
+    """Whether all came that there can be: of every picture, those that are not damaged."""
+    if spec.interval_ns <= 0:
+        return len(found.times_ns) > 0 or not chosen_ns
+    return chosen_ns <= set(found.times_ns.tolist())
+
+
+def _decode_chosen(
+    segment: Segment, track: Track, packets: Sequence[Packet], chosen_ns: Mapping[FrameSpec, Set[int]]
+) -> dict[FrameSpec, Frames]:
+    """Those of the chosen pictures that come when what is needed for them is decoded."""
+    all_ns = frozenset[int]().union(*chosen_ns.values())
+    wanted = {at for at, packet in enumerate(packets) if _at_ns(segment, track, packet.pts) in all_ns}
+    taken = [
+        _Taken(spec, times_ns.__contains__ if spec.interval_ns > 0 else _Each(0, 0), _rotation(track))
+        for spec, times_ns in chosen_ns.items()
+    ]
+    decoding = taken_decoder(segment, track, packets)
+    for run in runs_for(packets, unreferenced(track, packets), wanted):
+        _offer_pictures(segment, decoding, [packets[at] for at in run], taken)
+    put_back(decoding, packets)
+    return {each.spec: each.result() for each in taken}
+
+
+def _decode_all(
+    segment: Segment, track: Track, packets: Sequence[Packet], specs: Sequence[FrameSpec]
+) -> dict[FrameSpec, Frames]:
+    """The first picture at or after each multiple, of those that come when everything is decoded."""
+    taken = [_Taken(spec, _Each(_first_wanted(spec, segment), spec.interval_ns), _rotation(track)) for spec in specs]
+    decoding = taken_decoder(segment, track, packets)
+    num_owned = _offer_pictures(segment, decoding, packets, taken)
+    owned = [packet for packet in packets if owns(segment, track, packet)]
+    if owned and not num_owned:
+        raise undecodable(segment, track, owned, decoding.reason)
+    put_back(decoding, packets)
+    return {each.spec: each.result() for each in taken}
+
+
+def _offer_pictures(segment: Segment, decoding: Decoding, packets: Sequence[Packet], taken: Sequence[_Taken]) -> int:
+    """To all of them, those that the segment owns; how many that were."""
+    end_ns = segment.start_ns + segment.duration_ns
+    num_owned = 0
+    for frame in decoding.run(packets):
+        ticks = frame.pts if frame.pts is not None else frame.dts
+        if ticks is None:
+            continue
+        at_ns = _at_ns(segment, decoding.track, ticks)
+        if not segment.start_ns <= at_ns < end_ns:
+            continue
+        try:
+            for each in taken:
+                each.offer(frame, at_ns)
+            num_owned += 1
+        except BAD_MEDIA as error:
+            decoding.reason = decoding.reason or str(error).splitlines()[0]
+    return num_owned
+
+
+def _at_ns(segment: Segment, track: Track, ticks: int) -> int:
+    return time_ns(ticks, track.time_base, segment.origin_ns)
+
+
+def _rotation(track: Track) -> int:
+    return track.rotation % 360 // 90 * 90
+
+
+def _shown(segment: Segment, track: Track, packets: Sequence[Packet]) -> list[Shown]:
+    """The pictures that the segment owns, by what its packets say."""
+    owned = (packet for packet in packets if owns(segment, track, packet))
+    shown = [Shown(_at_ns(segment, track, packet.pts), packet.keyframe) for packet in owned]
+    return sorted(shown, key=lambda each: each.at_ns)
+
+
+def _first_wanted(spec: FrameSpec, segment: Segment) -> int:
+    """The first multiple of the interval after the picture before the segment, which is one frame duration back."""
+    if spec.interval_ns <= 0 or segment.index == 0:
+        return 0
+    rate = next(track.frame_rate for track in segment.tracks if track.kind == "video")
+    before_ns = segment.start_ns - (rate[1] * 1_000_000_000 // rate[0] if rate[0] > 0 else 1)
+    return (before_ns // spec.interval_ns + 1) * spec.interval_ns
