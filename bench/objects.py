@@ -1,9 +1,9 @@
 """How well people are found and followed, on a clip and labels that nobody here made.
 
-The clip is `vtest.avi` of Debian's opencv-doc: PETS 2009, S2.L1, view 1, 795 frames at 10 a second. Its labels are those
-of MOTChallenge 2015 (PETS09-S2L1/gt/gt.txt; CC BY-NC-SA, so they are not kept here): give their place. All figures are
-of what `penstock run` found, by the rung it chose; the peer is the same model by itself, on each fifth frame as
-OpenCV decodes it, at any threshold.
+The clip is `vtest.avi` of Debian's opencv-doc: PETS 2009, S2.L1, view 1, 795 frames at 10 a second. Its labels are
+those of MOTChallenge 2015 (PETS09-S2L1/gt/gt.txt; CC BY-NC-SA, so they are not kept here): give their place. All
+figures are of what `penstock run` found, by the rung it chose; the peer is the same model by itself, on each fifth
+frame as OpenCV decodes it, at any threshold.
 
     precision, recall: of boxes that overlap a label by half (intersection over union), each label once
     AP: area under precision over recall, every threshold, no interpolation

@@ -1,5 +1,6 @@
 """Objects: what is found in pictures that nobody here made, how boxes become tracks, and tracks events and counts."""
 
+import itertools
 import math
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ from operators.capabilities import (
     WatchZonesParams,
 )
 from operators.media.pictures import FrameSpec, frames
+from operators.vision.assigning import NEVER, assigned
 from operators.vision.count_objects import CountObjects
 from operators.vision.detect_objects import (
     BINS,
@@ -43,7 +45,7 @@ from operators.vision.detect_objects import (
     middles,
     prepared,
 )
-from operators.vision.track_objects import MAX_UNSEEN_S, distance, tracked
+from operators.vision.track_objects import MAX_UNSEEN_S, distance, reach, tracked
 from operators.vision.watch_zones import crossed, events_of, is_in
 from penstock.testing import gap, loaded, run
 from streams.media.segmenter import segments
@@ -464,3 +466,36 @@ def test_behind_a_gap_numbers_begin_anew() -> None:
 
 def test_its_names_are_cocos() -> None:
     assert (len(NAMES), len(set(NAMES)), NAMES[0], NAMES[-1]) == (80, 80, "person", "toothbrush")
+
+
+# --- who goes with whom -------------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(0, 5).flatmap(
+        lambda num_rows: st.integers(0, 5).flatmap(
+            lambda num_columns: st.lists(
+                st.lists(st.integers(0, 9) | st.just(NEVER), min_size=num_columns, max_size=num_columns),
+                min_size=num_rows,
+                max_size=num_rows,
+            ).map(lambda rows: np.array(rows, float).reshape(num_rows, num_columns))
+        )
+    )
+)
+def test_no_other_pairs_are_more_or_cost_less(costs: Any) -> None:
+    """Against every way there is."""
+    pairs = assigned(costs)
+    assert len({row for row, _ in pairs}) == len({column for _, column in pairs}) == len(pairs)
+    best = (0, 0.0)
+    rows, columns = costs.shape
+    for order in itertools.permutations([*range(columns), *[None] * rows], rows):
+        some = [costs[row, column] for row, column in enumerate(order) if column is not None]
+        if NEVER not in some:
+            best = min(best, (-len(some), float(sum(some))))
+    assert (-len(pairs), float(sum(costs[pair] for pair in pairs))) == best
+
+
+def test_the_longer_one_was_not_seen_the_further_it_may_be() -> None:
+    track = OpenTrack(id=1, name="person", last=Sighting(0, (0.5, 0.5, 0.1, 0.2)), num_seen=2)
+    assert [reach(track, at) for at in (0, S // 2, S, 9 * S)] == [0.5, 1.0, 1.5, 1.5]
+    assert reach(msgspec.structs.replace(track, num_seen=1), S // 4) == 1.25  # nobody knows how fast it is
