@@ -20,7 +20,8 @@ from measure import ROOT
 
 from engine.node.endpoints import Ask, Call, Declare, Filter, OfStream, Which, _read, check_wait
 from engine.node.gate import Gate
-from engine.node.submission import JobRequest, _window, parse_moment
+from engine.node.stretches import parse_moment
+from engine.node.submission import JobRequest, _window
 from engine.spec.access import Access, checked_access
 from engine.spec.compose import compose
 from engine.spec.jobs import JobSpec, Span, spans_of

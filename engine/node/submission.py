@@ -5,21 +5,18 @@ word on what is computed already or being computed for others, and what is new.
 """
 
 import math
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 import anyio.to_thread
 import msgspec
 
-from engine.decide.answer import time_of_day
 from engine.decide.lacking import MAX_VIEW
 from engine.decide.running_graph import running_stages
 from engine.decide.sharing import is_covered, lacks
-from engine.node.ends import readable_end
 from engine.node.recovery import lost, stored_of
+from engine.node.stretches import Kept, index_at, kept_of, segment_of
 from engine.run.gaps import put_gaps
 from engine.run.registry import Registry, new_id
 from engine.spec.catalogue import Catalogue
@@ -30,15 +27,13 @@ from engine.spec.stream import StreamSpec
 from engine.spec.webhook_url import check_webhook
 from engine.spec.workflow import Workflow
 from streams import subjects
-from streams.decoding import shown
 from streams.errors import UserError
-from streams.records import EndOfStream, MediaInfo, Record, Segment, decode_media
+from streams.records import MediaInfo, Record
 from streams.subjects import Key
 from streams.wire.ledger import Ledger
 from streams.wire.retention import RESULTS
 
 MAX_WINDOW_S = 3600.0  # that a standing question looks back
-SLACK_NS = 10_000_000_000  # how far behind the newest segment "now" may lie: clocks differ, and one is being made
 MAX_ASKS = 100
 MAX_ASK = 2000  # characters
 MAX_KEY = 128
@@ -76,21 +71,6 @@ class Submitted(Record, frozen=True, omit_defaults=False):
     notices: tuple[str, ...] = ()
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    """What is stored of a stream."""
-
-    kept: Sequence[int]  # segments, in order
-    end: EndOfStream | None
-
-    @property
-    def first(self) -> int:
-        return self.kept[0] if self.kept else 0
-
-    @property
-    def next(self) -> int:
-        return self.kept[-1] + 1 if self.kept else 0
-
-
 async def submit(
     registry: Registry,
     ledger: Ledger,
@@ -113,7 +93,7 @@ async def submit(
     if request.webhook:
         check_webhook(request.webhook)
     stream = await _known_stream(registry, ledger, request.stream)
-    media = await _media(ledger, stream.name)
+    media = await kept_of(ledger, stream.name)
     window = _window(request, stream) if request.standing else None
     info = await _info(ledger, stream.name, media)
     workflow = (request.workflow or question_workflow).for_asks(request.asks)
@@ -165,7 +145,7 @@ async def submit_whole(
     stored by now, and put it into the registry."""
     job, name = subjects.token(id) if id else new_id("j"), subjects.token(stream.name)
     spans = spans_of(plan, Span(first=0))
-    media = await _media(ledger, name)
+    media = await kept_of(ledger, name)
     _, rounds = await _shared(registry, ledger, plan, name, spans, media)
     now_ns = time.time_ns()
     spec = JobSpec(id=job, stream=name, plan=plan, spans=spans, asks=tuple(asks), rounds=rounds, submitted_ns=now_ns)
@@ -179,7 +159,7 @@ async def _shared(
     plan: Plan,
     stream: str,
     spans: Mapping[str, Sequence[Span]],
-    media: _Kept,
+    media: Kept,
 ) -> tuple[set[str], dict[str, int]]:
     """The ids of the stages that others ask for as well or that lack nothing, and a new round for each that is none of
     these: an earlier job may have had its inputs delivered and acknowledged, and its outputs have gone since. The
@@ -219,14 +199,9 @@ def _window(request: JobRequest, stream: StreamSpec) -> int:
     return math.ceil(request.window_s / stream.segment_s)
 
 
-async def _media(ledger: Ledger, stream: str) -> _Kept:
-    keys = subjects.keys_of(await ledger.subjects(subjects.media_of(stream)))
-    return _Kept(sorted(key.first for key in keys), await readable_end(ledger, stream))
-
-
-async def _info(ledger: Ledger, stream: str, media: _Kept) -> MediaInfo | None:
+async def _info(ledger: Ledger, stream: str, media: Kept) -> MediaInfo | None:
     """What a stream carries, as its newest segment has it; None where there is none."""
-    segment = await _segment(ledger, stream, media.kept[-1]) if media.kept else None
+    segment = await segment_of(ledger, stream, media.kept[-1]) if media.kept else None
     if segment is None:
         return None
     codecs: dict[str, tuple[str, ...]] = {}
@@ -235,29 +210,23 @@ async def _info(ledger: Ledger, stream: str, media: _Kept) -> MediaInfo | None:
     return MediaInfo(codecs=codecs)
 
 
-async def _segment(ledger: Ledger, stream: str, index: int) -> Segment | None:
-    stored = await ledger.get(subjects.media(stream, index))
-    record = None if stored is None else decode_media(stored.data)
-    return record if isinstance(record, Segment) else None
-
-
 # --- which stretch ---------------------------------------------------------------------------------------------
 
 
-async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media: _Kept) -> Span:
+async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media: Kept) -> Span:
     """The segments that answers are wanted for."""
     live = stream.policy == "live"
     if request.standing:
         if request.end:
             raise UserError("a standing question has no end: leave `end` (--to) away, or ask it once")
-        first = await _index_at(ledger, stream.name, media, request.start, live) if request.start else media.next
+        first = await index_at(ledger, stream.name, media, request.start, live) if request.start else media.next
         if media.end is not None and first >= media.end.num_segments:
             raise UserError(f"stream {stream.name!r} has ended: ask once, or of its past with `start` (--from)")
         return Span(first=first)
-    first = await _index_at(ledger, stream.name, media, request.start, live) if request.start else media.first
+    first = await index_at(ledger, stream.name, media, request.start, live) if request.start else media.first
     last: int | None = None
     if request.end:
-        last = await _index_at(ledger, stream.name, media, request.end, live)
+        last = await index_at(ledger, stream.name, media, request.end, live)
     elif live or (request.start and media.end is None):
         last = media.next - 1
     if last is not None and last - first >= MAX_VIEW:
@@ -268,97 +237,10 @@ async def _asked(ledger: Ledger, request: JobRequest, stream: StreamSpec, media:
     return Span(first=first, last=last)
 
 
-_OFFSET = re.compile(r"-([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)?")
-_UNIT_S = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_CLOCK = re.compile(r"(?:([0-9]{1,9}):)?(?:([0-9]{1,2}):)?([0-9]{1,9}(?:\.[0-9]{1,9})?)s?")
-
-Ruler = Literal["media", "wall"]
-
-
-def parse_moment(text: str, now_ns: int) -> tuple[Ruler, int] | None:
-    """A moment as people write it: `-10m` before now, `1:05` or `65s` of media time, `2026-11-21T08:00:00Z`; as the
-    ruler it is measured on and nanoseconds; None for `now`. Raises UserError on anything else."""
-    said = text.strip()
-    if said == "now":
-        return None
-    if match := _OFFSET.fullmatch(said):
-        return "wall", now_ns - round(float(match[1]) * _UNIT_S[match[2]] * 1e9)
-    if match := _CLOCK.fullmatch(said):
-        hours, minutes = (match[1], match[2]) if match[2] else (None, match[1])
-        return "media", round((int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(match[3])) * 1e9)
-    try:
-        moment = datetime.fromisoformat(said)
-    except ValueError:
-        raise UserError(f"{shown(text)} is no moment: write -10m, 1:05, now or 2026-11-21T08:00:00Z") from None
-    if moment.tzinfo is None:
-        raise UserError(f"{shown(text)} does not say where: end it with Z, or +01:00 and the like")
-    try:
-        return "wall", int(moment.timestamp() * 1_000_000) * 1000
-    except (OverflowError, ValueError):
-        raise UserError(f"{shown(text)} is no moment: no clock shows it") from None
-
-
-async def _index_at(ledger: Ledger, stream: str, media: _Kept, text: str, is_live: bool) -> int:
-    """The segment that holds a moment; the first that is kept where the moment is before it. Raises UserError where it
-    is behind all there is, unless more of a recording is still to come."""
-    moment = parse_moment(text, time.time_ns())
-    if moment is None or not media.kept:
-        return max(0, media.next - 1)
-    ruler, wanted_ns = moment
-    if (beyond := await _beyond(ledger, stream, media, ruler, wanted_ns)) and (media.end is not None or is_live):
-        raise UserError(f"{text} lies beyond stream {stream!r}, {beyond}")
-    low, high = 0, len(media.kept) - 1  # the last segment that begins at or before the moment
-    while low < high:
-        middle = (low + high + 1) // 2
-        began_ns = await _began(ledger, stream, media.kept, middle, ruler)
-        if began_ns is not None and began_ns <= wanted_ns:
-            low = middle
-        else:
-            high = middle - 1
-    return media.kept[low]
-
-
-async def _beyond(ledger: Ledger, stream: str, media: _Kept, ruler: Ruler, wanted_ns: int) -> str:
-    """What range there is, where a moment is behind it."""
-    for index in reversed(media.kept[-8:]):
-        stored = await ledger.look(subjects.media(stream, index))
-        record = None if stored is None else decode_media(stored.record.data)
-        if stored is None or not isinstance(record, Segment):
-            continue
-        began_ns = _began_at(record, stored.stored_ns, ruler)
-        if wanted_ns <= began_ns + record.duration_ns + SLACK_NS:
-            return ""
-        first_ns = await _began(ledger, stream, media.kept, 0, ruler) or 0
-        write = _media_time if ruler == "media" else time_of_day
-        return f"which holds {write(first_ns)} to {write(began_ns + record.duration_ns)}"
-    return ""
-
-
-def _media_time(ns: int) -> str:
-    """As people write it, such as 1:05.2."""
-    minutes, seconds = divmod(ns / 1e9, 60)
-    return f"{int(minutes)}:{seconds:04.1f}"
-
-
-def _began_at(record: Segment, stored_ns: int, ruler: Ruler) -> int:
-    """One that does not say when it was captured counts as captured when it was stored, but for its own length."""
-    return record.start_ns if ruler == "media" else record.captured_ns or stored_ns - record.duration_ns
-
-
-async def _began(ledger: Ledger, stream: str, kept: Sequence[int], at: int, ruler: Ruler) -> int | None:
-    """When a segment began; of one that is a gap, the one before it."""
-    for index in reversed(kept[max(0, at - 8) : at + 1]):
-        stored = await ledger.look(subjects.media(stream, index))
-        record = None if stored is None else decode_media(stored.record.data)
-        if stored is not None and isinstance(record, Segment):
-            return _began_at(record, stored.stored_ns, ruler)
-    return None
-
-
 # --- what there is already -------------------------------------------------------------------------------------
 
 
-def _reaches_back(request: JobRequest, asked: Span, media: _Kept) -> bool:
+def _reaches_back(request: JobRequest, asked: Span, media: Kept) -> bool:
     """Whether more was asked for than is kept."""
     return asked.first <= media.first and not (request.standing and not request.start)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine.node.submission import parse_moment
+from engine.node.stretches import parse_moment
 from streams.errors import UserError
 
 NOW_NS = 1_800_000_000_000_000_000
