@@ -5,7 +5,7 @@ converted and scaled one by one as they leave the decoder. For whom damage keeps
 are decoded, and the first picture that comes at or after each multiple of the interval is taken.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -18,6 +18,7 @@ from engine.spec.operator import Media
 from operators.media.choosing import Shown, chosen, runs_for
 from operators.media.decoders import Decoding, owns, packets_of, put_back, taken_decoder, undecodable
 from operators.media.references import unreferenced
+from streams.errors import Permanent
 from streams.media.probe import BAD_MEDIA, time_ns
 from streams.records import Packet, Segment, Track
 
@@ -65,6 +66,44 @@ def frames(media: Media, spec: FrameSpec) -> Frames:
     """
     decoded = media.products.get(spec)
     return cast(Frames, decoded) if decoded is not None else _decode_pictures(media.segment, [spec])[spec]
+
+
+def each_picture(segment: Segment) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Every picture a segment owns that can be had, in order of time, one after the other: its media time in ns and
+    uint8 [H, W, 3], RGB, upright, C-contiguous. Raises Permanent where there is no decoder for it."""
+    track, packets = packets_of(segment, "video")
+    if track is None or not packets:
+        return
+    decoding = taken_decoder(segment, track, packets)
+    one = _Taken(FrameSpec(), lambda at_ns: True, _rotation(track))
+    for frame, at_ns in _owned_pictures(segment, decoding, packets):
+        try:
+            one.offer(frame, at_ns)
+        except BAD_MEDIA:
+            continue
+        yield one.times_ns.pop(), np.ascontiguousarray(one.images.pop())
+    put_back(decoding, packets)
+
+
+def picture_at(segment: Segment, at_ns: int) -> tuple[int, NDArray[np.uint8]]:
+    """What is seen of a segment at a moment: the last picture at or before it, or the first; its media time in ns and
+    uint8 [H, W, 3], RGB, upright. No more is decoded than that takes. Raises Permanent where there is none."""
+    track, packets = packets_of(segment, "video")
+    shown = [] if track is None else [each.at_ns for each in _shown(segment, track, packets)]
+    if track is None or not shown:
+        raise Permanent(f"segment {segment.index} of {segment.stream} has no pictures")
+    wanted_ns = max((at for at in shown if at <= at_ns), default=shown[0])
+    one = FrameSpec(interval_ns=1)
+    found = _decode_chosen(segment, track, packets, {one: frozenset({wanted_ns})})[one]
+    if len(found.times_ns):
+        return wanted_ns, found.images[0]
+    best: tuple[int, NDArray[np.uint8]] | None = None
+    for at, image in each_picture(segment):
+        if best is None or at <= at_ns:
+            best = at, image
+    if best is None:
+        raise undecodable(segment, track, packets, "")
+    return best
 
 
 @dataclass(slots=True)
@@ -175,15 +214,8 @@ def _decode_all(
 
 def _offer_pictures(segment: Segment, decoding: Decoding, packets: Sequence[Packet], taken: Sequence[_Taken]) -> int:
     """To all of them, those that the segment owns; how many that were."""
-    end_ns = segment.start_ns + segment.duration_ns
     num_owned = 0
-    for frame in decoding.run(packets):
-        ticks = frame.pts if frame.pts is not None else frame.dts
-        if ticks is None:
-            continue
-        at_ns = _at_ns(segment, decoding.track, ticks)
-        if not segment.start_ns <= at_ns < end_ns:
-            continue
+    for frame, at_ns in _owned_pictures(segment, decoding, packets):
         try:
             for each in taken:
                 each.offer(frame, at_ns)
@@ -191,6 +223,19 @@ def _offer_pictures(segment: Segment, decoding: Decoding, packets: Sequence[Pack
         except BAD_MEDIA as error:
             decoding.reason = decoding.reason or str(error).splitlines()[0]
     return num_owned
+
+
+def _owned_pictures(
+    segment: Segment, decoding: Decoding, packets: Sequence[Packet]
+) -> Iterator[tuple[VideoFrame, int]]:
+    end_ns = segment.start_ns + segment.duration_ns
+    for frame in decoding.run(packets):
+        ticks = frame.pts if frame.pts is not None else frame.dts
+        if ticks is None:
+            continue
+        at_ns = _at_ns(segment, decoding.track, ticks)
+        if segment.start_ns <= at_ns < end_ns:
+            yield frame, at_ns
 
 
 def _at_ns(segment: Segment, track: Track, ticks: int) -> int:

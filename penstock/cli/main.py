@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import anyio
 
 from engine.run.telemetry import configure_logging, product_version
-from penstock.cli import live, mcp, models, new, search, show, store, story, transcript
+from penstock.cli import annotate, live, mcp, models, new, search, show, store, story, transcript
 from penstock.cli.terminal import harmless
 from streams.errors import PenstockError, UserError, first_error
 
@@ -105,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--report", type=Path, metavar="FILE", help="of several files: what became of each, as JSON lines"
     )
+    running.add_argument(
+        "--annotate", type=Path, metavar="FILE", help="write the video with what was found drawn into it there (MP4)"
+    )
     running.add_argument("--ask", action="append", default=[], metavar="TEXT", help="a question; give it several times")
     running.set_defaults(command=_run)
     _add_run_options(running)
@@ -124,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     story.add_command(commands, _until_done)
     search.add_command(commands, _until_done)
     transcript.add_command(commands, _until_done)
+    annotate.add_commands(commands, _until_done)
     store.add_command(commands, _until_done)
     mcp.add_command(commands, _until_done)
     live.add_commands(commands, _duration_s, _count, _until_done)
@@ -191,9 +195,16 @@ def _run(parsed: argparse.Namespace) -> int:
     if len(parsed.input) > 1 or parsed.report is not None or os.path.isdir(parsed.input[0]):  # noqa: PTH112 - which has no opinion on names too long
         from penstock.cli import batch
 
+        if parsed.annotate is not None:
+            raise UserError("--annotate is of one video: run it alone, or `penstock annotate STREAM` afterwards")
         work = partial(batch.run, workflow, parsed.input, parsed.ask, options, parsed.report, parsed.json)
         return DONE if _until_done(work) else FAILED
-    _answers(partial(run, workflow, parsed.input[0], parsed.ask, options), parsed.json)
+    if parsed.annotate is not None:
+        annotate.check_place(parsed.annotate)
+    answers = _answers(partial(run, workflow, parsed.input[0], parsed.ask, options), parsed.json)
+    if parsed.annotate is not None:
+        (job,) = {(answer.stream, answer.job) for answer in answers} or {("", "")}
+        _until_done(partial(annotate.film_of_job, options.url, options.store, *job, parsed.annotate))
     return DONE
 
 

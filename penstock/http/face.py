@@ -21,6 +21,7 @@ from streams.errors import LinkError, UserError
 from streams.wire.ledger import Ledger
 
 PROOF_S = 1.0
+MAX_SHOTS = 2  # pictures that are decoded at once for whoever asks
 MAX_UPLOAD_BYTES = "PENSTOCK_MAX_UPLOAD_BYTES"
 
 
@@ -54,6 +55,7 @@ class Face:
     id: str = field(default_factory=lambda: new_id("h"))
     closing: anyio.Event = field(default_factory=anyio.Event)
     num_uploads: int = 0
+    shots: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(MAX_SHOTS))
     _proof: tuple[float, str] = (-PROOF_S, "")  # when it was last tried whether NATS stores, and why it does not
     _proving: anyio.Lock = field(default_factory=anyio.Lock)
 

@@ -26,7 +26,7 @@ from engine.run.registry import NodeStatus
 from engine.spec.jobs import JobSpec, State
 from engine.spec.operator import Capability, Media
 from engine.spec.stream import Policy, StreamSettings
-from penstock.http import document, events, metrics, uploads
+from penstock.http import document, events, metrics, pictures, uploads
 from penstock.http.face import Face
 from penstock.http.problems import Refusal, documented
 from penstock.http.uploads import Uploaded
@@ -305,6 +305,7 @@ HANDLERS = (
     declare_stream,
     forget_stream,
     upload_media,
+    pictures.snapshot,
     list_operators,
     search,
     run_operator,

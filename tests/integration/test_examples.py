@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import av
+import numpy as np
 import pytest
 from served import serving
 
@@ -21,10 +23,10 @@ STREET = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
 pytestmark = pytest.mark.anyio
 
 
-def ran(workflow: str, input: Path, store: Path) -> list[dict[str, Any]]:
+def ran(workflow: str, input: Path, store: Path, *options: str) -> list[dict[str, Any]]:
     """The answers of `penstock run`, as JSON."""
     command = [sys.executable, "-m", "penstock", "run", str(EXAMPLES / workflow), "--input", str(input), "--json"]
-    done = subprocess.run([*command, "--store", str(store)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, "--store", str(store), *options], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -100,7 +102,8 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_camera_counts_people_and_tells_who_comes_and_goes(tmp_path: Path, street: Path) -> None:
-    answers = ran("cameras.toml", street, tmp_path)
+    film = tmp_path / "seen.mp4"
+    answers = ran("cameras.toml", street, tmp_path / "store", "--annotate", str(film))
     (counts,) = of_stage(answers, "counts")
     people = {each["object"]: each for each in counts["observations"]}["person"]
     assert 4 <= people["most_at_once"] <= people["num"] <= 20  # eight or so are there, and some come and go
@@ -111,13 +114,20 @@ def test_a_camera_counts_people_and_tells_who_comes_and_goes(tmp_path: Path, str
     for event in events:
         inside[event["track"]] = inside.get(event["track"], 0) + {"enters": 1, "leaves": -1}.get(event["what"], 0)
         assert inside[event["track"]] in (0, 1)  # who leaves has entered
+    was, shown = pictures_of(street), pictures_of(film)
+    assert len(was) == len(shown) == 120
+    changed = [float((np.abs(one - other) > 60).mean()) for one, other in zip(was, shown, strict=True)]
+    assert 0.002 < min(changed) <= max(changed) < 0.2  # something is drawn into each, and it can still be seen
+
+
+def pictures_of(path: Path) -> list[Any]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="gray").astype(int) for frame in container.decode(video=0)]
 
 
 def wav_of(parts: Sequence[Any], path: Path) -> Path:
     """Sounds at 24 kHz, one behind the other."""
     import wave
-
-    import numpy as np
 
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -145,7 +155,6 @@ def test_an_assistant_hears_a_question_and_speaks_the_answer(tmp_path: Path) -> 
     import io
 
     import av
-    import numpy as np
 
     from operators import weights
 

@@ -10,8 +10,10 @@ from typing import Any
 import anyio
 import anyio.abc
 import anyio.to_thread
+import cv2
 import httpx
 import msgspec
+import numpy as np
 import pytest
 import structlog
 from conftest import Eventually
@@ -19,10 +21,12 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from sites import EACH, Site, serving, site
 
 from engine.decide.answer import Answer
+from operators.testing.film import film
 from penstock.http import serve_http
 from penstock.http.routes import HANDLERS
 from streams import subjects
 from streams.errors import UserError
+from streams.records import encode
 from streams.wire.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
@@ -378,6 +382,34 @@ async def test_streams_are_declared_and_shown_without_their_credentials(here: Si
     assert (await here.http.delete("/v1/streams/door")).status_code == 204
     assert (await here.http.get("/v1/streams")).json() == {"streams": []}
     assert problem(await here.http.delete("/v1/streams/door"))[0] == 404
+
+
+async def test_a_stream_shows_itself(here: Site) -> None:
+    pictures = np.zeros((50, 48, 64, 3), np.uint8)
+    pictures[25:, ..., 1] = 200  # from the second second on it is green
+    for segment in film(pictures, segment_s=1.0):
+        data = encode(msgspec.structs.replace(segment, stream="seen"))
+        await here.ledger.put(subjects.media("seen", segment.index), data)
+
+    async def shot(**asked: Any) -> Any:
+        response = await here.http.get("/v1/streams/seen/snapshot", params=asked)
+        assert (response.status_code, response.headers["content-type"]) == (200, "image/jpeg")
+        return cv2.imdecode(np.frombuffer(response.content, np.uint8), cv2.IMREAD_COLOR)
+
+    greens = [int((await shot(at=at))[24, 32, 1]) for at in ("0:00.4", "0.99s", "0:01", "now")]
+    assert [green > 100 for green in greens] == [False, False, True, True]
+    assert (await shot(plain=True)).shape == (48, 64, 3)
+    for path, status, said in (
+        ("none/snapshot", 404, "nothing of a stream 'none'"),
+        ("seen/snapshot?at=9:00", 400, "lies beyond"),
+        ("seen/snapshot?at=noon", 400, "is no moment"),
+        ("seen/snapshot?at=" + "1" * 99, 400, "at"),
+    ):
+        found, detail = problem(await here.http.get(f"/v1/streams/{path}"))
+        assert found == status
+        assert said in detail
+    await here.publish([1], stream="blind")
+    assert problem(await here.http.get("/v1/streams/blind/snapshot"))[0] == 404
 
 
 async def test_ready_when_a_node_works_and_nats_answers(nats_url: str, eventually: Eventually) -> None:
