@@ -7,10 +7,9 @@ pictures and the spec by pure functions, so all but the calls of CuPy is tested 
 peak is p sums to at most p (r + 1), so p = 2^24 / (r + 2), and no more than 16 bits.
 
 **Tiles.** A block holds the rows that its 64 x h outputs need, filtered, in shared memory: floor((k - 1) s + 2 r) + 1
-for k outputs down at step s, of luma and half as many pairs of chroma. h is the largest at which that is
-COMFORTABLE_BYTES (so that a multiprocessor has enough blocks to hide what memory takes) and the batch has blocks
-enough for all multiprocessors. A lower tile reads more rows twice: (h s + 2 r) / (h s) times. What does not fit at
-the lowest is summed without holding.
+for k outputs down at step s, of luma and half as many pairs of chroma. A lower tile reads rows again that others
+read: (h s + 2 r) / (h s) times each. So h is the largest at which these rows fit and the batch has blocks enough for
+all multiprocessors. A picture whose rows do not fit at the lowest is summed without holding.
 """
 
 import functools
@@ -29,8 +28,7 @@ SOURCE = Path(__file__).parent / "kernels" / "prepare.cu"
 THREADS = 256
 TILE_WIDTH = 64
 LOG2_HEIGHTS = (4, 3, 2, 1)
-COMFORTABLE_BYTES = 28 * 1024  # eight blocks of a multiprocessor of 228 KiB
-MAX_SHARED_BYTES = 48 * 1024  # what every device gives without being asked
+MAX_SHARED_BYTES = 48 * 1024 - 256  # what every device gives a block without being asked, less the tile's own record
 BLOCKS_A_MULTIPROCESSOR = 2  # at least, before tiles are made lower
 MAX_PICTURES = 65_535
 MAX_SLOTS = 4
@@ -123,7 +121,7 @@ def launch(pictures: Sequence[Planes], spec: TensorSpec, num_multiprocessors: in
         blocks = (-(-spec.width // TILE_WIDTH), -(-spec.height // 2**log2_height), len(pictures))
         shared_bytes = max((held_bytes(each, spec, log2_height) for each in fitting), default=0)
         is_busy = math.prod(blocks) >= BLOCKS_A_MULTIPROCESSOR * num_multiprocessors
-        if log2_height == lowest or (is_busy and shared_bytes <= COMFORTABLE_BYTES):
+        if log2_height == lowest or (is_busy and shared_bytes <= MAX_SHARED_BYTES):
             return Launch(blocks, log2_height, shared_bytes)
     raise AssertionError("there is a lowest tile")
 

@@ -22,14 +22,15 @@ from operators.media import pixels_cuda
 from operators.media.pixels import Colour, Crop, Planes, TensorSpec, prepared
 
 STEPS = TensorSpec(64, 64, std=(1.0, 1.0, 1.0))  # in steps of 0 to 255
-TOLERANCE = 0.02  # of those, in float32: weights of 16 bits along rows, float32 down columns
+TOLERANCE = 0.01  # of those, in float32: weights of 16 bits along rows, float32 down columns
 NARROW = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # half an ulp, relative
 INSIDE = """
 #include "{source}"
 extern "C" int num_held(const Picture *pictures, int log2_height, int shared_bytes, int x, int y, int z) {{
     int num = 0;
     for (int i = 0; i < x * y * z; ++i) {{
-        const Tile tile = tile_of(pictures[i / (x * y)], {{i % x, i / x % y, i / (x * y), 0}}, log2_height, shared_bytes);
+        const Place place = {{i % x, i / x % y, i / (x * y), 0}};
+        const Tile tile = tile_of(pictures[place.block_z], place, log2_height, shared_bytes);
         num += tile.is_held || !tile.num_u;
     }}
     return num;
@@ -50,7 +51,16 @@ def built(folder: Path, *options: str) -> ctypes.CDLL:
         pytest.skip("there is no g++")
     source, library = folder / "inside.cpp", folder / "inside.so"
     source.write_text(INSIDE.format(source=pixels_cuda.SOURCE))
-    words = [compiler, "-std=c++17", "-O1", "-fno-strict-aliasing", "-Wall", "-Wno-parentheses", "-Werror"]
+    words = [
+        compiler,
+        "-std=c++17",
+        "-O1",
+        "-fno-strict-aliasing",
+        "-Wall",
+        "-Wno-parentheses",
+        "-Wno-unknown-pragmas",
+        "-Werror",
+    ]
     words += ["-fsanitize=undefined", "-fno-sanitize-recover=undefined", "-static-libubsan", *options]
     done = subprocess.run(
         [*words, "-shared", "-fPIC", source, "-o", library], capture_output=True, text=True, check=False
@@ -249,7 +259,7 @@ def test_a_large_batch_has_high_tiles_and_a_small_one_blocks_for_all() -> None:
     assert pixels_cuda.launch([picture] * 16, spec).log2_height == 4
     alone = pixels_cuda.launch([picture], TensorSpec(224, 224))
     assert alone.log2_height < 4
-    assert pixels_cuda.launch([noise(3840, 2160)] * 16, spec).shared_bytes <= pixels_cuda.COMFORTABLE_BYTES
+    assert pixels_cuda.launch([noise(3840, 2160)] * 16, spec).shared_bytes <= pixels_cuda.MAX_SHARED_BYTES
 
 
 def test_whole_weights_do_not_overflow() -> None:

@@ -14,6 +14,8 @@ static inline unsigned int bits_of(float value) {
     return bits;
 }
 
+static inline void fetch(const unsigned char *) {}
+
 // Bytes of the eight of (a, b), a's first, picked by the nibbles of `picks`.
 static inline unsigned int __byte_perm(unsigned int a, unsigned int b, unsigned int picks) {
     const unsigned long long all = a | (unsigned long long)b << 32;

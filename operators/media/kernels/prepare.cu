@@ -1,19 +1,23 @@
-// From a batch of pitched NV12 or P010 pictures to a tensor, in one launch. operators/media/pixels.py says what it means.
+// From a batch of pitched NV12 or P010 pictures to a tensor, in one launch. What it means: operators/media/pixels.py.
 //
 // A block makes a tile of TILE_WIDTH x 2^k outputs, k chosen for the batch by operators/media/pixels_cuda.py:
-//   1. filter_rows: each thread has one column of outputs and takes its weighted sum of ROWS rows of the picture at once,
-//      for all rows that the tile needs, into shared memory. Weights are found once for the ROWS rows.
+//   0. tile_of: one thread finds which rows and columns of the picture the tile needs.
+//   1. filter_rows: asks for all of them at once, so that memory is waited for once. Then each thread has one column
+//      of outputs, and takes its weighted sum of ROWS rows of the picture at a time, for all rows that the tile needs,
+//      into shared memory. Weights are found once for ROWS rows.
 //   2. finish: each thread sums its columns of those, converts the colour, and stores; or stores the pad colour.
 // Where the rows a tile needs are too many for shared memory, finish sums rows itself, again for each output.
 //
-// Rows are summed in whole numbers: weights are rounded to 16 bits (their sum divides, so a constant stays the constant),
-// samples are taken four bytes at a time, and one instruction (dp2a) multiplies two weights with two bytes. The result is
-// off by at most 255 * taps / 2 / sum of weights, about 255 / 65535 steps of 8 bits where weights have all 16 bits, and is
-// the same on every device. Places are fixed point, 32 bits of fraction, so a picture 8K wide has no less precision.
+// Rows are summed in whole numbers: weights are rounded to 16 bits (their sum divides, so a constant stays the
+// constant), samples are taken four bytes at a time, and one instruction (dp2a) multiplies two weights with two
+// bytes: no byte is made a float. Each weight is off by half, so a mean by at most 255 * 0.5 * taps / sum of
+// weights: with 16 bits and taps of half the peak on average, 0.004 steps of 8 bits. Places are fixed point, 32 bits
+// of fraction: a picture 8K wide has no less precision than a small one.
 //
-// Memory: each byte of a plane comes from DRAM once; tiles that overlap by the filter's reach find it in L2. A warp reads
-// consecutive words of a row and has ROWS rows under way at once. Consecutive threads store consecutive outputs whatever
-// the rotation. A row is read by words only where they are aligned and end in the row: no byte outside a plane is read.
+// Memory: each byte of a plane comes from DRAM once; tiles that overlap by the filter's reach find it in L2. A warp
+// reads consecutive words of a row. Consecutive threads store consecutive outputs whatever the rotation (NHWC: every
+// third, by three stores). A row is read by words only where they are aligned and end in the row: no byte outside a
+// plane is read.
 #ifndef __CUDACC__
 #include "host.h"
 #endif
@@ -44,9 +48,11 @@ FUNCTION u16 bfloat16_of(float value) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
 }
+FUNCTION void fetch(const u8 *place) { asm volatile("prefetch.global.L2 [%0];" ::"l"(place)); }
 #endif
 
 enum { THREADS = 256, LOG2_TILE_WIDTH = 6, TILE_WIDTH = 1 << LOG2_TILE_WIDTH, ROWS = 4 };
+enum { BLOCKS = 4 };  // on a multiprocessor at once: 64 registers a thread
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 
 // --- what is told, laid out as operators/media/pixels_cuda.py packs it ---------------------------------------------
@@ -86,7 +92,7 @@ struct Place {  // of a thread
     int block_x, block_y, block_z, thread;
 };
 
-struct Pair {
+struct alignas(8) Pair {
     float cb, cr;
 };
 
@@ -109,44 +115,52 @@ FUNCTION Taps taps_of(const Axis &axis, int output) {
     return taps;
 }
 
-struct Rows {  // those of a plane that a tile needs
+struct Span {  // the samples of an axis that outputs need
     int first, num;
 };
 
-FUNCTION Rows rows_of(const Axis &axis, int from, int to) {
-    const int first = taps_of(axis, from).first;
-    return {first, taps_of(axis, to - 1).end - first};
+FUNCTION Span span_of(const Axis &axis, int output, int num_outputs) {
+    const int first = taps_of(axis, output).first;
+    return {first, taps_of(axis, output + num_outputs - 1).end - first};
 }
 
 struct Tile {
-    int x, y;            // its corner in the output
-    int u, v;            // the first column and row of the grid it shows
-    int num_u, num_v;    // how many; none where it shows only padding
-    int log2_u;          // num_u is at most two to this
-    int pitch;           // of a row in shared memory: odd, so that columns fall into different banks
-    Rows luma, chroma;
-    int is_held;         // whether these rows fit
+    int x, y;           // its corner in the output
+    int u, v;           // the first column and row of the grid it shows
+    int num_u, num_v;   // how many; none where it shows only padding
+    int log2_u;         // num_u is at most two to this
+    int pitch;          // of a row in shared memory: odd, so that columns fall into different banks
+    Span luma, chroma;  // rows of them
+    int is_held;        // whether these rows fit
 };
 
-// The grid is the picture before it is turned: u along its rows, v down its columns.
+// The grid is the picture before it is turned: u along its rows, v down its columns. Of an output of what is shown:
+FUNCTION int column_of(const Picture &picture, int x, int y) {
+    const int turns = picture.num_turns;
+    return turns == 0 ? x : turns == 1 ? y : turns == 2 ? picture.width - 1 - x : picture.height - 1 - y;
+}
+FUNCTION int row_of(const Picture &picture, int x, int y) {
+    const int turns = picture.num_turns;
+    return turns == 0 ? y : turns == 1 ? picture.width - 1 - x : turns == 2 ? picture.height - 1 - y : x;
+}
+
 FUNCTION Tile tile_of(const Picture &picture, const Place &place, int log2_height, int shared_bytes) {
     Tile tile;
     tile.x = place.block_x << LOG2_TILE_WIDTH;
     tile.y = place.block_y << log2_height;
     const int x0 = most(tile.x - picture.left, 0), x1 = least(tile.x + TILE_WIDTH - picture.left, picture.width);
     const int y0 = most(tile.y - picture.top, 0), y1 = least(tile.y + (1 << log2_height) - picture.top, picture.height);
-    const int turns = picture.num_turns, wide = picture.width, high = picture.height;
-    const bool is_empty = x0 >= x1 || y0 >= y1, is_across = turns & 1;
-    tile.u = turns == 0 ? x0 : turns == 1 ? y0 : turns == 2 ? wide - x1 : high - y1;
-    tile.v = turns == 0 ? y0 : turns == 1 ? wide - x1 : turns == 2 ? high - y1 : x0;
+    const bool is_empty = x0 >= x1 || y0 >= y1, is_across = picture.num_turns & 1;
+    tile.u = least(column_of(picture, x0, y0), column_of(picture, x1 - 1, y1 - 1));
+    tile.v = least(row_of(picture, x0, y0), row_of(picture, x1 - 1, y1 - 1));
     tile.num_u = is_empty ? 0 : is_across ? y1 - y0 : x1 - x0;
     tile.num_v = is_empty ? 0 : is_across ? x1 - x0 : y1 - y0;
     tile.log2_u = is_across ? log2_height : LOG2_TILE_WIDTH;
     tile.pitch = (1 << tile.log2_u) + 1;
     tile.is_held = 0;
     if (is_empty) return tile;
-    tile.luma = rows_of(picture.luma.y, tile.v, tile.v + tile.num_v);
-    tile.chroma = rows_of(picture.chroma.y, tile.v, tile.v + tile.num_v);
+    tile.luma = span_of(picture.luma.y, tile.v, tile.num_v);
+    tile.chroma = span_of(picture.chroma.y, tile.v, tile.num_v);
     const i64 num = (i64)(tile.luma.num + 1 & ~1) + 2 * tile.chroma.num;
     tile.is_held = num * tile.pitch * (int)sizeof(float) <= shared_bytes;
     return tile;
@@ -163,9 +177,8 @@ FUNCTION Pair *chroma_of(const Tile &tile, u8 *shared) {
 FUNCTION u32 word_of(const u8 *row, int at, int num_bytes, int is_aligned) {
     if (is_aligned && at + 4 <= num_bytes) return *(const u32 *)(row + at);
     u32 word = 0;
-    for (int i = 0; i < 4; ++i) {
-        if (at + i < num_bytes) word |= (u32)row[at + i] << 8 * i;
-    }
+#pragma unroll 1
+    for (int i = 0; i < 4 && at + i < num_bytes; ++i) word |= (u32)row[at + i] << 8 * i;
     return word;
 }
 
@@ -176,35 +189,37 @@ FUNCTION u32 weight_of(const Taps &taps, float peak, float fall, int sample) {
 
 // Of NUM rows, the weighted mean at one column, for each of COMPONENTS interleaved components of SAMPLE_BYTES.
 template <int SAMPLE_BYTES, int COMPONENTS, int NUM>
-FUNCTION void means_of(const Plane &plane, const Taps &taps, int first_row, int last_row, float (&means)[NUM][COMPONENTS]) {
+FUNCTION void means_of(const Plane &plane, const Taps &taps, int first_row, int last_row,
+                       float (&means)[NUM][COMPONENTS]) {
     enum { BYTES = SAMPLE_BYTES * COMPONENTS, STEP = BYTES == 1 ? 4 : 2 };
     const int num_bytes = plane.x.num * BYTES, is_aligned = plane.is_aligned;
     const float peak = plane.x.peak, fall = peak * plane.x.slope;
-    const u8 *rows[NUM];
+    const u8 *row = plane.samples + first_row * plane.pitch;
+    int next[NUM];  // how far the others are, in bytes
     u32 sums[NUM][BYTES] = {}, sum = 0;
-    for (int i = 0; i < NUM; ++i) rows[i] = plane.samples + least(first_row + i, last_row) * plane.pitch;
+    for (int i = 0; i < NUM; ++i) next[i] = least(i, last_row - first_row) * (int)plane.pitch;
     for (int at = taps.first & ~(STEP - 1); at < taps.end; at += STEP) {
         const u32 one = weight_of(taps, peak, fall, at), two = weight_of(taps, peak, fall, at + 1);
         const u32 pair = one | two << 16;
         sum += one + two;
         if constexpr (BYTES == 1) {
             const u32 three = weight_of(taps, peak, fall, at + 2), four = weight_of(taps, peak, fall, at + 3);
-            const u32 next = three | four << 16;
+            const u32 later = three | four << 16;
             sum += three + four;
             for (int i = 0; i < NUM; ++i) {
-                const u32 word = word_of(rows[i], at, num_bytes, is_aligned);
-                sums[i][0] = dot_high(next, word, dot_low(pair, word, sums[i][0]));
+                const u32 word = word_of(row + next[i], at, num_bytes, is_aligned);
+                sums[i][0] = dot_high(later, word, dot_low(pair, word, sums[i][0]));
             }
         } else if constexpr (BYTES == 2) {  // a b a b: two components, or the low and high bytes of one
             for (int i = 0; i < NUM; ++i) {
-                const u32 word = __byte_perm(word_of(rows[i], 2 * at, num_bytes, is_aligned), 0, 0x3120);
+                const u32 word = __byte_perm(word_of(row + next[i], 2 * at, num_bytes, is_aligned), 0, 0x3120);
                 sums[i][0] = dot_low(pair, word, sums[i][0]);
                 sums[i][1] = dot_high(pair, word, sums[i][1]);
             }
         } else {  // low and high bytes of two components
             for (int i = 0; i < NUM; ++i) {
-                const u32 here = word_of(rows[i], 4 * at, num_bytes, is_aligned);
-                const u32 there = word_of(rows[i], 4 * at + 4, num_bytes, is_aligned);
+                const u32 here = word_of(row + next[i], 4 * at, num_bytes, is_aligned);
+                const u32 there = word_of(row + next[i], 4 * at + 4, num_bytes, is_aligned);
                 const u32 cb = __byte_perm(here, there, 0x5140), cr = __byte_perm(here, there, 0x7362);
                 sums[i][0] = dot_low(pair, cb, sums[i][0]);
                 sums[i][1] = dot_high(pair, cb, sums[i][1]);
@@ -222,10 +237,21 @@ FUNCTION void means_of(const Plane &plane, const Taps &taps, int first_row, int 
     }
 }
 
+// Ask for all that a tile needs of a plane at once, a line of 128 bytes a thread: what is summed later waits no longer.
+FUNCTION void fetch_rows(const Plane &plane, const Tile &tile, const Span &rows, int bytes, int thread) {
+    const Span columns = span_of(plane.x, tile.u, tile.num_u);
+    const u8 *corner = plane.samples + rows.first * plane.pitch + columns.first * bytes;
+    for (int row = thread >> 2; row < rows.num; row += THREADS >> 2) {
+        for (int at = (thread & 3) * 128; at < columns.num * bytes; at += 512) fetch(corner + row * plane.pitch + at);
+    }
+}
+
 template <int SAMPLE_BYTES>
 FUNCTION void hold_rows(const Picture &picture, const Tile &tile, int thread, u8 *shared) {
     const int u = thread & ((1 << tile.log2_u) - 1), num_at_once = THREADS >> tile.log2_u;
-    const int num_luma = (tile.luma.num + ROWS - 1) / ROWS, num_chroma = (tile.chroma.num + ROWS - 1) / ROWS;
+    enum { CHROMA_ROWS = ROWS / SAMPLE_BYTES };  // as many sums as of luma, or registers run out
+    const int num_luma = (tile.luma.num + ROWS - 1) / ROWS;
+    const int num_chroma = (tile.chroma.num + CHROMA_ROWS - 1) / CHROMA_ROWS;
     if (u >= tile.num_u) return;
     const Taps luma_taps = taps_of(picture.luma.x, tile.u + u), chroma_taps = taps_of(picture.chroma.x, tile.u + u);
     float *luma = luma_of(tile, shared) + u;
@@ -239,11 +265,11 @@ FUNCTION void hold_rows(const Picture &picture, const Tile &tile, int thread, u8
                 if (first + i <= last) luma[(row + i) * tile.pitch] = means[i][0];
             }
         } else {
-            const int row = (group - num_luma) * ROWS, first = tile.chroma.first + row;
+            const int row = (group - num_luma) * CHROMA_ROWS, first = tile.chroma.first + row;
             const int last = tile.chroma.first + tile.chroma.num - 1;
-            float means[ROWS][2];
-            means_of<SAMPLE_BYTES, 2, ROWS>(picture.chroma, chroma_taps, first, last, means);
-            for (int i = 0; i < ROWS; ++i) {
+            float means[CHROMA_ROWS][2];
+            means_of<SAMPLE_BYTES, 2, CHROMA_ROWS>(picture.chroma, chroma_taps, first, last, means);
+            for (int i = 0; i < CHROMA_ROWS; ++i) {
                 if (first + i <= last) chroma[(row + i) * tile.pitch] = {means[i][0], means[i][1]};
             }
         }
@@ -251,7 +277,9 @@ FUNCTION void hold_rows(const Picture &picture, const Tile &tile, int thread, u8
 }
 
 FUNCTION void filter_rows(const Picture &picture, const Tile &tile, int thread, u8 *shared) {
-    if (!tile.is_held) return;
+    if (!tile.is_held) return;  // or nothing is shown
+    fetch_rows(picture.luma, tile, tile.luma, picture.sample_bytes, thread);
+    fetch_rows(picture.chroma, tile, tile.chroma, 2 * picture.sample_bytes, thread);
     if (picture.sample_bytes == 1) {
         hold_rows<1>(picture, tile, thread, shared);
     } else {
@@ -265,61 +293,46 @@ struct Sample {
     float y, cb, cr;
 };
 
-FUNCTION float share_of(const Taps &taps, const Axis &axis, int k) {
-    return fmaxf(1.0f - fabsf(taps.offset + (float)k) * axis.slope, 0.0f);
+// The weighted mean of `row_at(k)`, the k-th row an output takes.
+template <typename Row>
+FUNCTION Pair mean_down(const Axis &axis, const Taps &taps, const Row &row_at) {
+    Pair total = {0, 0};
+    float sum = 0;
+    for (int k = 0; k < taps.end - taps.first; ++k) {
+        const float share = fmaxf(1.0f - fabsf(taps.offset + (float)k) * axis.slope, 0.0f);
+        const Pair row = row_at(k);
+        sum += share;
+        total.cb += share * row.cb;
+        total.cr += share * row.cr;
+    }
+    return {total.cb / sum, total.cr / sum};
 }
 
 FUNCTION Sample held(const Picture &picture, const Tile &tile, int u, int v, u8 *shared) {
-    Sample sample = {0, 0, 0};
-    Taps taps = taps_of(picture.luma.y, v);
-    const float *luma = luma_of(tile, shared) + (taps.first - tile.luma.first) * tile.pitch + u - tile.u;
-    float sum = 0;
-    for (int k = 0; k < taps.end - taps.first; ++k, luma += tile.pitch) {
-        const float share = share_of(taps, picture.luma.y, k);
-        sum += share;
-        sample.y += share * *luma;
-    }
-    sample.y /= sum;
-    taps = taps_of(picture.chroma.y, v);
-    const Pair *chroma = chroma_of(tile, shared) + (taps.first - tile.chroma.first) * tile.pitch + u - tile.u;
-    sum = 0;
-    for (int k = 0; k < taps.end - taps.first; ++k, chroma += tile.pitch) {
-        const float share = share_of(taps, picture.chroma.y, k);
-        const Pair pair = *chroma;
-        sum += share;
-        sample.cb += share * pair.cb;
-        sample.cr += share * pair.cr;
-    }
-    sample.cb /= sum;
-    sample.cr /= sum;
-    return sample;
+    const Taps down = taps_of(picture.luma.y, v), chroma_down = taps_of(picture.chroma.y, v);
+    const int pitch = tile.pitch;
+    const float *luma = luma_of(tile, shared) + (down.first - tile.luma.first) * pitch + u - tile.u;
+    const Pair *chroma = chroma_of(tile, shared) + (chroma_down.first - tile.chroma.first) * pitch + u - tile.u;
+    const Pair y = mean_down(picture.luma.y, down, [=](int k) { return Pair{luma[k * pitch], 0}; });
+    const Pair c = mean_down(picture.chroma.y, chroma_down, [=](int k) { return chroma[k * pitch]; });
+    return {y.cb, c.cb, c.cr};
 }
 
 template <int SAMPLE_BYTES>
 FUNCTION Sample summed(const Picture &picture, int u, int v) {
-    Sample sample = {0, 0, 0};
-    float luma[1][1], chroma[1][2], sum = 0;
-    Taps across = taps_of(picture.luma.x, u), down = taps_of(picture.luma.y, v);
-    for (int row = down.first; row < down.end; ++row) {
-        const float share = share_of(down, picture.luma.y, row - down.first);
-        means_of<SAMPLE_BYTES, 1, 1>(picture.luma, across, row, row, luma);
-        sum += share;
-        sample.y += share * luma[0][0];
-    }
-    sample.y /= sum;
-    across = taps_of(picture.chroma.x, u);
-    down = taps_of(picture.chroma.y, v);
-    sum = 0;
-    for (int row = down.first; row < down.end; ++row) {
-        const float share = share_of(down, picture.chroma.y, row - down.first);
-        means_of<SAMPLE_BYTES, 2, 1>(picture.chroma, across, row, row, chroma);
-        sum += share;
-        sample.cb += share * chroma[0][0];
-        sample.cr += share * chroma[0][1];
-    }
-    sample.cb /= sum;
-    sample.cr /= sum;
-    return sample;
+    const Taps down = taps_of(picture.luma.y, v), chroma_down = taps_of(picture.chroma.y, v);
+    const Taps across = taps_of(picture.luma.x, u), chroma_across = taps_of(picture.chroma.x, u);
+    const Pair y = mean_down(picture.luma.y, down, [&](int k) {
+        float mean[1][1];
+        means_of<SAMPLE_BYTES, 1, 1>(picture.luma, across, down.first + k, down.first + k, mean);
+        return Pair{mean[0][0], 0};
+    });
+    const Pair c = mean_down(picture.chroma.y, chroma_down, [&](int k) {
+        float mean[1][2];
+        means_of<SAMPLE_BYTES, 2, 1>(picture.chroma, chroma_across, chroma_down.first + k, chroma_down.first + k, mean);
+        return Pair{mean[0][0], mean[0][1]};
+    });
+    return {y.cb, c.cb, c.cr};
 }
 
 FUNCTION void store(void *out, i64 at, float value, int dtype) {
@@ -334,15 +347,14 @@ FUNCTION float clipped(float value) { return fminf(fmaxf(value, 0.0f), 255.0f); 
 
 FUNCTION void finish(const Picture &picture, const Target &target, const Tile &tile, const Place &place, int log2_height,
                      void *out, u8 *shared) {
-    const int turns = picture.num_turns, wide = picture.width, high = picture.height;
     for (int i = place.thread; i < TILE_WIDTH << log2_height; i += THREADS) {
         const int x = tile.x + (i & (TILE_WIDTH - 1)), y = tile.y + (i >> LOG2_TILE_WIDTH);
         if (x >= target.width || y >= target.height) continue;
         const int shown_x = x - picture.left, shown_y = y - picture.top;
-        float values[3] = {target.pad[0], target.pad[1], target.pad[2]};
-        if (shown_x >= 0 && shown_x < wide && shown_y >= 0 && shown_y < high) {
-            const int u = turns == 0 ? shown_x : turns == 1 ? shown_y : turns == 2 ? wide - 1 - shown_x : high - 1 - shown_y;
-            const int v = turns == 0 ? shown_y : turns == 1 ? wide - 1 - shown_x : turns == 2 ? high - 1 - shown_y : shown_x;
+        float out_of[3] = {target.pad[0], target.pad[1], target.pad[2]};
+        const bool is_shown = shown_x >= 0 && shown_x < picture.width && shown_y >= 0 && shown_y < picture.height;
+        if (is_shown) {
+            const int u = column_of(picture, shown_x, shown_y), v = row_of(picture, shown_x, shown_y);
             const Sample sample = tile.is_held                ? held(picture, tile, u, v, shared)
                                   : picture.sample_bytes == 1 ? summed<1>(picture, u, v)
                                                               : summed<2>(picture, u, v);
@@ -350,25 +362,27 @@ FUNCTION void finish(const Picture &picture, const Target &target, const Tile &t
             const float red = y_part + picture.red_cr * sample.cr + picture.red;
             const float green = y_part + picture.green_cb * sample.cb + picture.green_cr * sample.cr + picture.green;
             const float blue = y_part + picture.blue_cb * sample.cb + picture.blue;
-            values[0] = clipped(red) * target.gain[0] + target.bias[0];
-            values[1] = clipped(green) * target.gain[1] + target.bias[1];
-            values[2] = clipped(blue) * target.gain[2] + target.bias[2];
+            out_of[0] = clipped(red) * target.gain[0] + target.bias[0];
+            out_of[1] = clipped(green) * target.gain[1] + target.bias[1];
+            out_of[2] = clipped(blue) * target.gain[2] + target.bias[2];
         }
         const i64 at = place.block_z * target.picture_stride + y * target.row_stride + x * target.pixel_stride;
-        for (int c = 0; c < 3; ++c) store(out, at + target.channel[c], values[c], target.dtype);
+        for (int c = 0; c < 3; ++c) store(out, at + target.channel[c], out_of[c], target.dtype);
     }
 }
 
 // --- the kernel, and the same on a host ----------------------------------------------------------------------------
 
 #ifdef __CUDACC__
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     prepare(const Picture *__restrict__ pictures, const Target *__restrict__ target, void *out, int log2_height,
             int shared_bytes) {
     extern __shared__ __align__(16) u8 shared[];
     const Place place = {(int)blockIdx.x, (int)blockIdx.y, (int)blockIdx.z, (int)threadIdx.x};
     const Picture &picture = pictures[place.block_z];
-    const Tile tile = tile_of(picture, place, log2_height, shared_bytes);
+    __shared__ Tile tile;
+    if (place.thread == 0) tile = tile_of(picture, place, log2_height, shared_bytes);
+    __syncthreads();
     filter_rows(picture, tile, place.thread, shared);
     __syncthreads();
     finish(picture, *target, tile, place, log2_height, out, shared);
