@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.media.pixels import Axis, Planes, TensorSpec, conversion, grid
+from operators.media.pixels import Axis, Colour, Crop, Grid, Planes, TensorSpec, conversion, grid
 
 SOURCE = Path(__file__).parent / "kernels" / "prepare.cu"
 THREADS = 256
@@ -84,18 +84,51 @@ class Launch:
 
 def described(pictures: Sequence[Planes], spec: TensorSpec) -> NDArray[Any]:
     """A record of PICTURE for each."""
-    records = np.zeros(len(pictures), PICTURE)
-    for record, picture in zip(records, pictures, strict=True):
-        falls = grid(picture, spec)
-        _fill_plane(record["luma"], picture.luma, falls.luma)
-        _fill_plane(record["chroma"], picture.chroma, falls.chroma)
-        to = conversion(picture)
-        record["products"] = (to.y, to.red_cr, to.green_cb, to.green_cr, to.blue_cb)
-        record["added"] = to.added
-        record["shown"] = (falls.shown.left, falls.shown.top, falls.shown.width, falls.shown.height)
-        record["num_turns"] = picture.num_turns
-        record["sample_bytes"] = picture.luma.dtype.itemsize
+    told = b"".join(_told(*_form(picture), spec)[0] for picture in pictures)
+    records = np.frombuffer(told, PICTURE).copy()
+    for name in "luma", "chroma":
+        planes = [getattr(picture, name) for picture in pictures]
+        found = np.array([(address_of(plane), pitch_of(plane)) for plane in planes], np.uint64).reshape(-1, 2)
+        records[name]["samples"], records[name]["pitch"] = found.T
+        records[name]["is_aligned"] = (found % 4 == 0).all(axis=1)
     return records
+
+
+def _form(picture: Planes) -> tuple[tuple[int, int], np.dtype[Any], Colour, Crop | None, int]:
+    """All of a picture but where it is."""
+    return (picture.height, picture.width), picture.luma.dtype, picture.colour, picture.crop, picture.rotation
+
+
+@functools.lru_cache(maxsize=4096)
+def _told(
+    size: tuple[int, int], kind: Any, colour: Colour, crop: Crop | None, rotation: int, spec: TensorSpec
+) -> tuple[bytes, tuple[int, ...]]:
+    """The record of a picture that is nowhere yet, and what its rows take of shared memory for each of LOG2_HEIGHTS.
+    Most pictures are like others before them, and this takes longer than to prepare one."""
+    luma = np.broadcast_to(np.zeros((), kind), size)
+    chroma = np.broadcast_to(np.zeros((), kind), (-(-size[0] // 2), -(-size[1] // 2), 2))
+    picture = Planes(luma, chroma, colour, crop, rotation)
+    falls, to = grid(picture, spec), conversion(picture)
+    record = np.zeros((), PICTURE)
+    for plane, axes in (("luma", falls.luma), ("chroma", falls.chroma)):
+        for name, axis in zip("xy", axes, strict=True):
+            one = record[plane][name]
+            one["first_q32"] = round((axis.start + axis.step / 2) * 2**32)
+            one["step_q32"], one["reach_q32"] = round(axis.step * 2**32), round(axis.reach * 2**32)
+            one["slope"], one["peak"], one["num"] = 1 / axis.reach, peak(axis), axis.num
+    record["products"] = (to.y, to.red_cr, to.green_cb, to.green_cr, to.blue_cb)
+    record["added"] = to.added
+    record["shown"] = (falls.shown.left, falls.shown.top, falls.shown.width, falls.shown.height)
+    record["num_turns"], record["sample_bytes"] = picture.num_turns, luma.dtype.itemsize
+    return record.tobytes(), tuple(_held_bytes(picture, falls, log2_height) for log2_height in LOG2_HEIGHTS)
+
+
+def _held_bytes(picture: Planes, falls: Grid, log2_height: int) -> int:
+    across, down = TILE_WIDTH, int(2**log2_height)
+    if picture.num_turns % 2:
+        across, down = down, across
+    num_luma, num_chroma = _max_rows(falls.luma[1], down), _max_rows(falls.chroma[1], down)
+    return 4 * (across + 1) * (num_luma + num_luma % 2 + 2 * num_chroma)
 
 
 def target(spec: TensorSpec) -> NDArray[Any]:
@@ -115,25 +148,19 @@ def launch(pictures: Sequence[Planes], spec: TensorSpec, num_multiprocessors: in
     """How to launch a batch on a device of so many multiprocessors. Raises ValueError where it is too large."""
     if len(pictures) > MAX_PICTURES:
         raise ValueError(f"a batch of {len(pictures)} pictures: at most {MAX_PICTURES} are prepared at once")
-    lowest = LOG2_HEIGHTS[-1]
-    fitting = [each for each in pictures if held_bytes(each, spec, lowest) <= MAX_SHARED_BYTES]
-    for log2_height in LOG2_HEIGHTS:
+    needs = [need for picture in pictures if (need := held_bytes(picture, spec))[-1] <= MAX_SHARED_BYTES]
+    for place, log2_height in enumerate(LOG2_HEIGHTS):
         blocks = (-(-spec.width // TILE_WIDTH), -(-spec.height // 2**log2_height), len(pictures))
-        shared_bytes = max((held_bytes(each, spec, log2_height) for each in fitting), default=0)
+        shared_bytes = max((need[place] for need in needs), default=0)
         is_busy = math.prod(blocks) >= BLOCKS_A_MULTIPROCESSOR * num_multiprocessors
-        if log2_height == lowest or (is_busy and shared_bytes <= MAX_SHARED_BYTES):
+        if log2_height == LOG2_HEIGHTS[-1] or (is_busy and shared_bytes <= MAX_SHARED_BYTES):
             return Launch(blocks, log2_height, shared_bytes)
     raise AssertionError("there is a lowest tile")
 
 
-def held_bytes(picture: Planes, spec: TensorSpec, log2_height: int) -> int:
-    """Of shared memory, for the rows that any tile of a picture needs."""
-    across, down = TILE_WIDTH, int(2**log2_height)
-    if picture.num_turns % 2:
-        across, down = down, across
-    falls = grid(picture, spec)
-    num_luma, num_chroma = _max_rows(falls.luma[1], down), _max_rows(falls.chroma[1], down)
-    return 4 * (across + 1) * (num_luma + num_luma % 2 + 2 * num_chroma)
+def held_bytes(picture: Planes, spec: TensorSpec) -> tuple[int, ...]:
+    """Of shared memory, for the rows that any tile of a picture needs, for each of LOG2_HEIGHTS."""
+    return _told(*_form(picture), spec)[1]
 
 
 def peak(axis: Axis) -> float:
@@ -146,17 +173,6 @@ def _max_rows(axis: Axis, num_out: int) -> int:
     return min(axis.num, math.floor(span + 1e-6) + 1)  # places are rounded to 2^-32
 
 
-def _fill_plane(record: Any, plane: Any, axes: tuple[Axis, Axis]) -> None:
-    pitch = pitch_of(plane)
-    address = address_of(plane)
-    record["samples"], record["pitch"], record["is_aligned"] = address, pitch, address % 4 == 0 and pitch % 4 == 0
-    for name, axis in zip("xy", axes, strict=True):
-        one = record[name]
-        one["first_q32"] = round((axis.start + axis.step / 2) * 2**32)
-        one["step_q32"], one["reach_q32"] = round(axis.step * 2**32), round(axis.reach * 2**32)
-        one["slope"], one["peak"], one["num"] = 1 / axis.reach, peak(axis), axis.num
-
-
 def address_of(plane: Any) -> int:
     """Of its first sample, wherever it is."""
     interface = getattr(plane, "__cuda_array_interface__", None) or plane.__array_interface__
@@ -165,17 +181,14 @@ def address_of(plane: Any) -> int:
 
 def pitch_of(plane: Any) -> int:
     """Bytes from one row to the next. Raises ValueError where samples do not follow one another."""
-    *_, row_bytes = np.cumprod((plane.dtype.itemsize, *plane.shape[:0:-1])).tolist()
-    packed = (plane.dtype.itemsize,) if plane.ndim == 2 else (2 * plane.dtype.itemsize, plane.dtype.itemsize)
-    pitch = int(plane.strides[0]) if plane.shape[0] > 1 else int(row_bytes)
-    dense = all(
-        stride == wanted or side == 1
-        for stride, wanted, side in zip(plane.strides[1:], packed, plane.shape[1:], strict=True)
-    )
-    if not dense or pitch < row_bytes or pitch % plane.dtype.itemsize:
-        raise ValueError(
-            f"a plane {plane.shape} of strides {plane.strides}: its rows must be contiguous, one after another"
-        )
+    wanted = plane.dtype.itemsize
+    for side, stride in zip(plane.shape[:0:-1], plane.strides[:0:-1], strict=True):
+        if side > 1 and stride != wanted:
+            raise ValueError(f"a plane {plane.shape} of strides {plane.strides}: its rows must be contiguous")
+        wanted *= side
+    pitch = int(plane.strides[0]) if plane.shape[0] > 1 else wanted
+    if pitch < wanted or pitch % plane.dtype.itemsize:
+        raise ValueError(f"a plane {plane.shape} of strides {plane.strides}: its rows must be contiguous and apart")
     return pitch
 
 

@@ -10,7 +10,7 @@
 //
 // Rows are summed in whole numbers: weights are rounded to 16 bits (their sum divides, so a constant stays the
 // constant), samples are taken four bytes at a time, and one instruction (dp2a) multiplies two weights with two
-// bytes: no byte is made a float. Each weight is off by half, so a mean by at most 255 * 0.5 * taps / sum of
+// bytes: no byte is made a float. Each weight is off by at most half, so a mean by at most 255 * 0.5 * taps / sum of
 // weights: with 16 bits and taps of half the peak on average, 0.004 steps of 8 bits. Places are fixed point, 32 bits
 // of fraction: a picture 8K wide has no less precision than a small one.
 //
@@ -51,8 +51,8 @@ FUNCTION u16 bfloat16_of(float value) {
 FUNCTION void fetch(const u8 *place) { asm volatile("prefetch.global.L2 [%0];" ::"l"(place)); }
 #endif
 
-enum { THREADS = 256, LOG2_TILE_WIDTH = 6, TILE_WIDTH = 1 << LOG2_TILE_WIDTH, ROWS = 4 };
-enum { BLOCKS = 4 };  // on a multiprocessor at once: 64 registers a thread
+enum { THREADS = 256, BLOCKS = 4 };  // of a block; on a multiprocessor at once: 64 registers a thread
+enum { LOG2_TILE_WIDTH = 6, TILE_WIDTH = 1 << LOG2_TILE_WIDTH, ROWS = 4 };
 enum { FLOAT32, FLOAT16, BFLOAT16 };
 
 // --- what is told, laid out as operators/media/pixels_cuda.py packs it ---------------------------------------------
@@ -88,12 +88,14 @@ struct Target {                                       // strides in elements
 
 static_assert(sizeof(Axis) == 40 && sizeof(Plane) == 104 && sizeof(Picture) == 264 && sizeof(Target) == 96, "packed");
 
-struct Place {  // of a thread
-    int block_x, block_y, block_z, thread;
-};
-
 struct alignas(8) Pair {
     float cb, cr;
+};
+struct Sample {
+    float y, cb, cr;
+};
+struct Place {  // of a thread
+    int block_x, block_y, block_z, thread;
 };
 
 // --- where things are ----------------------------------------------------------------------------------------------
@@ -289,15 +291,12 @@ FUNCTION void filter_rows(const Picture &picture, const Tile &tile, int thread, 
 
 // --- sums down columns, colour, storing ----------------------------------------------------------------------------
 
-struct Sample {
-    float y, cb, cr;
-};
-
-// The weighted mean of `row_at(k)`, the k-th row an output takes.
-template <typename Row>
+// The weighted mean of `row_at(k)`, the k-th row an output takes; so many are under way at once.
+template <int NUM_AT_ONCE, typename Row>
 FUNCTION Pair mean_down(const Axis &axis, const Taps &taps, const Row &row_at) {
     Pair total = {0, 0};
     float sum = 0;
+#pragma unroll NUM_AT_ONCE
     for (int k = 0; k < taps.end - taps.first; ++k) {
         const float share = fmaxf(1.0f - fabsf(taps.offset + (float)k) * axis.slope, 0.0f);
         const Pair row = row_at(k);
@@ -309,38 +308,37 @@ FUNCTION Pair mean_down(const Axis &axis, const Taps &taps, const Row &row_at) {
 }
 
 FUNCTION Sample held(const Picture &picture, const Tile &tile, int u, int v, u8 *shared) {
-    const Taps down = taps_of(picture.luma.y, v), chroma_down = taps_of(picture.chroma.y, v);
     const int pitch = tile.pitch;
+    const Taps down = taps_of(picture.luma.y, v);
     const float *luma = luma_of(tile, shared) + (down.first - tile.luma.first) * pitch + u - tile.u;
-    const Pair *chroma = chroma_of(tile, shared) + (chroma_down.first - tile.chroma.first) * pitch + u - tile.u;
-    const Pair y = mean_down(picture.luma.y, down, [=](int k) { return Pair{luma[k * pitch], 0}; });
-    const Pair c = mean_down(picture.chroma.y, chroma_down, [=](int k) { return chroma[k * pitch]; });
+    const Pair y = mean_down<4>(picture.luma.y, down, [=](int k) { return Pair{luma[k * pitch], 0}; });
+    const Taps later = taps_of(picture.chroma.y, v);
+    const Pair *chroma = chroma_of(tile, shared) + (later.first - tile.chroma.first) * pitch + u - tile.u;
+    const Pair c = mean_down<4>(picture.chroma.y, later, [=](int k) { return chroma[k * pitch]; });
     return {y.cb, c.cb, c.cr};
 }
 
-template <int SAMPLE_BYTES>
+template <int SAMPLE_BYTES, int COMPONENTS>
+FUNCTION Pair summed(const Plane &plane, int u, int v) {
+    const Taps across = taps_of(plane.x, u), down = taps_of(plane.y, v);
+    return mean_down<1>(plane.y, down, [&](int k) {
+        float mean[1][COMPONENTS];
+        means_of<SAMPLE_BYTES, COMPONENTS, 1>(plane, across, down.first + k, down.first + k, mean);
+        return Pair{mean[0][0], mean[0][COMPONENTS - 1]};
+    });
+}
+
 FUNCTION Sample summed(const Picture &picture, int u, int v) {
-    const Taps down = taps_of(picture.luma.y, v), chroma_down = taps_of(picture.chroma.y, v);
-    const Taps across = taps_of(picture.luma.x, u), chroma_across = taps_of(picture.chroma.x, u);
-    const Pair y = mean_down(picture.luma.y, down, [&](int k) {
-        float mean[1][1];
-        means_of<SAMPLE_BYTES, 1, 1>(picture.luma, across, down.first + k, down.first + k, mean);
-        return Pair{mean[0][0], 0};
-    });
-    const Pair c = mean_down(picture.chroma.y, chroma_down, [&](int k) {
-        float mean[1][2];
-        means_of<SAMPLE_BYTES, 2, 1>(picture.chroma, chroma_across, chroma_down.first + k, chroma_down.first + k, mean);
-        return Pair{mean[0][0], mean[0][1]};
-    });
+    const bool is_8 = picture.sample_bytes == 1;
+    const Pair y = is_8 ? summed<1, 1>(picture.luma, u, v) : summed<2, 1>(picture.luma, u, v);
+    const Pair c = is_8 ? summed<1, 2>(picture.chroma, u, v) : summed<2, 2>(picture.chroma, u, v);
     return {y.cb, c.cb, c.cr};
 }
 
 FUNCTION void store(void *out, i64 at, float value, int dtype) {
-    if (dtype == FLOAT32) {
-        ((float *)out)[at] = value;
-    } else {
-        ((u16 *)out)[at] = dtype == FLOAT16 ? float16_of(value) : bfloat16_of(value);
-    }
+    if (dtype == FLOAT32) ((float *)out)[at] = value;
+    if (dtype == FLOAT16) ((u16 *)out)[at] = float16_of(value);
+    if (dtype == BFLOAT16) ((u16 *)out)[at] = bfloat16_of(value);
 }
 
 FUNCTION float clipped(float value) { return fminf(fmaxf(value, 0.0f), 255.0f); }
@@ -352,12 +350,9 @@ FUNCTION void finish(const Picture &picture, const Target &target, const Tile &t
         if (x >= target.width || y >= target.height) continue;
         const int shown_x = x - picture.left, shown_y = y - picture.top;
         float out_of[3] = {target.pad[0], target.pad[1], target.pad[2]};
-        const bool is_shown = shown_x >= 0 && shown_x < picture.width && shown_y >= 0 && shown_y < picture.height;
-        if (is_shown) {
+        if (0 <= shown_x && shown_x < picture.width && 0 <= shown_y && shown_y < picture.height) {
             const int u = column_of(picture, shown_x, shown_y), v = row_of(picture, shown_x, shown_y);
-            const Sample sample = tile.is_held                ? held(picture, tile, u, v, shared)
-                                  : picture.sample_bytes == 1 ? summed<1>(picture, u, v)
-                                                              : summed<2>(picture, u, v);
+            const Sample sample = tile.is_held ? held(picture, tile, u, v, shared) : summed(picture, u, v);
             const float y_part = picture.y * sample.y;
             const float red = y_part + picture.red_cr * sample.cr + picture.red;
             const float green = y_part + picture.green_cb * sample.cb + picture.green_cr * sample.cr + picture.green;
