@@ -65,7 +65,7 @@ def built(folder: Path, *options: str) -> ctypes.CDLL:
     done = subprocess.run(
         [*words, "-shared", "-fPIC", source, "-o", library], capture_output=True, text=True, check=False
     )
-    if done.returncode and "sanitize" in done.stderr + "".join(options):
+    if done.returncode and "san" in done.stderr:
         pytest.skip(f"g++ has no such sanitizer: {done.stderr}")
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(library))
@@ -280,7 +280,7 @@ def test_planes_whose_samples_do_not_follow_one_another_are_refused() -> None:
         pixels_cuda.launch([noise(2, 2)] * 65_536, STEPS)
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90", "sm_120"])
 def test_the_device_compiler_takes_it_and_nothing_spills(tmp_path: Path, architecture: str) -> None:
     compiler = shutil.which("nvcc")
     if compiler is None:

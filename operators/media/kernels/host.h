@@ -32,11 +32,7 @@ static inline unsigned int dot_high(unsigned int pair, unsigned int bytes, unsig
     return dot_low(pair, bytes >> 16, sum);
 }
 
-// To nearest, ties to even; finite values and infinities.
-static inline unsigned short bfloat16_of(float value) {
-    const unsigned int bits = bits_of(value);
-    return (unsigned short)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
+// To nearest, ties to even; not NaN.
 static inline unsigned short float16_of(float value) {
     const unsigned int bits = bits_of(value), sign = bits >> 16 & 0x8000, size = bits & 0x7FFFFFFF;
     if (size >= 0x477FF000) return (unsigned short)(sign | 0x7C00);  // rounds to 65536 or more

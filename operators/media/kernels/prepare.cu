@@ -43,11 +43,7 @@ FUNCTION u16 float16_of(float value) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
 }
-FUNCTION u16 bfloat16_of(float value) {
-    u16 bits;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return bits;
-}
+FUNCTION u32 bits_of(float value) { return __float_as_uint(value); }
 FUNCTION void fetch(const u8 *place) { asm volatile("prefetch.global.L2 [%0];" ::"l"(place)); }
 #endif
 
@@ -335,6 +331,10 @@ FUNCTION Sample summed(const Picture &picture, int u, int v) {
     return {y.cb, c.cb, c.cr};
 }
 
+FUNCTION u16 bfloat16_of(float value) {  // to nearest even; the instruction for it is not on every device
+    return (u16)((bits_of(value) + 0x7FFF + (bits_of(value) >> 16 & 1)) >> 16);
+}
+
 FUNCTION void store(void *out, i64 at, float value, int dtype) {
     if (dtype == FLOAT32) ((float *)out)[at] = value;
     if (dtype == FLOAT16) ((u16 *)out)[at] = float16_of(value);
@@ -343,8 +343,8 @@ FUNCTION void store(void *out, i64 at, float value, int dtype) {
 
 FUNCTION float clipped(float value) { return fminf(fmaxf(value, 0.0f), 255.0f); }
 
-FUNCTION void finish(const Picture &picture, const Target &target, const Tile &tile, const Place &place, int log2_height,
-                     void *out, u8 *shared) {
+FUNCTION void finish(const Picture &picture, const Target &target, const Tile &tile, const Place &place,
+                     int log2_height, void *out, u8 *shared) {
     for (int i = place.thread; i < TILE_WIDTH << log2_height; i += THREADS) {
         const int x = tile.x + (i & (TILE_WIDTH - 1)), y = tile.y + (i >> LOG2_TILE_WIDTH);
         if (x >= target.width || y >= target.height) continue;
