@@ -90,6 +90,25 @@ Zone = Annotated[tuple[Corner, ...], Meta(min_length=3, max_length=100)]  # a po
 Label = Annotated[str, Meta(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 
 
+class Movement(Observation, frozen=True):
+    """Something moved: around where, and how much of the frame at most at once."""
+
+    box: Bounds = (0.0, 0.0, 0.0, 0.0)
+    share: float = 0.0
+
+
+class Motion(Evidence, frozen=True):
+    kind: ClassVar[str] = "motion"
+    observations: tuple[Movement, ...] = ()
+
+
+class Selection(Evidence, frozen=True):
+    """What was let through of evidence; and, for the next segment, what was told and when last."""
+
+    kind: ClassVar[str] = "selection"
+    told: tuple[tuple[str, int], ...] = ()
+
+
 class Sighting(msgspec.Struct, frozen=True, array_like=True):
     """Where an object was, in a frame."""
 
@@ -329,6 +348,18 @@ class AnswerParams(Settings, frozen=True):
     max_calls: MaxCalls = 6
 
 
+Wanted = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class FilterParams(Settings, frozen=True):
+    """Nothing of it set lets everything through."""
+
+    has: Annotated[tuple[Wanted, ...], Meta(max_length=100)] = ()  # one of these
+    has_not: Annotated[tuple[Wanted, ...], Meta(max_length=100)] = ()  # none of these
+    min_confidence: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    once_in_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0  # what says the same, numbers apart; 0: each time
+
+
 class SummarizeParams(Settings, frozen=True):
     max_points: Annotated[int, Meta(ge=1, le=20)] = 5
     about: Annotated[str, Meta(max_length=500)] = ""  # what it is to be about; empty: whatever matters most
@@ -337,6 +368,8 @@ class SummarizeParams(Settings, frozen=True):
 DETECT_SCENES = Capability("detect_scenes", {"media": Port(Media)}, Scenes)
 TRANSCRIBE = Capability("transcribe", {"media": Port(Media)}, Transcript, TranscribeParams)
 READ_TEXT = Capability("read_text", {"media": Port(Media), "scenes": Port(Scenes)}, ScreenText)
+DETECT_MOTION = Capability("detect_motion", {"media": Port(Media)}, Motion)
+FILTER_EVIDENCE = Capability("filter_evidence", {"evidence": Port(Evidence, many=True)}, Selection, FilterParams)
 DETECT_OBJECTS = Capability("detect_objects", {"media": Port(Media)}, Objects, DetectObjectsParams)
 TRACK_OBJECTS = Capability("track_objects", {"objects": Port(Objects)}, Tracks)
 WATCH_ZONES = Capability("watch_zones", {"tracks": Port(Tracks)}, Events, WatchZonesParams)

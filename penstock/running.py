@@ -16,6 +16,7 @@ import anyio.to_thread
 from engine.decide.answer import Answer
 from engine.node.feeding import Resume, Source, Tell
 from engine.node.progress import Progress
+from engine.node.savings import Saving, savings
 from engine.node.whole_file import answers_about
 from engine.node.worker_processes import node
 from engine.run.assignment import Assignment
@@ -60,8 +61,10 @@ async def run(
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_progress: Callable[[Progress], None] | None = None,
     on_answer: Callable[[Answer], None] = lambda answer: None,
+    on_saving: Callable[[Saving], None] | None = None,
 ) -> list[Answer]:
-    """Answers to `asks` about the file `input`, in the order they were found.
+    """Answers to `asks` about the file `input`, in the order they were found. `on_saving` is told in the end what each
+    stage that has a gate (`when`) was spared.
 
     Raises UserError for a bad workflow, input or option, LinkError without NATS, PenstockError if it cannot go on.
     """
@@ -71,7 +74,7 @@ async def run(
     path = local_file(str(input))
     traces = Telemetry("penstock", chosen.trace_file)
     try:
-        return await _run(asked, asks, path, chosen, traces, on_plan, on_progress, on_answer)
+        return await _run(asked, asks, path, chosen, traces, on_plan, on_progress, on_answer, on_saving)
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     finally:
@@ -95,6 +98,7 @@ async def _run(
     on_plan: Callable[[Plan], None],
     on_progress: Callable[[Progress], None] | None,
     on_answer: Callable[[Answer], None],
+    on_saving: Callable[[Saving], None] | None,
 ) -> list[Answer]:
     log_file = (options.store or default_store()) / "workers.log"
     planned = anyio.Event()
@@ -120,6 +124,9 @@ async def _run(
             try:
                 shown = {"on_progress": on_progress, "on_answer": on_answer}
                 answers = await about_file(registry, ledger, plan, stream, path, options, traces, asks, **shown)
+                if on_saving is not None:
+                    for saving in await savings(ledger, plan, stream):
+                        on_saving(saving)
             finally:
                 workers.stop()  # while the server is left
     return answers

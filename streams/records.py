@@ -160,6 +160,7 @@ class Measured(Record, frozen=True):
     attempt: int = 1  # deliveries of the message that led to it
     started_ns: int = 0  # of the batch, the worker's Unix time
     spent: Spent | None = None
+    held_back: str = ""  # why nothing was computed, and the output is the empty one
 
 
 class Result(Record, frozen=True, tag="result"):

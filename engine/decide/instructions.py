@@ -8,7 +8,7 @@ import msgspec
 from engine.decide import joins
 from engine.decide.running_graph import RunningStage
 from engine.spec.operator import Fold, Map, PerRange
-from engine.spec.workflow import MEDIA
+from engine.spec.workflow import MEDIA, WHEN
 from streams.records import Gap, GapCause
 from streams.subjects import Key
 
@@ -61,6 +61,7 @@ class StageRule:
         "asks_own",
         "awaited",
         "id",
+        "is_gated",
         "is_plain",
         "lead_ns",
         "name",
@@ -79,6 +80,7 @@ class StageRule:
         self.name = running.planned.name
         self.scope = running.planned.scope
         self.sources = running.planned.sources
+        self.is_gated = WHEN in running.planned.inputs
         self.is_plain = self.scope in (Map(), PerRange()) and len(self.sources) == 1
         # One arrival acts in each JetStream stream; where both can, the second looks whether the first was there.
         self.asks_own = MEDIA in awaited and len(awaited) > 1
@@ -130,6 +132,7 @@ class Compute(msgspec.Struct, frozen=True, eq=False, gc=False):
     why: str
     previous: Known | None = None
     expires_ns: int = 0  # when it is too late to begin it; 0: never
+    is_empty: bool = False  # its gate is shut: store the empty output, `why` says which
 
     @property
     def output(self) -> Output:

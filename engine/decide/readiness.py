@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from engine.decide import joins, lateness, retry
+from engine.decide import gating, joins, lateness, retry
 from engine.decide.instructions import (
     OPEN,
     Compute,
@@ -346,24 +346,19 @@ class Readiness:
             work = GiveGap(stage, key, event, inputs, due_ns, "dead_lettered", lost.cause, is_dead=True)
         elif lateness.is_late(expires_ns, now_ns):
             work = GiveGap(stage, key, event, inputs, due_ns, "late", lateness.said_of(due_ns, now_ns))
-        elif (lacks := self._gap_above(stage, key, inputs)) is not None:
+        elif (lacks := gating.gap_above(stage, key, inputs, self._name_of)) is not None:
             work = GiveGap(stage, key, event, inputs, due_ns, "upstream", lacks)
         else:
-            work = Compute(stage, key, event, inputs, due_ns, "all its inputs are stored", previous, expires_ns)
+            held_back = gating.shut(stage, key, inputs, self._name_of)
+            why = held_back or "all its inputs are stored"
+            work = Compute(stage, key, event, inputs, due_ns, why, previous, expires_ns, bool(held_back))
         self._messages.make(work)
         out.append(work)
 
-    def _gap_above(self, stage: StageRule, key: Key, inputs: Mapping[str, Mapping[int, Known]]) -> str | None:
-        """Of a gap at the output's own segment, what it says; a range does without what it lacks."""
-        if isinstance(stage.scope, Reduce):
-            return None
-        for source, known in inputs.items():
-            here = known.get(key.last)
-            if here is not None and here.gap is not None:
-                above = self.stages.get(source)
-                name = MEDIA if source == MEDIA else above.name if above is not None else self.names.get(source, source)
-                return f"{name}: {here.gap.detail}"
-        return None
+    def _name_of(self, source: str) -> str:
+        if source in self.stages:
+            return self.stages[source].name
+        return MEDIA if source == MEDIA else self.names.get(source, source)
 
     # --- bookkeeping -------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ class PoolSignals(Record, frozen=True, omit_defaults=False):
     num_done: int = 0
     num_failed: int = 0
     num_late: int = 0
+    num_held_back: int = 0  # outputs that were not computed, for their gate was shut
     why: str = ""  # why max_in_flight is what it is
 
     @property

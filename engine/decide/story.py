@@ -111,6 +111,10 @@ def _computed(kept: Kept, record: Result, names: Mapping[str, str], mates: Seque
                 worker=worker,
             )
         )
+    if measured.held_back:
+        why = f"{measured.held_back}: nothing was computed"
+        told.append(Line(at_ns=began_ns, segment=segment, stage=name, what="held back", why=why, worker=worker))
+        return [*told, _stored(kept, segment, name, worker)]
     waited = f"after {measured.wait_s:.3f} s of waiting" if measured.wait_s >= 0.0005 else "at once"
     if measured.decode_s:
         waited += f", {measured.decode_s:.3f} s of it decoding"
@@ -123,12 +127,12 @@ def _computed(kept: Kept, record: Result, names: Mapping[str, str], mates: Seque
     again = f"; delivery {measured.attempt}" if measured.attempt > 1 else ""
     why = f"{waited}, in {batch}, {measured.compute_s:.3f} s of its own, by {record.implementation}{again}"
     told.append(Line(at_ns=began_ns, segment=segment, stage=name, what="computed", why=why, worker=worker))
-    told.append(
-        Line(
-            at_ns=kept.stored_ns, segment=segment, stage=name, what="stored", why=f"as result {kept.seq}", worker=worker
-        )
-    )
-    return told
+    return [*told, _stored(kept, segment, name, worker)]
+
+
+def _stored(kept: Kept, segment: str, name: str, worker: str) -> Line:
+    why = f"as result {kept.seq}"
+    return Line(at_ns=kept.stored_ns, segment=segment, stage=name, what="stored", why=why, worker=worker)
 
 
 def _mates(record: Result, kept: Sequence[Kept]) -> list[Result]:

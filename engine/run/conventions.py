@@ -163,6 +163,9 @@ ARRIVED = Metric("penstock.pool.arrived", "counter", "{item}", "Items handed in"
 DONE = Metric("penstock.pool.done", "counter", "{item}", "Items computed")
 FAILED = Metric("penstock.pool.failed", "counter", "{item}", "Items whose computing failed")
 LATE = Metric("penstock.pool.late", "counter", "{item}", "Items whose time was up before their turn came")
+HELD_BACK = Metric(
+    "penstock.pool.held_back", "counter", "{item}", "Outputs that were not computed, for their gate was shut"
+)
 PENDING = Metric("penstock.stream.waiting", "gauge", "{message}", "Messages the server holds for this worker")
 TAKEN = Metric("penstock.stream.in_service", "gauge", "{message}", "Messages taken and not acknowledged")
 LAG = Metric("penstock.stream.lag", "gauge", "s", "From storing the newest input to storing what was made from it")

@@ -5,6 +5,7 @@ Everything here happens in the event loop and most of it at once; only what must
 decoding, computing, storing) comes back later, by a callback, and each output by itself.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from engine.run.pool import Ticket, no_word
 from engine.run.segment_cache import SegmentCache
 from engine.run.spans import WorkSpan
 from engine.run.storing import Storing
-from engine.run.work import inputs_of, result_of
+from engine.run.work import empty_result_of, inputs_of, result_of
 from engine.spec.operator import Media
 from engine.spec.workflow import MEDIA
 from streams import subjects
@@ -227,6 +228,9 @@ class Group:
                     self.host.tasks.start_soon(self._look, told)
                 else:
                     self._todo += self.rule.found(told, found, self.host.now_ns())
+            case Compute(is_empty=True):
+                self._note(told, "hold back", told.why)
+                self._hold_back(told)
             case Compute():
                 self._note(told, "compute", told.why)
                 self._compute(told)
@@ -279,6 +283,13 @@ class Group:
             self.host.tasks.start_soon(self._decode, told, stage, span)
         else:
             self._submit(told, stage, span, {}, 0.0)
+
+    def _hold_back(self, told: Compute) -> None:
+        """Its gate is shut: nothing is decoded or called for it."""
+        stage = self.stages[told.stage.id]
+        stage.pool.num_held_back += 1
+        record = empty_result_of(told, stage.empty, self.stream, self.host.worker, time.time_ns())
+        self.storing.result(told, record, stage.empty, self.host.spans.begin(told, self.stream))
 
     async def _decode(self, told: Compute, stage: GroupStage, span: WorkSpan) -> None:
         """Have what the stage looks at decoded, ahead of its turn."""

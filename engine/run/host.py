@@ -27,6 +27,7 @@ class GroupStage:
     params: Any
     pool: Pool
     demands: tuple[Demand, ...] = ()
+    empty: Any = None  # what is stored where its gate is shut
 
 
 @dataclass(slots=True)

@@ -40,6 +40,7 @@ def _of_pool(pool: PoolSignals) -> Iterator[Sample]:
     yield Sample(names.DONE, pool.num_done, told)
     yield Sample(names.FAILED, pool.num_failed, told)
     yield Sample(names.LATE, pool.num_late, told)
+    yield Sample(names.HELD_BACK, pool.num_held_back, told)
 
 
 def _of_stream(stream: StreamSignals) -> Iterator[Sample]:

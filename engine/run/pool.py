@@ -119,6 +119,7 @@ class Pool:
         self._cores = capacity.limiter if lanes.uses_cores(self._shape) else None
         self._tickets: dict[int, Ticket] = {}  # that wait
         self._num_running = 0
+        self.num_held_back = 0  # outputs that were not computed, for their gate was shut; kept by groups
         self.num_ahead = 0  # items to come, whose media are being decoded; kept by whoever has that done
         self._num_lanes = 0
         self._num_tickets = 0
@@ -222,6 +223,7 @@ class Pool:
             num_done=self._num_done,
             num_failed=self._num_failed,
             num_late=self._num_late,
+            num_held_back=self.num_held_back,
             why=limits.why,
         )
 

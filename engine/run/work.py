@@ -9,8 +9,8 @@ from engine.decide.instructions import Compute, GiveGap
 from engine.run.done import Done
 from engine.spec.operator import Entry, Inputs, Media
 from engine.spec.spending import spent
-from engine.spec.workflow import MEDIA
-from streams.records import DeadLetter, Gap, Measured, Result
+from engine.spec.workflow import MEDIA, WHEN
+from streams.records import DeadLetter, Gap, Measured, Result, encode
 
 
 def inputs_of(work: Compute, stream: str, params: Any, media: Mapping[int, Media]) -> Inputs:
@@ -32,7 +32,8 @@ def inputs_of(work: Compute, stream: str, params: Any, media: Mapping[int, Media
         )
         for source, found in work.inputs.items()
     }
-    ports = {port: tuple(entries[source] for source in sources) for port, sources in planned.inputs.items()}
+    read = ((port, sources) for port, sources in planned.inputs.items() if port != WHEN)
+    ports = {port: tuple(entries[source] for source in sources) for port, sources in read}
     before = work.previous.value if work.previous is not None else None
     return Inputs(stream, key.first, key.last, params, ports, before)
 
@@ -57,6 +58,25 @@ def result_of(work: Compute, ran: Done, stream: str, worker: str, decode_s: floa
             attempt=work.event.num_delivered,
             started_ns=ran.started_ns,
             spent=spent(ran.calls),
+        ),
+    )
+
+
+def empty_result_of(work: Compute, output: msgspec.Struct, stream: str, worker: str, now_ns: int) -> Result:
+    """The record of an output that was not computed, for its gate is shut."""
+    return Result(
+        stage=work.stage.id,
+        stream=stream,
+        first=work.key.first,
+        last=work.key.last,
+        output=msgspec.Raw(encode(output)),
+        implementation=work.stage.running.planned.rung.rung,
+        measured=Measured(
+            batch_size=0,
+            worker=worker,
+            attempt=work.event.num_delivered,
+            started_ns=now_ns,
+            held_back=work.why,
         ),
     )
 

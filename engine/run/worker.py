@@ -248,6 +248,7 @@ class Worker:
             params=msgspec.convert(planned.params, capability.params),
             pool=self._pools.of(planned, tasks),
             demands=operator(settings_of(operator.Knobs, planned.rung.knobs)).demands() if reads_media else (),
+            empty=capability.output() if rule.is_gated else None,
         )
 
     # --- serving them ------------------------------------------------------------------------------------------

@@ -25,15 +25,16 @@ from engine.spec.operator import (
     OfRanges,
     Operator,
     PerRange,
+    Port,
     Reduce,
     Rung,
     Scope,
     Settings,
     Window,
 )
-from engine.spec.workflow import MEDIA, Stage, Workflow
+from engine.spec.workflow import MEDIA, WHEN, Stage, Workflow
 from streams.errors import UserError
-from streams.records import MediaInfo, encode
+from streams.records import Evidence, MediaInfo, encode
 
 
 class PlannedRung(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +62,12 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sources(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(source for port in self.inputs.values() for source in port))
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The sources that it is computed from: all but its gate's."""
+        ports = (sources for port, sources in self.inputs.items() if port != WHEN)
+        return tuple(dict.fromkeys(source for sources in ports for source in sources))
 
     @property
     def is_of_ranges(self) -> bool:
@@ -168,6 +175,8 @@ def make_plan(
         if window is not None and isinstance(scope, Reduce):
             scope = Window(window)
         scope = _behind_ranges(name, stage, scope, planned)
+        if stage.sources(WHEN) and not isinstance(scope, Map):
+            raise UserError(f"stage {name!r}: only what looks at segments one by one can have an input {WHEN!r}")
         planned[name] = PlannedStage(
             id=stage_id(capability.name, [chosen], scope, params, inputs),
             name=name,
@@ -326,7 +335,7 @@ def _group_name(what: Sequence[str]) -> str:
 def _ids(stage: Stage, port: str, capability: Capability, planned: Mapping[str, PlannedStage]) -> tuple[str, ...]:
     """The ids a port reads from; of a port that takes many, sorted, for their order means nothing."""
     ids = [source if source == MEDIA else planned[source].id for source in stage.sources(port)]
-    return tuple(sorted(set(ids)) if capability.inputs[port].many else ids)
+    return tuple(sorted(set(ids)) if port == WHEN or capability.inputs[port].many else ids)
 
 
 def _checked(name: str, stage: Stage, workflow: Workflow, catalogue: Catalogue) -> Capability:
@@ -334,7 +343,10 @@ def _checked(name: str, stage: Stage, workflow: Workflow, catalogue: Catalogue) 
         capability = catalogue.capability(stage.capability)
     except UserError as error:
         raise UserError(f"stage {name!r}: {error}") from None
-    ports = capability.inputs
+    ports = dict(capability.inputs)
+    if WHEN in stage.inputs and WHEN not in ports:
+        ports[WHEN] = Port(Evidence, many=True)
+        _check_empty(name, capability)
     for given in stage.inputs:
         if given not in ports:
             raise UserError(f"stage {name!r}: {capability.name!r} has no input {given!r}; it has {', '.join(ports)}")
@@ -358,6 +370,17 @@ def _checked(name: str, stage: Stage, workflow: Workflow, catalogue: Catalogue) 
         allowed = ", ".join(capability.params.__struct_fields__) or "none"
         raise UserError(f"stage {name!r}: parameters: {error}; {capability.name!r} has: {allowed}") from error
     return capability
+
+
+def _check_empty(name: str, capability: Capability) -> None:
+    """Raises UserError where its output cannot be empty: there would be nothing to store where its gate is shut."""
+    try:
+        capability.output()
+    except TypeError:
+        kind = capability.output.__name__
+        raise UserError(
+            f"stage {name!r}: {capability.name!r} cannot have an input {WHEN!r}: no {kind} is empty"
+        ) from None
 
 
 def settings_of(kind: type[Settings], values: Mapping[str, Any]) -> Settings:

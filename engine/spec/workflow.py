@@ -2,7 +2,8 @@
 
 The same workflow can be written in TOML or in Python; both give the same structure and so the same plan.
 A stage input is "media" (the stream itself) or the name of another stage. A parameter "$ask" stands for a question
-that the job brings; stages that use it run once for each question. A stage may be a workflow (engine.spec.nesting).
+that the job brings; stages that use it run once for each question. A stage may be a workflow (engine.spec.nesting). The
+input "when" is a gate (engine.decide.gating).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 MEDIA = "media"
 ASK = "$ask"
+WHEN = "when"  # an input that any stage may have: it is computed only for segments in which that found something
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -225,7 +225,13 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 def _answers(work: Callable[..., Awaitable[list[Answer]]], as_json: bool) -> list[Answer]:
     with show.Display(as_json) as display:
-        shown = partial(work, on_plan=display.plan, on_progress=display.on_progress, on_answer=display.answer)
+        shown = partial(
+            work,
+            on_plan=display.plan,
+            on_progress=display.on_progress,
+            on_answer=display.answer,
+            on_saving=display.saving,
+        )
         return anyio.run(_interruptible, shown)
 
 

@@ -24,6 +24,7 @@ from penstock.cli.terminal import SafeConsole, json_line
 if TYPE_CHECKING:
     from engine.decide.answer import Answer
     from engine.node.progress import Progress as StagesDone
+    from engine.node.savings import Saving
     from engine.spec.plan import Plan
     from penstock.cli.checkup import Finding
     from penstock.cli.doctor import OperatorRow
@@ -101,6 +102,16 @@ class Display:
             lines([answer])
         else:
             self._has_found = show_answer(self._results, answer) or bool(self._has_found)
+
+    def saving(self, saving: Saving) -> None:
+        """What a gate has spared, where it has."""
+        if not saving.num_held_back:
+            return
+        of = saving.num_computed + saving.num_held_back
+        spared = f", which saved about {saving.saved_s:.1f} s" if saving.saved_s >= 0.05 else ""
+        done = f"{saving.stage} was computed for {saving.num_computed} of {of} segments"
+        text = escape(f"{done}: in the others {saving.why}{spared}")
+        self._console.print(f"[yellow]note:[/] {text}", soft_wrap=True)
 
 
 def brief(notice: str) -> str:

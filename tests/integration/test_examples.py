@@ -120,6 +120,30 @@ def test_a_camera_counts_people_and_tells_who_comes_and_goes(tmp_path: Path, str
     assert 0.002 < min(changed) <= max(changed) < 0.2  # something is drawn into each, and it can still be seen
 
 
+def test_where_nothing_moves_dear_stages_rest(tmp_path: Path, street: Path) -> None:
+    """The street without anybody (the median of its pictures, with a sensor's noise), then as it is."""
+    seen = [frame.to_ndarray(format="rgb24") for frame in av.open(str(street)).decode(video=0)]
+    empty = np.median(np.stack(seen[::4]), axis=0)
+    noise = np.random.default_rng(1)
+    still = [np.clip(empty + noise.normal(0, 3, empty.shape), 0, 255).astype(np.uint8) for _ in range(60)]
+    clip = tmp_path / "quiet.mp4"
+    with av.open(str(clip), "w") as film:
+        video = film.add_stream("libx264", rate=10, options={"g": "20", "preset": "veryfast"})
+        video.width, video.height, video.pix_fmt = 768, 576, "yuv420p"
+        for image in [*still, *seen[:30]]:
+            film.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        film.mux(video.encode(None))
+    options = ["--input", str(clip), "--json", "--segment", "2s", "--store", str(tmp_path / "store")]
+    command = [sys.executable, "-m", "penstock", "run", str(EXAMPLES / "quiet_camera.toml"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "objects was computed for 2 of 5 segments: in the others motion found nothing, which saved" in done.stderr
+    (counts,) = of_stage([json.loads(line) for line in done.stdout.splitlines()], "counts")
+    people = {each["object"]: each for each in counts["observations"]}["person"]
+    assert people["num"] >= 4
+    assert people["start_ns"] >= 6 * 10**9
+
+
 def pictures_of(path: Path) -> list[Any]:
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="gray").astype(int) for frame in container.decode(video=0)]

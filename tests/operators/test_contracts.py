@@ -111,6 +111,11 @@ def tracks(tmp_path: Path) -> dict[str, Any]:
     return {"inputs": {"tracks": run(shipped("track_objects", "nearest"), objects(tmp_path)["inputs"])}}
 
 
+def filtered(tmp_path: Path) -> dict[str, Any]:
+    sources = [run(loaded(shipped("detect_scenes", "content")), {"media": station(2)})]
+    return {"inputs": {"evidence": sources}, "params": {"once_in_s": 5.0}}
+
+
 def watched(tmp_path: Path) -> dict[str, Any]:
     half = {"half": ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))}
     return {**tracks(tmp_path), "params": {"zones": half, "stays_s": 1.0}}
@@ -123,7 +128,9 @@ GIVEN: Mapping[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     ("speak", "espeak"): for_espeak,
     ("speak", "hibari"): for_a_voice,
     ("count_objects", "tracks"): tracks,
+    ("detect_motion", "difference"): pictures,
     ("detect_objects", "nanodet"): pictures,
+    ("filter_evidence", "words"): filtered,
     ("draft_captions", "local-agreement"): guesses,
     ("settle_speech", "settled"): guesses,
     ("guess_speech", "whisper-guesses"): speech_for_whisper,
