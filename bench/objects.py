@@ -144,7 +144,7 @@ def by_itself(clip: Path, every: int) -> tuple[Found, NDArray[np.float64], float
     at = 0
     while (read := film.read())[0]:
         if at % every == 0:
-            (boxes,) = model.boxes(np.ascontiguousarray(read[1][None, :, :, ::-1]), 0.02, ("person",))
+            boxes = model.objects_of(read[1][:, :, ::-1], 0.02, ("person",))
             where = np.array([each[2:] for each in boxes], float).reshape(-1, 4) * np.tile(size, 2)
             found[at] = np.array([each.score for each in boxes]), where
         at += 1

@@ -7,7 +7,7 @@ are decoded, and the first picture that comes at or after each multiple of the i
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from engine.spec.operator import Media
 from operators.media.choosing import Shown, chosen, runs_for
 from operators.media.decoders import Decoding, owns, packets_of, put_back, taken_decoder, undecodable
+from operators.media.pixels import Filled, TensorSpec, filled
+from operators.media.pixels_host import HostPreparing
 from operators.media.references import unreferenced
 from streams.errors import Permanent
 from streams.media.probe import BAD_MEDIA, time_ns
@@ -34,9 +36,10 @@ class FrameSpec:
     max_width: int | None = None  # of the upright picture; smaller ones are not enlarged
     pixels: Literal["rgb24", "gray8"] = "rgb24"  # gray8: luma, black 0, white 255
     slack_ns: int = 0
+    tensor: TensorSpec | None = None  # pictures as a model takes them: `Tensors`, and neither of the two above counts
 
     @classmethod
-    def decode(cls, segment: Segment, wanted: Sequence["FrameSpec"]) -> Mapping["FrameSpec", "Frames"]:
+    def decode(cls, segment: Segment, wanted: Sequence["FrameSpec"]) -> Mapping["FrameSpec", "Frames | Tensors"]:
         """Pictures for all of them, by one decode (engine.spec.operator.Demand)."""
         return _decode_pictures(segment, wanted)
 
@@ -58,6 +61,40 @@ class Frames:
         return self.times_ns.nbytes + self.images.nbytes
 
 
+@dataclass
+class Tensors:
+    """Pictures as a model takes them. `times_ns`: int64 [N], ascending media time. `values`: as `spec` says, upright,
+    C-contiguous, host memory, read-only. `size`: width and height of the upright pictures as they were; `shown`: the
+    part of the tensor that shows them."""
+
+    times_ns: NDArray[np.int64]
+    values: NDArray[Any]
+    size: tuple[int, int]
+    shown: Filled
+
+    def __post_init__(self) -> None:
+        self.times_ns.flags.writeable = self.values.flags.writeable = False
+
+    @property
+    def nbytes(self) -> int:
+        return self.times_ns.nbytes + self.values.nbytes
+
+
+def tensors(media: Media, spec: FrameSpec) -> Tensors:
+    """As `frames`, for a spec with a tensor."""
+    decoded = media.products.get(spec)
+    return cast(Tensors, decoded if decoded is not None else _decode_pictures(media.segment, [spec])[spec])
+
+
+def tensors_of(images: NDArray[np.uint8], spec: TensorSpec) -> Tensors:
+    """Pictures at hand, uint8 [N, H, W, 3], RGB, as a model takes them; their times are their numbers."""
+    values, preparing = np.empty(spec.shape(len(images)), spec.kind), HostPreparing()
+    for image, out in zip(images, values, strict=True):
+        preparing.prepare(VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"), spec, out)
+    height, width = images.shape[1:3]
+    return Tensors(np.arange(len(images)), values, (width, height), filled(width, height, spec))
+
+
 def frames(media: Media, spec: FrameSpec) -> Frames:
     """The pictures a segment owns. None (N = 0) where it has no video.
 
@@ -65,7 +102,7 @@ def frames(media: Media, spec: FrameSpec) -> Frames:
     Permanent where there are packets and not one picture can be had from them.
     """
     decoded = media.products.get(spec)
-    return cast(Frames, decoded) if decoded is not None else _decode_pictures(media.segment, [spec])[spec]
+    return cast(Frames, decoded if decoded is not None else _decode_pictures(media.segment, [spec])[spec])
 
 
 def each_picture(segment: Segment) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -75,7 +112,7 @@ def each_picture(segment: Segment) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     if track is None or not packets:
         return
     decoding = taken_decoder(segment, track, packets)
-    one = _Taken(FrameSpec(), lambda at_ns: True, _rotation(track))
+    one = _Taken(FrameSpec(), lambda at_ns: True, track.rotation % 360 // 90 * 90)
     for frame, at_ns in _owned_pictures(segment, decoding, packets):
         try:
             one.offer(frame, at_ns)
@@ -94,7 +131,7 @@ def picture_at(segment: Segment, at_ns: int) -> tuple[int, NDArray[np.uint8]]:
         raise Permanent(f"segment {segment.index} of {segment.stream} has no pictures")
     wanted_ns = max((at for at in shown if at <= at_ns), default=shown[0])
     one = FrameSpec(interval_ns=1)
-    found = _decode_chosen(segment, track, packets, {one: frozenset({wanted_ns})})[one]
+    found = cast(Frames, _decode_chosen(segment, track, packets, {one: frozenset({wanted_ns})})[one])
     if len(found.times_ns):
         return wanted_ns, found.images[0]
     best: tuple[int, NDArray[np.uint8]] | None = None
@@ -161,10 +198,54 @@ class _Taken:
         return Frames(times_ns[order], images)
 
 
-def _decode_pictures(segment: Segment, specs: Sequence[FrameSpec]) -> dict[FrameSpec, Frames]:
+@dataclass(slots=True)
+class _Prepared:
+    """The pictures taken for one spec, as a model takes them; `num` of them at most."""
+
+    spec: FrameSpec
+    takes: Callable[[int], bool]
+    num: int
+    rotation: int = 0
+    size: tuple[int, int] = (0, 0)
+    preparing: HostPreparing = field(default_factory=HostPreparing)
+    times_ns: list[int] = field(default_factory=list)
+    values: NDArray[Any] | None = None
+
+    def offer(self, frame: VideoFrame, at_ns: int) -> None:
+        if not self.takes(at_ns) or len(self.times_ns) == self.num:
+            return
+        tensor = cast(TensorSpec, self.spec.tensor)
+        num_turns = -self.rotation // 90 % 4  # a track says it the other way round
+        if self.values is None:
+            self.values = np.empty(tensor.shape(self.num), tensor.kind)
+            self.size = (frame.height, frame.width) if num_turns % 2 else (frame.width, frame.height)
+        self.preparing.prepare(frame, tensor, self.values[len(self.times_ns)], num_turns)
+        self.times_ns.append(at_ns)
+
+    def result(self) -> Tensors:
+        tensor = cast(TensorSpec, self.spec.tensor)
+        times_ns = np.array(self.times_ns, dtype=np.int64)
+        if self.values is None:
+            return Tensors(times_ns, np.empty(tensor.shape(0), tensor.kind), (0, 0), Filled(0, 0, 0, 0))
+        values = self.values[: len(times_ns)]
+        if (np.diff(times_ns) < 0).any():
+            order = np.argsort(times_ns, kind="stable")
+            times_ns, values = times_ns[order], values[order]
+        return Tensors(times_ns, values, self.size, filled(*self.size, tensor))
+
+
+Product = Frames | Tensors
+
+
+def _taking(spec: FrameSpec, takes: Callable[[int], bool], num: int, track: Track | None) -> _Taken | _Prepared:
+    rotation = track.rotation % 360 // 90 * 90 if track is not None else 0
+    return _Taken(spec, takes, rotation) if spec.tensor is None else _Prepared(spec, takes, num, rotation)
+
+
+def _decode_pictures(segment: Segment, specs: Sequence[FrameSpec]) -> dict[FrameSpec, Product]:
     track, packets = packets_of(segment, "video")
     if track is None or not packets:
-        return {spec: _Taken(spec, _Each(0, 0)).result() for spec in specs}
+        return {spec: _taking(spec, _Each(0, 0), 0, None).result() for spec in specs}
     shown = _shown(segment, track, packets)
     chosen_ns = {
         spec: frozenset(chosen(shown, _first_wanted(spec, segment), spec.interval_ns, spec.slack_ns)) for spec in specs
@@ -174,7 +255,7 @@ def _decode_pictures(segment: Segment, specs: Sequence[FrameSpec]) -> dict[Frame
     return found | _decode_all(segment, track, packets, lost) if lost else found
 
 
-def _is_whole(spec: FrameSpec, found: Frames, chosen_ns: Set[int]) -> bool:
+def _is_whole(spec: FrameSpec, found: Product, chosen_ns: Set[int]) -> bool:
     """Whether all came that there can be: of every picture, those that are not damaged."""
     if spec.interval_ns <= 0:
         return len(found.times_ns) > 0 or not chosen_ns
@@ -183,12 +264,12 @@ def _is_whole(spec: FrameSpec, found: Frames, chosen_ns: Set[int]) -> bool:
 
 def _decode_chosen(
     segment: Segment, track: Track, packets: Sequence[Packet], chosen_ns: Mapping[FrameSpec, Set[int]]
-) -> dict[FrameSpec, Frames]:
+) -> dict[FrameSpec, Product]:
     """Those of the chosen pictures that come when what is needed for them is decoded."""
     all_ns = frozenset[int]().union(*chosen_ns.values())
     wanted = {at for at, packet in enumerate(packets) if _at_ns(segment, track, packet.pts) in all_ns}
     taken = [
-        _Taken(spec, times_ns.__contains__ if spec.interval_ns > 0 else _Each(0, 0), _rotation(track))
+        _taking(spec, times_ns.__contains__ if spec.interval_ns > 0 else _Each(0, 0), len(times_ns), track)
         for spec, times_ns in chosen_ns.items()
     ]
     decoding = taken_decoder(segment, track, packets)
@@ -200,9 +281,11 @@ def _decode_chosen(
 
 def _decode_all(
     segment: Segment, track: Track, packets: Sequence[Packet], specs: Sequence[FrameSpec]
-) -> dict[FrameSpec, Frames]:
+) -> dict[FrameSpec, Product]:
     """The first picture at or after each multiple, of those that come when everything is decoded."""
-    taken = [_Taken(spec, _Each(_first_wanted(spec, segment), spec.interval_ns), _rotation(track)) for spec in specs]
+    taken = [
+        _taking(spec, _Each(_first_wanted(spec, segment), spec.interval_ns), len(packets), track) for spec in specs
+    ]
     decoding = taken_decoder(segment, track, packets)
     num_owned = _offer_pictures(segment, decoding, packets, taken)
     owned = [packet for packet in packets if owns(segment, track, packet)]
@@ -212,7 +295,9 @@ def _decode_all(
     return {each.spec: each.result() for each in taken}
 
 
-def _offer_pictures(segment: Segment, decoding: Decoding, packets: Sequence[Packet], taken: Sequence[_Taken]) -> int:
+def _offer_pictures(
+    segment: Segment, decoding: Decoding, packets: Sequence[Packet], taken: Sequence[_Taken | _Prepared]
+) -> int:
     """To all of them, those that the segment owns; how many that were."""
     num_owned = 0
     for frame, at_ns in _owned_pictures(segment, decoding, packets):
@@ -240,10 +325,6 @@ def _owned_pictures(
 
 def _at_ns(segment: Segment, track: Track, ticks: int) -> int:
     return time_ns(ticks, track.time_base, segment.origin_ns)
-
-
-def _rotation(track: Track) -> int:
-    return track.rotation % 360 // 90 * 90
 
 
 def _shown(segment: Segment, track: Track, packets: Sequence[Packet]) -> list[Shown]:

@@ -22,10 +22,10 @@ luma 2k + 1/2 where it is co-sited with even columns (siting "left", the default
 Source: ITU-T H.273, Chroma420SampleLocType 0, 1, 2.
 
 **Geometry.** A crop, a rectangle of luma coordinates, is turned clockwise by a multiple of 90 degrees and laid on the
-filled part of the output: all of it ("stretch"), or the largest part of the crop's aspect, its sides rounded half up
-and at least 1 ("letterbox"), in the middle (an odd line of padding goes right or below) or at the top left. A crop
-chooses where to sample: at its edges the filter still reads the picture beside it, as Pillow's `resize(box=...)`
-does.
+filled part of the output: all of it ("stretch", where that changes the aspect by no more than `max_stretch`), or the
+largest part of the crop's aspect, its sides rounded half up and at least 1 ("letterbox"), in the middle (an odd line of
+padding goes right or below) or at the top left. A crop chooses where to sample: at its edges the filter still reads the
+picture beside it, as Pillow's `resize(box=...)` does.
 
 **Resampling.** With the step s (samples of the plane from one output to the next, on each axis), output i stands at c
 = start + (i + 1/2) s, and takes sample x of 0 .. n - 1 with the weight
@@ -139,6 +139,7 @@ class TensorSpec:
     height: int
     fit: Literal["stretch", "letterbox"] = "stretch"
     place: Literal["centre", "top_left"] = "centre"  # of what a letterbox shows
+    max_stretch: float = math.inf  # of one side against the other: beyond it a letterbox
     pad: tuple[float, float, float] = (114.0, 114.0, 114.0)
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (255.0, 255.0, 255.0)
@@ -175,7 +176,8 @@ class Filled:
 
 def filled(width: float, height: float, spec: TensorSpec) -> Filled:
     """Where an upright picture of a size goes."""
-    if spec.fit == "stretch":
+    stretch = spec.width / spec.height * height / width
+    if spec.fit == "stretch" and max(stretch, 1 / stretch) <= spec.max_stretch:
         return Filled(0, 0, spec.width, spec.height)
     scale = min(spec.width / width, spec.height / height)
     shown_width = min(spec.width, max(1, math.floor(width * scale + 0.5)))

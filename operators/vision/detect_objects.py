@@ -2,9 +2,9 @@
 
 The model looks at 416 x 416 pixels, BGR, each channel less its mean and divided by its deviation. A frame is stretched
 to that up to MAX_STRETCH (16 : 9 and its like, where that was found no worse), and else put in whole, with black beside
-it: of a panorama nothing would be left. For each cell (i, j) of three grids, of S = 8, 16 and 32 pixels, the model
-gives a score for each class and, for each side of a box, how likely it is to be k steps from the cell's middle,
-k = 0..10 (Generalized Focal Loss). So
+it: of a panorama nothing would be left. The decoder's planes are brought to that at once. For each cell (i, j) of three
+grids, of S = 8, 16 and 32 pixels, the model gives a score for each class and, for each side of a box, how likely it is
+to be k steps from the cell's middle, k = 0..10 (Generalized Focal Loss). So
 
     left = S * sum_k k * softmax(side)_k      x0 = (j + 0.5) * S - left, and likewise the other three
 
@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from engine.spec.operator import Device, Inputs, Machine, Operator, Rung, Settings
 from operators import weights
 from operators.capabilities import DETECT_OBJECTS, DetectedObject, DetectObjectsParams, Objects
-from operators.media.pictures import FrameSpec, frames
+from operators.media.pictures import FrameSpec, Tensors, tensors, tensors_of
+from operators.media.pixels import TensorSpec
 from operators.vision.coco import NAMES
 from streams.records import MediaInfo
 
@@ -34,12 +35,19 @@ NAME = "nanodet-416"
 SIDE = 416
 STRIDES = (8, 16, 32)
 BINS = 11
-MEAN, DEVIATION = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)  # of blue, green and red
+MAX_STRETCH = 2.0
+TAKES = TensorSpec(
+    SIDE,
+    SIDE,
+    max_stretch=MAX_STRETCH,
+    place="top_left",
+    pad=(0.0, 0.0, 0.0),
+    mean=(123.675, 116.28, 103.53),
+    std=(58.395, 57.12, 57.375),
+    order="bgr",
+)
 SAME = 0.5
 MAX_OBJECTS = 100  # of a frame
-MAX_WIDTH = 1280  # of a frame as it is decoded: larger ones lose nothing at SIDE
-AT_ONCE = 8  # frames
-MAX_STRETCH = 2.0
 
 Floats = NDArray[np.float32]
 
@@ -58,6 +66,7 @@ class Box(NamedTuple):
 class DetectKnobs(Settings, frozen=True):
     interval_ms: Annotated[int, Meta(ge=40, le=60_000)] = 400  # from one frame that is looked at to the next
     threshold: Annotated[float, Meta(ge=0.05, le=1)] = 0.4
+    slack_ms: Annotated[int, Meta(ge=0, le=60_000)] = 0  # by which a keyframe may be late: it is decoded alone
 
 
 class DetectObjects(Operator):
@@ -65,6 +74,7 @@ class DetectObjects(Operator):
 
     capability = DETECT_OBJECTS
     name = "nanodet"
+    version = 2
     max_batch = 4
     Knobs = DetectKnobs
     knobs: DetectKnobs
@@ -74,7 +84,7 @@ class DetectObjects(Operator):
     def rungs(cls) -> Sequence[Rung]:
         return (
             Rung("nanodet", 0.23, DetectKnobs()),
-            Rung("nanodet-sparse", 0.15, DetectKnobs(interval_ms=2000)),
+            Rung("nanodet-sparse", 0.15, DetectKnobs(interval_ms=2000, slack_ms=1000)),
         )
 
     @classmethod
@@ -90,7 +100,9 @@ class DetectObjects(Operator):
 
     @property
     def _spec(self) -> FrameSpec:
-        return FrameSpec(interval_ns=self.knobs.interval_ms * 1_000_000, max_width=MAX_WIDTH)
+        return FrameSpec(
+            interval_ns=self.knobs.interval_ms * 1_000_000, slack_ns=self.knobs.slack_ms * 1_000_000, tensor=TAKES
+        )
 
     def load(self, device: Device) -> None:
         self._model = NanoDet(weights.folder_of(NAME), device.num_threads)
@@ -100,14 +112,10 @@ class DetectObjects(Operator):
 
     def _objects(self, item: Inputs) -> Objects:
         params: DetectObjectsParams = item.params
-        sampled = frames(item.here("media"), self._spec)
-        wanted = frozenset(params.objects)
-        found: list[DetectedObject] = []
-        for start in range(0, len(sampled.times_ns), AT_ONCE):
-            pictures = sampled.images[start : start + AT_ONCE]
-            times = sampled.times_ns[start : start + AT_ONCE].tolist()
-            for at_ns, boxes in zip(times, self._model.boxes(pictures, self.knobs.threshold, wanted), strict=True):
-                found += [_seen(box, at_ns) for box in boxes]
+        sampled = tensors(item.here("media"), self._spec)
+        boxes = self._model.boxes(sampled, self.knobs.threshold, frozenset(params.objects))
+        times = sampled.times_ns.tolist()
+        found = [_seen(box, at_ns) for at_ns, some in zip(times, boxes, strict=True) for box in some]
         return Objects(observations=tuple(found), times_ns=tuple(sampled.times_ns.tolist()))
 
 
@@ -130,40 +138,27 @@ class NanoDet:
         (self._input,) = (each.name for each in self._session.get_inputs())
         self._outputs = [each.name for each in self._session.get_outputs()]
 
-    def boxes(self, images: NDArray[np.uint8], threshold: float, wanted: Collection[str] = ()) -> list[list[Box]]:
-        """The objects of each picture, of these classes or of all, the surest first. images: uint8 [N, H, W, 3],
-        RGB."""
+    def boxes(self, pictures: Tensors, threshold: float, wanted: Collection[str] = ()) -> list[list[Box]]:
+        """The objects of each picture, as TAKES says, of these classes or of all, the surest first."""
         found: list[list[Box]] = []
-        for image in images:  # one by one: convolutions of several at once differ in their last bits
-            pixels, scale = prepared(image[None])
-            outputs = self._session.run(self._outputs, {self._input: pixels})
+        shown = pictures.shown
+        scale = shown.width / SIDE, shown.height / SIDE
+        for pixels in pictures.values:  # one by one: convolutions of several at once differ in their last bits
+            outputs = self._session.run(self._outputs, {self._input: pixels[None]})
             scores, sides = (_of_size(outputs, size) for size in (len(NAMES), 4 * BINS))
             found.append([_scaled(box, scale) for box in boxes_of(scores[0], sides[0], threshold, wanted)])
         return found
+
+    def objects_of(self, image: NDArray[np.uint8], threshold: float, wanted: Collection[str] = ()) -> list[Box]:
+        """Those of one picture, uint8 [H, W, 3], RGB."""
+        (boxes,) = self.boxes(tensors_of(image[None], TAKES), threshold, wanted)
+        return boxes
 
 
 def _of_size(outputs: Sequence[Floats], size: int) -> Floats:
     """The outputs of all grids that have so many values for each cell, the finest grid first: [N, cells, size]."""
     some = sorted((each for each in outputs if each.shape[-1] == size), key=lambda each: -each.shape[1])
     return np.concatenate(some, axis=1)
-
-
-def prepared(images: NDArray[np.uint8]) -> tuple[Floats, tuple[float, float]]:
-    """What the model takes, float32 [N, 3, SIDE, SIDE], BGR, and the share of its width and height that is filled.
-    images: uint8 [N, H, W, 3], RGB."""
-    import cv2  # long to load
-
-    height, width = images.shape[1:3]
-    longer = max(height, width)
-    filled = (SIDE, SIDE)
-    if longer > MAX_STRETCH * min(height, width):
-        filled = max(1, round(SIDE * width / longer)), max(1, round(SIDE * height / longer))
-    how = cv2.INTER_AREA if min(height, width) > SIDE else cv2.INTER_LINEAR
-    small = np.zeros((len(images), SIDE, SIDE, 3), np.uint8)
-    for at, image in enumerate(images):
-        small[at, : filled[1], : filled[0]] = cv2.resize(image, filled, interpolation=how)
-    normal = (small[..., ::-1].astype(np.float32) - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
-    return np.ascontiguousarray(normal.transpose(0, 3, 1, 2)), (filled[0] / SIDE, filled[1] / SIDE)
 
 
 def _scaled(box: Box, scale: tuple[float, float]) -> Box:

@@ -30,7 +30,8 @@ from operators.capabilities import (
     Tracks,
     WatchZonesParams,
 )
-from operators.media.pictures import FrameSpec, frames
+from operators.media.pictures import FrameSpec, frames, tensors_of
+from operators.media.pixels import Filled
 from operators.vision.assigning import NEVER, assigned
 from operators.vision.count_objects import CountObjects
 from operators.vision.detect_objects import (
@@ -38,12 +39,12 @@ from operators.vision.detect_objects import (
     NAME,
     NAMES,
     SIDE,
+    TAKES,
     DetectKnobs,
     DetectObjects,
     NanoDet,
     boxes_of,
     middles,
-    prepared,
 )
 from operators.vision.track_objects import MAX_UNSEEN_S, distance, reach, tracked
 from operators.vision.watch_zones import crossed, events_of, is_in
@@ -86,7 +87,7 @@ def test_the_weights_come_along_and_are_what_the_manifest_says() -> None:
 )
 def test_photographs_show_what_is_in_them(model: NanoDet, picture: str, there: set[str], not_there: set[str]) -> None:
     image = cv2.imread(str(found_in(picture)))
-    (boxes,) = model.boxes(np.ascontiguousarray(image[..., ::-1])[None], 0.4)
+    boxes = model.objects_of(image[..., ::-1], 0.4)
     names = {box.name for box in boxes}
     assert there <= names
     assert not not_there & names
@@ -124,8 +125,9 @@ def test_people_in_a_street_are_found_in_every_frame_that_is_looked_at(pedestria
 
 
 def test_a_frame_gives_the_same_in_any_company(model: NanoDet, street: list[Segment]) -> None:
-    pictures = frames(Media(street[0]), FrameSpec(interval_ns=400_000_000, max_width=1280)).images
-    assert model.boxes(pictures, 0.4) == [model.boxes(pictures[at : at + 1], 0.4)[0] for at in range(len(pictures))]
+    images = frames(Media(street[0]), FrameSpec(interval_ns=400_000_000)).images
+    together = model.boxes(tensors_of(images, TAKES), 0.4)
+    assert together == [model.objects_of(image, 0.4) for image in images]
 
 
 def test_people_in_a_street_are_followed_and_counted(pedestrians: list[Objects]) -> None:
@@ -184,9 +186,9 @@ def test_only_what_is_wanted_counts() -> None:
 
 def test_a_panorama_is_put_in_whole(model: NanoDet, street: list[Segment]) -> None:
     """Two pictures of a street side by side show people in both, where they are; stretched they showed nobody."""
-    picture = frames(Media(street[0]), FrameSpec(interval_ns=400_000_000, max_width=1280)).images[:1]
-    (alone,) = model.boxes(picture, 0.4, {"person"})
-    (wide,) = model.boxes(np.concatenate([picture, picture], axis=2), 0.4, {"person"})
+    picture = frames(Media(street[0]), FrameSpec(interval_ns=400_000_000)).images[0]
+    alone = model.objects_of(picture, 0.4, {"person"})
+    wide = model.objects_of(np.concatenate([picture, picture], axis=1), 0.4, {"person"})
     assert len(wide) >= len(alone) / 2
     assert {int(2 * (box.x + box.width / 2)) for box in wide} == {0, 1}
     for box in wide:
@@ -203,8 +205,9 @@ def test_there_are_as_many_cells_as_the_model_gives(model: NanoDet) -> None:
 def test_pixels_are_prepared_as_the_model_was_trained() -> None:
     image = np.zeros((1, 100, 200, 3), np.uint8)
     image[..., 0], image[..., 2] = 255, 10  # red, blue
-    made, share = prepared(image)
-    assert share == (1.0, 1.0)
+    taken = tensors_of(image, TAKES)
+    made = taken.values
+    assert taken.shown == Filled(0, 0, SIDE, SIDE)
     assert (made.shape, made.dtype) == ((1, 3, SIDE, SIDE), np.float32)
     assert made[0, :, 5, 5] == pytest.approx([(10 - 103.53) / 57.375, -116.28 / 57.12, (255 - 123.675) / 58.395])
 
