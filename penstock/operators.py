@@ -92,6 +92,8 @@ __all__ = [
     "Support",
     "TextLine",
     "Track",
+    "TensorSpec",
+    "Tensors",
     "TranscribeParams",
     "Transcript",
     "Transient",
@@ -99,14 +101,17 @@ __all__ = [
     "Word",
     "audio",
     "frames",
+    "tensors",
 ]
 
 if TYPE_CHECKING:
-    from operators.media.pictures import Frames, FrameSpec, frames
+    from operators.media.pictures import Frames, FrameSpec, Tensors, frames, tensors
+    from operators.media.pixels import TensorSpec
     from operators.media.sound import Audio, AudioSpec, audio
 
 _DECODED = {
-    **dict.fromkeys(("FrameSpec", "Frames", "frames"), "operators.media.pictures"),
+    **dict.fromkeys(("FrameSpec", "Frames", "Tensors", "frames", "tensors"), "operators.media.pictures"),
+    "TensorSpec": "operators.media.pixels",
     **dict.fromkeys(("Audio", "AudioSpec", "audio"), "operators.media.sound"),
 }
 

@@ -18,7 +18,7 @@ from engine.spec.operator import Media
 from operators.media.choosing import Shown, chosen, runs_for
 from operators.media.decoders import Decoding, owns, packets_of, put_back, taken_decoder, undecodable
 from operators.media.pixels import Filled, TensorSpec, filled
-from operators.media.pixels_host import HostPreparing
+from operators.media.pixels_host import HostScaling, normalised
 from operators.media.references import unreferenced
 from streams.errors import Permanent
 from streams.media.probe import BAD_MEDIA, time_ns
@@ -63,21 +63,32 @@ class Frames:
 
 @dataclass
 class Tensors:
-    """Pictures as a model takes them. `times_ns`: int64 [N], ascending media time. `values`: as `spec` says, upright,
-    C-contiguous, host memory, read-only. `size`: width and height of the upright pictures as they were; `shown`: the
-    part of the tensor that shows them."""
+    """Pictures as a model takes them, but for normalisation. `times_ns`: int64 [N], ascending media time. `scaled`:
+    uint8 [N, 3, H, W], channels in the order of `spec`, upright, C-contiguous, host memory, read-only. `size`: width
+    and height of the upright pictures as they were; `shown`: the part of the tensor that shows them."""
 
     times_ns: NDArray[np.int64]
-    values: NDArray[Any]
+    scaled: NDArray[np.uint8]
+    spec: TensorSpec
     size: tuple[int, int]
     shown: Filled
 
     def __post_init__(self) -> None:
-        self.times_ns.flags.writeable = self.values.flags.writeable = False
+        self.times_ns.flags.writeable = self.scaled.flags.writeable = False
 
     @property
     def nbytes(self) -> int:
-        return self.times_ns.nbytes + self.values.nbytes
+        return self.times_ns.nbytes + self.scaled.nbytes
+
+    def batches(self, num: int) -> Iterator[NDArray[Any]]:
+        """What the model takes, so many pictures at a time, the last batch perhaps fewer; of float32 NCHW each batch is
+        written over the one before."""
+        reused: NDArray[np.float32] | None = None
+        for start in range(0, len(self.scaled), num):
+            some = self.scaled[start : start + num]
+            if reused is None:
+                reused = np.empty(some.shape, np.float32)
+            yield normalised(some, self.spec, reused[: len(some)])
 
 
 def tensors(media: Media, spec: FrameSpec) -> Tensors:
@@ -88,11 +99,11 @@ def tensors(media: Media, spec: FrameSpec) -> Tensors:
 
 def tensors_of(images: NDArray[np.uint8], spec: TensorSpec) -> Tensors:
     """Pictures at hand, uint8 [N, H, W, 3], RGB, as a model takes them; their times are their numbers."""
-    values, preparing = np.empty(spec.shape(len(images)), spec.kind), HostPreparing()
-    for image, out in zip(images, values, strict=True):
-        preparing.prepare(VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"), spec, out)
+    scaled, scaling = np.empty((len(images), 3, spec.height, spec.width), np.uint8), HostScaling()
+    for image, out in zip(images, scaled, strict=True):
+        scaling.scale(VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"), spec, out)
     height, width = images.shape[1:3]
-    return Tensors(np.arange(len(images)), values, (width, height), filled(width, height, spec))
+    return Tensors(np.arange(len(images)), scaled, spec, (width, height), filled(width, height, spec))
 
 
 def frames(media: Media, spec: FrameSpec) -> Frames:
@@ -177,7 +188,7 @@ class _Taken:
             self.size = self._scaled(frame.width, frame.height)
         pixels = "gray" if self.spec.pixels == "gray8" else "rgb24"
         scaled = self.reformatter.reformat(frame, *self.size, pixels, threads=1)
-        image = cast(NDArray[np.uint8], scaled.to_ndarray())
+        image = _view(scaled)
         self.images.append(np.rot90(image, self.rotation // 90) if self.rotation else image)
         self.times_ns.append(at_ns)
 
@@ -199,47 +210,59 @@ class _Taken:
 
 
 @dataclass(slots=True)
-class _Prepared:
-    """The pictures taken for one spec, as a model takes them; `num` of them at most."""
+class _Scaled:
+    """The pictures taken for one spec with a tensor; `num` of them at most."""
 
     spec: FrameSpec
     takes: Callable[[int], bool]
     num: int
     rotation: int = 0
     size: tuple[int, int] = (0, 0)
-    preparing: HostPreparing = field(default_factory=HostPreparing)
+    scaling: HostScaling = field(default_factory=HostScaling)
     times_ns: list[int] = field(default_factory=list)
-    values: NDArray[Any] | None = None
+    scaled: NDArray[np.uint8] | None = None
+
+    @property
+    def tensor(self) -> TensorSpec:
+        return cast(TensorSpec, self.spec.tensor)
 
     def offer(self, frame: VideoFrame, at_ns: int) -> None:
         if not self.takes(at_ns) or len(self.times_ns) == self.num:
             return
-        tensor = cast(TensorSpec, self.spec.tensor)
         num_turns = -self.rotation // 90 % 4  # a track says it the other way round
-        if self.values is None:
-            self.values = np.empty(tensor.shape(self.num), tensor.kind)
+        if self.scaled is None:
+            self.scaled = np.empty((self.num, 3, self.tensor.height, self.tensor.width), np.uint8)
             self.size = (frame.height, frame.width) if num_turns % 2 else (frame.width, frame.height)
-        self.preparing.prepare(frame, tensor, self.values[len(self.times_ns)], num_turns)
+        self.scaling.scale(frame, self.tensor, self.scaled[len(self.times_ns)], num_turns)
         self.times_ns.append(at_ns)
 
     def result(self) -> Tensors:
-        tensor = cast(TensorSpec, self.spec.tensor)
         times_ns = np.array(self.times_ns, dtype=np.int64)
-        if self.values is None:
-            return Tensors(times_ns, np.empty(tensor.shape(0), tensor.kind), (0, 0), Filled(0, 0, 0, 0))
-        values = self.values[: len(times_ns)]
+        if self.scaled is None:
+            none = np.empty((0, 3, self.tensor.height, self.tensor.width), np.uint8)
+            return Tensors(times_ns, none, self.tensor, (0, 0), Filled(0, 0, 0, 0))
+        scaled = self.scaled[: len(times_ns)]
         if (np.diff(times_ns) < 0).any():
             order = np.argsort(times_ns, kind="stable")
-            times_ns, values = times_ns[order], values[order]
-        return Tensors(times_ns, values, self.size, filled(*self.size, tensor))
+            times_ns, scaled = times_ns[order], scaled[order]
+        return Tensors(times_ns, scaled, self.tensor, self.size, filled(*self.size, self.tensor))
 
 
 Product = Frames | Tensors
 
 
-def _taking(spec: FrameSpec, takes: Callable[[int], bool], num: int, track: Track | None) -> _Taken | _Prepared:
+def _taking(spec: FrameSpec, takes: Callable[[int], bool], num: int, track: Track | None) -> _Taken | _Scaled:
     rotation = track.rotation % 360 // 90 * 90 if track is not None else 0
-    return _Taken(spec, takes, rotation) if spec.tensor is None else _Prepared(spec, takes, num, rotation)
+    return _Taken(spec, takes, rotation) if spec.tensor is None else _Scaled(spec, takes, num, rotation)
+
+
+def _view(frame: VideoFrame) -> NDArray[np.uint8]:
+    """A frame of rgb24 or gray as it lies there, uint8 [H, W, 3] or [H, W]: it is copied once, in the end."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(cast(Any, plane), np.uint8).reshape(-1, plane.line_size)[: frame.height]
+    if frame.format.name == "rgb24":
+        return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+    return rows[:, : frame.width]
 
 
 def _decode_pictures(segment: Segment, specs: Sequence[FrameSpec]) -> dict[FrameSpec, Product]:
@@ -296,7 +319,7 @@ def _decode_all(
 
 
 def _offer_pictures(
-    segment: Segment, decoding: Decoding, packets: Sequence[Packet], taken: Sequence[_Taken | _Prepared]
+    segment: Segment, decoding: Decoding, packets: Sequence[Packet], taken: Sequence[_Taken | _Scaled]
 ) -> int:
     """To all of them, those that the segment owns; how many that were."""
     num_owned = 0

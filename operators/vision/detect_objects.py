@@ -143,8 +143,8 @@ class NanoDet:
         found: list[list[Box]] = []
         shown = pictures.shown
         scale = shown.width / SIDE, shown.height / SIDE
-        for pixels in pictures.values:  # one by one: convolutions of several at once differ in their last bits
-            outputs = self._session.run(self._outputs, {self._input: pixels[None]})
+        for pixels in pictures.batches(1):  # one by one: convolutions of several at once differ in their last bits
+            outputs = self._session.run(self._outputs, {self._input: pixels})
             scores, sides = (_of_size(outputs, size) for size in (len(NAMES), 4 * BINS))
             found.append([_scaled(box, scale) for box in boxes_of(scores[0], sides[0], threshold, wanted)])
         return found

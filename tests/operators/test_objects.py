@@ -206,7 +206,7 @@ def test_pixels_are_prepared_as_the_model_was_trained() -> None:
     image = np.zeros((1, 100, 200, 3), np.uint8)
     image[..., 0], image[..., 2] = 255, 10  # red, blue
     taken = tensors_of(image, TAKES)
-    made = taken.values
+    (made,) = taken.batches(1)
     assert taken.shown == Filled(0, 0, SIDE, SIDE)
     assert (made.shape, made.dtype) == ((1, 3, SIDE, SIDE), np.float32)
     assert made[0, :, 5, 5] == pytest.approx([(10 - 103.53) / 57.375, -116.28 / 57.12, (255 - 123.675) / 58.395])

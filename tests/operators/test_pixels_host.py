@@ -12,7 +12,7 @@ from planes import of_420
 from engine.spec.operator import Media
 from operators.media.pictures import FrameSpec, frames, tensors, tensors_of
 from operators.media.pixels import Colour, Filled, Planes, TensorSpec, prepared
-from operators.media.pixels_host import HostPreparing, is_full_range, matrix_of
+from operators.media.pixels_host import HostScaling, is_full_range, matrix_of, normalised
 from operators.testing.film import segments_of
 
 STEPS = TensorSpec(64, 48, std=(1.0, 1.0, 1.0))
@@ -35,9 +35,9 @@ def planes_of(frame: VideoFrame, **said: Any) -> Planes:
 
 
 def taken(frame: VideoFrame, spec: TensorSpec, num_turns: int = 0) -> Any:
-    out = np.empty(spec.shape(1), spec.kind)
-    HostPreparing().prepare(frame, spec, out[0], num_turns)
-    return out
+    scaled = np.empty((1, 3, spec.height, spec.width), np.uint8)
+    HostScaling().scale(frame, spec, scaled[0], num_turns)
+    return normalised(scaled, spec)
 
 
 @pytest.mark.parametrize("size", [(320, 240), (322, 180), (131, 97), (64, 48)])
@@ -100,10 +100,12 @@ def test_pictures_at_hand_are_taken_as_they_are() -> None:
     images = np.zeros((2, 48, 64, 3), np.uint8)
     images[0, ..., 0], images[1, ..., 2] = 255, 77
     made = tensors_of(images, STEPS)
-    assert made.values[0, :, 20, 20].tolist() == [255, 0, 0]
-    assert made.values[1, :, 20, 20].tolist() == [0, 0, 77]
+    (values,) = made.batches(16)
+    assert values[0, :, 20, 20].tolist() == [255, 0, 0]
+    assert values[1, :, 20, 20].tolist() == [0, 0, 77]
     assert (made.size, made.shown) == ((64, 48), Filled(0, 0, 64, 48))
-    assert tensors_of(images[:0], STEPS).values.shape == (0, 3, 48, 64)
+    assert [len(batch) for batch in tensors_of(np.concatenate([images] * 4), STEPS).batches(3)] == [3, 3, 2]
+    assert list(tensors_of(images[:0], STEPS).batches(4)) == []
 
 
 def test_what_is_too_far_from_the_aspect_is_not_stretched() -> None:
@@ -125,19 +127,20 @@ def test_one_decode_gives_pictures_and_tensors(tmp_path: Path) -> None:
     made, seen = tensors(Media(piece, together), tensor), frames(Media(piece, together), plain)
     assert made.times_ns.tolist() == seen.times_ns.tolist()
     assert (made.size, made.shown) == ((80, 96), Filled(0, 0, 40, 48))
-    assert made.values.shape == (len(seen.times_ns), 3, 48, 40)
-    assert np.array_equal(made.values, tensors(Media(piece), tensor).values)
-    for values, image in zip(made.values, seen.images, strict=True):
+    (batch,) = made.batches(100)
+    assert batch.shape == (len(seen.times_ns), 3, 48, 40)
+    assert np.array_equal(made.scaled, tensors(Media(piece), tensor).scaled)
+    for values, image in zip(batch, seen.images, strict=True):
         assert values[:, -8:-2, 2:8].min() > 0.8  # the block, which stood top left, is at the lower left
         assert image[-16:-4, 4:16].min() > 200
     with pytest.raises(ValueError, match="read-only"):
-        made.values[0] = 0
+        made.scaled[0] = 0
 
 
 def test_without_video_there_is_none(tmp_path: Path) -> None:
     (heard, *_) = segments_of(make(tmp_path / "a.wav", audio="pcm_s16le"), 1.0)
     none = tensors(Media(heard), FrameSpec(tensor=STEPS))
-    assert (none.values.shape, none.size) == ((0, 3, 48, 64), (0, 0))
+    assert (none.scaled.shape, none.size) == ((0, 3, 48, 64), (0, 0))
 
 
 def test_of_a_damaged_film_the_pictures_that_can_be_had(tmp_path: Path) -> None:
@@ -151,4 +154,4 @@ def test_of_a_damaged_film_the_pictures_that_can_be_had(tmp_path: Path) -> None:
     assert len(every.times_ns) == len(packets) - 1
     some = tensors(Media(damaged), FrameSpec(interval_ns=1000 * MS, tensor=STEPS))
     assert some.times_ns.tolist() == [0, 1040 * MS, 2000 * MS]
-    assert len(some.values) == 3
+    assert len(some.scaled) == 3
