@@ -30,6 +30,7 @@ from engine.spec.operator import Inputs, Operator, Reduce, Rung, Scope, Settings
 from operators.capabilities import SUMMARIZE, Point, SummarizeParams, Summary
 from operators.language.reading import support_of
 from operators.language.retrieval import Piece, observed, screen_pieces, told_pieces, units_of, words_of
+from operators.language.tallies import KIND
 
 D = 0.85
 LAMBDA = 0.7
@@ -47,7 +48,7 @@ class Extracting(Operator):
 
     capability = SUMMARIZE
     name = "extracting"
-    version = 2  # of evidence of all kinds
+    version = 3  # of evidence of all kinds, and what can be counted in it
     scope: ClassVar[Scope] = Reduce()
     runs_in = "thread"
 
@@ -81,7 +82,8 @@ class Extracting(Operator):
 def sentences_of(item: Inputs) -> list[Piece]:
     """What was said, in sentences, in order of time; with what was shown and what else was found, where little was
     said."""
-    speech, lines, told = observed(item)
+    speech, lines, told, counted = observed(item)
+    told += [each for each in counted if each[0] == KIND]
     said = units_of(speech)
     if sum(len(piece.text.split()) for piece in said) >= MUCH:
         return said

@@ -85,7 +85,7 @@ class Quoting(Nearest):
 
     capability = ANSWER_QUESTION
     name = "quoting"
-    version = 2  # of evidence of all kinds
+    version = 3  # of evidence of all kinds, and what can be counted in it
     scope: ClassVar[Scope] = Reduce()
     runs_in = "thread"
     timeout_s = 120.0  # of an hour that is new to it each sentence is embedded once

@@ -59,7 +59,7 @@ class Reading(AsksModel):
 
     capability = ANSWER_QUESTION
     name = "reading"
-    version = 2  # of evidence of all kinds
+    version = 3  # of evidence of all kinds, and what can be counted in it
     votes = True
     shows = "answer"
     scope: ClassVar[Scope] = Reduce()

@@ -29,9 +29,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.spec.operator import Inputs
-from operators.capabilities import Captions, Drafts, Objects, Scenes, ScreenText, Speech, TextLine, Tracks, Transcript
+from operators.capabilities import (
+    Captions,
+    Drafts,
+    Event,
+    Objects,
+    Scenes,
+    ScreenText,
+    Speech,
+    TextLine,
+    TrackedObject,
+    Tracks,
+    Transcript,
+)
 from operators.language.screen import screen_rows
 from operators.language.sentences import ends_sentence, timed_words
+from operators.language.tallies import tallies
 from operators.lately import Lately
 from streams.records import Evidence, Observation
 
@@ -49,11 +62,13 @@ Scores = NDArray[np.float64]
 
 
 class Observed(NamedTuple):
-    """What was said and read; and what else was found that says something in words, with its kind."""
+    """What was said and read; what else was found that says something in words, with its kind; and what follows from
+    what was seen (`tallies`)."""
 
     speech: list[Speech]
     lines: list[TextLine]
     told: list[tuple[str, Observation]]
+    counted: list[tuple[str, Observation]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +107,30 @@ class Found:
 
 def observed(item: Inputs) -> Observed:
     """What all sources of evidence found, whatever their order; gaps are passed over."""
-    found = Observed([], [], [])
+    found = Observed([], [], [], [])
+    tracks: list[TrackedObject] = []
+    events: list[Event] = []
     for entry in (entry for source in item.ports["evidence"] for entry in source):
         match entry.value:
             case Transcript(observations=utterances):
                 found.speech.extend(utterances)
             case ScreenText(observations=seen):
                 found.lines.extend(seen)
-            case Objects() | Tracks() | Scenes() | Captions() | Drafts() | None:  # no words, or speech's once more
+            case Tracks(observations=followed):
+                tracks.extend(followed)
+            case Objects() | Scenes() | Captions() | Drafts() | None:  # no words, or speech's once more
                 pass
             case Evidence(kind=kind, observations=others):
                 found.told.extend((kind, each) for each in others if each.text.strip())
+                events.extend(each for each in others if isinstance(each, Event))
+    found.counted.extend(tallies(tracks, events))
     return found
 
 
 def pieces_of(item: Inputs) -> list[Piece]:
     """Every passage of all sources."""
-    speech, lines, told = observed(item)
-    return spoken_pieces(speech) + screen_pieces(lines) + told_pieces(told)
+    speech, lines, told, counted = observed(item)
+    return spoken_pieces(speech) + screen_pieces(lines) + told_pieces([*told, *counted])
 
 
 def spoken_pieces(utterances: Iterable[Speech]) -> list[Piece]:

@@ -53,7 +53,7 @@ class Writing(AsksModel):
 
     capability = SUMMARIZE
     name = "writing"
-    version = 2  # of evidence of all kinds
+    version = 3  # of evidence of all kinds, and what can be counted in it
     scope: ClassVar[Scope] = Reduce()
 
     async def ask(self, model: Model, inputs: Inputs, draft: Draft, sampling: Mapping[str, Any]) -> Summary:

@@ -120,6 +120,16 @@ def test_a_camera_counts_people_and_tells_who_comes_and_goes(tmp_path: Path, str
     assert 0.002 < min(changed) <= max(changed) < 0.2  # something is drawn into each, and it can still be seen
 
 
+def test_a_camera_is_asked_how_many_and_when(tmp_path: Path, street: Path) -> None:
+    asks = ["How many people are there?", "How many people cross the middle?", "What does a coffee cost?"]
+    answers = ran("camera_qa.toml", street, tmp_path, *(word for ask in asks for word in ("--ask", ask)))
+    by_question = {each["question"]: each for each in answers}
+    assert "people in all" in by_question[asks[0]]["answer"]
+    assert by_question[asks[0]]["evidence"][0]["kind"] == "count"
+    assert "people cross the middle" in by_question[asks[1]]["answer"]
+    assert by_question[asks[2]]["answer"] == "not in the video"
+
+
 def test_where_nothing_moves_dear_stages_rest(tmp_path: Path, street: Path) -> None:
     """The street without anybody (the median of its pictures, with a sensor's noise), then as it is."""
     seen = [frame.to_ndarray(format="rgb24") for frame in av.open(str(street)).decode(video=0)]
