@@ -37,9 +37,9 @@ from streams.wire.server import embedded
 
 pytestmark = pytest.mark.anyio
 
-NUM_WORKER_KILLS, NUM_SERVER_KILLS = 30, 5
+NUM_WORKER_KILLS, NUM_SERVER_KILLS = 14, 3
 SEGMENT_S = 2.0
-CLIP_S = 36.0
+CLIP_S = 24.0
 NUM_HELD_BACK = 2
 ASKS = ("When does Martin's train leave?", "Where can I park my car?", "Who found the umbrella on the train?")
 

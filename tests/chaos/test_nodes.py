@@ -21,7 +21,7 @@ from streams.wire.link import connect as connect_link
 
 pytestmark = pytest.mark.anyio
 SEED = 11
-NUM_KILLS = 8
+NUM_KILLS = 5
 SEGMENT_S = 1.0
 CLIP_S = 24.0
 

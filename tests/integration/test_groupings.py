@@ -20,7 +20,7 @@ from streams.wire.ledger import open_ledger
 from streams.wire.link import connect
 
 pytestmark = pytest.mark.anyio
-SEGMENT_S, CLIP_S = 2.0, 6.0
+SEGMENT_S, CLIP_S = 2.0, 4.0
 
 
 def partitions(items: list[str]) -> Iterator[list[list[str]]]:
