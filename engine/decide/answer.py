@@ -18,6 +18,7 @@ from engine.spec.spending import all_of
 from streams.records import NOT_IN_THE_VIDEO, Evidence, Gap, Record, Reply, Result, Segment, Spent, Support, encode
 
 SECOND_NS = 1_000_000_000
+SEEN = frozenset({"text", "object", "track", "event", "count", "motion"})  # kinds of evidence that pictures show
 NOTHING = ""  # what an output says that found nothing
 
 
@@ -27,6 +28,7 @@ class EvidenceItem(Record, frozen=True):
     end_s: float
     text: str
     captured_at: str | None = None  # the time of day of start_s, where the source tells (RFC 3339)
+    snapshot: str | None = None  # of what was seen: where a node's HTTP has the picture of start_s
 
 
 class StageNote(Record, frozen=True):
@@ -78,6 +80,11 @@ def upstream_of(plan: Plan, stage_id: str) -> list[str]:
     return [stage.id for stage in plan.stages if stage.id in wanted]
 
 
+def snapshot_of(stream: str, media_ns: int) -> str:
+    """Where a node's HTTP has what a stream shows at a moment (docs/protocol.md)."""
+    return f"/v1/streams/{stream}/snapshot?at={media_ns / SECOND_NS:.3f}s"
+
+
 def time_of_day(unix_ns: int) -> str:
     """RFC 3339, in milliseconds; of a time that no clock shows, the last or the first that one does."""
     unix_ns = min(max(unix_ns, 0), MAX_TIME_NS)
@@ -122,6 +129,7 @@ def make_answer(
                 end_s=round(item.end_ns / SECOND_NS, 3),
                 text=item.text,
                 captured_at=captured_at(item.start_ns) if captured_at else None,
+                snapshot=snapshot_of(record.stream, item.start_ns) if item.kind in SEEN else None,
             )
             for item in items
         )
