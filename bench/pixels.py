@@ -8,6 +8,8 @@
   alone. The peer resizes by INTER_LINEAR, which aliases; `antialiased` is with INTER_AREA.
 - *sparse*: one picture in 50 against all of them, both as the model takes them; from a film with a keyframe in each 50
   pictures, as cameras have, and from one with a keyframe in 250, x264's default.
+- *damaged*: by how much memory grows over 200 films of which bytes were changed by chance, once fifty have been read,
+  and how many decoders are kept in the end.
 - *once*: how often a segment is decoded that five stages of one worker look at. It is counted.
 
 The film is `vtest.avi` of Debian's opencv-doc (PETS 2009), brought to 1920 x 1080 and H.264 by ffmpeg; with `--film`
@@ -17,15 +19,19 @@ another. Medians of interleaved rounds.
 """
 
 import argparse
+import gc
+import os
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 import anyio
 import av
@@ -35,16 +41,19 @@ from measure import Spread, at_least, at_most, keep, num_cores, say, spread
 
 from engine.run.frames import FrameStore
 from engine.spec.operator import Media
+from operators.media import decoders
 from operators.media.decoders import packets_of, put_back, taken_decoder
 from operators.media.pictures import FrameSpec, each_picture, tensors
 from operators.media.pixels import TensorSpec
 from operators.testing.film import segments_of
+from streams.errors import Permanent, UserError
 from streams.records import Segment
 
 CLIP = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
 SIDE, BATCH = 640, 16
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 TAKES = TensorSpec(SIDE, SIDE, mean=MEAN, std=STD)
+NUM_DAMAGED = 200
 EVERY, SPARSE = 50, 2_000_000_000  # pictures, at 25 a second
 SEGMENT_S = 2.0
 TORCHCODEC = """
@@ -56,8 +65,8 @@ print(num / (time.perf_counter() - start))
 """
 
 
-def filmed(clip: Path, path: Path, seconds: int, group: int) -> Path:
-    how = ["-t", str(seconds), "-vf", "scale=1920:1080:flags=lanczos,fps=25", "-pix_fmt", "yuv420p"]
+def filmed(clip: Path, path: Path, seconds: int, group: int, size: str = "1920:1080") -> Path:
+    how = ["-t", str(seconds), "-vf", f"scale={size}:flags=lanczos,fps=25", "-pix_fmt", "yuv420p"]
     code = ["-c:v", "libx264", "-preset", "medium", "-crf", "22", "-g", str(group)]
     subprocess.run(["ffmpeg", "-loglevel", "error", "-y", "-i", str(clip), *how, *code, str(path)], check=True)
     return path
@@ -127,6 +136,32 @@ async def times_decoded(segments: Sequence[Segment]) -> float:
     return store.num_decoded / len(segments)
 
 
+def damaged(film: bytes, folder: Path) -> tuple[float, int]:
+    """MiB by which this process has grown from the 50th to the last of NUM_DAMAGED, and the decoders it keeps."""
+    chance = Random(11)
+    before = after = 0
+    for number in range(NUM_DAMAGED):
+        bad = bytearray(film)
+        for _ in range(chance.randint(1, 40)):
+            bad[chance.randrange(len(bad))] = chance.randrange(256)
+        path = folder / f"{number}.mp4"
+        path.write_bytes(bad)
+        for spec in (FrameSpec(tensor=TensorSpec(224, 224)), FrameSpec(interval_ns=400_000_000, max_width=320)):
+            with suppress(UserError, Permanent):
+                for segment in segments_of(path, SEGMENT_S):
+                    with suppress(Permanent):
+                        FrameSpec.decode(segment, [spec])
+        path.unlink()
+        gc.collect()
+        after = resident_bytes()
+        before = after if number < 50 else before
+    return (after - before) / 2**20, len(decoders._idle.decoders)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(ours) / statistics.median(theirs)
 
@@ -173,6 +208,8 @@ def main() -> None:
                 note(f"every, {name}", rate(partial(prepared, every), some, threads))
             say(f"round {number} of {asked.rounds}: { ({name: round(found[-1]) for name, found in rates.items()}) }")
         once = anyio.run(times_decoded, segments)
+        short = filmed(asked.film, Path(folder, "short.mp4"), 2, 25, size="640:360")
+        grown_mib, num_decoders = damaged(short.read_bytes(), Path(folder))
     spreads: dict[str, Spread] = {name: spread(found) for name, found in rates.items()}
     keep(
         "pixels",
@@ -191,6 +228,11 @@ def main() -> None:
             "sparse_camera": at_least(ratio(rates["sparse, camera"], rates["every, camera"]), 5.0),
             "sparse_default": round(ratio(rates["sparse, default"], rates["every, default"]), 3),
             "times_decoded_for_five_stages": at_most(once, 1.0),
+            "damaged": {
+                "num_films": NUM_DAMAGED,
+                "grown_mib": at_most(grown_mib, 16.0),
+                "decoders_kept": at_most(num_decoders, decoders.MAX_IDLE_DECODERS),
+            },
         },
     )
 

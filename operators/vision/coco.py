@@ -12,3 +12,7 @@ NAMES = (
     "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )
 # fmt: on
+
+NO_CLASSES = frozenset({0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83})  # numbers up to 90 that were never given
+CATEGORIES = dict(zip((number for number in range(91) if number not in NO_CLASSES), NAMES, strict=True))
+"""The classes by COCO's own category numbers."""

@@ -40,12 +40,12 @@ from operators.vision.detect_objects import (
     NAMES,
     SIDE,
     TAKES,
-    DetectKnobs,
     DetectObjects,
     NanoDet,
     boxes_of,
     middles,
 )
+from operators.vision.detecting import DetectKnobs
 from operators.vision.track_objects import MAX_UNSEEN_S, distance, reach, tracked
 from operators.vision.watch_zones import crossed, events_of, is_in
 from penstock.testing import gap, loaded, run
