@@ -28,20 +28,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators import weights
-from operators.capabilities import ScreenText, Speech, TextLine, Transcript
+from operators.capabilities import (
+    Event,
+    Events,
+    ScreenText,
+    Speech,
+    TextLine,
+    TrackedObject,
+    Tracks,
+    Transcript,
+)
 from operators.language import embedding
 from operators.language.retrieval import OF_WORDS, Piece, Vectors, Words, screen_pieces, spoken_pieces
+from operators.language.tallies import appearances
 from streams.errors import Transient, UserError
 from streams.records import Evidence, encode
 
-VERSION = 1
+VERSION = 2
 NUM_CANDIDATES = 200
 NUM_FILLED = 64  # at once, so that others have their turn and somebody can be told
 ROWS_A_PIECE = 10_000
 WAIT_S = 30.0  # for another process that writes
 MAX_WORDS_ASKED = 64
 
-_KINDS: dict[str, type[Transcript] | type[ScreenText]] = {kind.kind: kind for kind in (Transcript, ScreenText)}
+_KINDS: dict[str, type[Transcript | ScreenText | Events | Tracks]] = {
+    kind.kind: kind for kind in (Transcript, ScreenText, Events, Tracks)
+}
 _SCHEMA = """
 CREATE TABLE outputs (source TEXT, stream TEXT, first INT, last INT, kind TEXT, data BLOB,
     PRIMARY KEY (source, stream, first, last)) WITHOUT ROWID;
@@ -52,6 +64,7 @@ CREATE INDEX passages_for ON passages (meaning);
 CREATE VIRTUAL TABLE words USING fts5 (meaning, tokenize = 'porter unicode61 remove_diacritics 2');
 """
 _WORD = re.compile(r"[^\W_]+")
+_NUMBER = re.compile(r"\b\d+ |\s\d+\b")
 
 Place = tuple[int, int]  # first and last segment of an output
 
@@ -126,7 +139,7 @@ class PassageIndex:
             )
             self._db.executemany(
                 "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?, ?, ?)",
-                [(source, stream, *place, value.kind, encode(value)) for place, value in added.items()],
+                [(source, stream, *place, value.kind, encode(_lean(value))) for place, value in added.items()],
             )
             kept = self._kept_vectors(source, stream)
             pieces = self._pieces(source, stream)
@@ -182,6 +195,8 @@ class PassageIndex:
         query = "SELECT kind, data FROM outputs WHERE source = ? AND stream = ? ORDER BY first, last"
         speech: list[Speech] = []
         lines: list[TextLine] = []
+        events: list[Event] = []
+        tracks: list[TrackedObject] = []
         for kind, data in self._db.execute(query, (source, stream)):
             value = msgspec.msgpack.decode(data, type=_KINDS[kind])
             match value:
@@ -189,7 +204,11 @@ class PassageIndex:
                     speech.extend(said)
                 case ScreenText(observations=seen):
                     lines.extend(seen)
-        return spoken_pieces(speech) + screen_pieces(lines)
+                case Events(observations=happened):
+                    events.extend(happened)
+                case Tracks(observations=followed):
+                    tracks.extend(followed)
+        return spoken_pieces(speech) + screen_pieces(lines) + _seen_pieces(events, tracks)
 
     def _kept_vectors(self, source: str, stream: str) -> dict[str, bytes]:
         """By what their passages are looked for by."""
@@ -322,6 +341,28 @@ class PassageIndex:
             raise
         made: sqlite3.Connection = db
         return made
+
+
+def _lean(value: Evidence) -> Evidence:
+    """An output without what nobody looks for: where each object was, and what its stage needs for its next one."""
+    match value:
+        case Tracks(observations=followed):
+            return Tracks(observations=tuple(msgspec.structs.replace(each, path=()) for each in followed))
+        case Events(observations=happened):
+            return Events(observations=happened)
+    return value
+
+
+def _seen_pieces(events: Iterable[Event], tracks: Iterable[TrackedObject]) -> list[Piece]:
+    """What happened, and when there was what. They are looked for without their numbers: what says the same has one
+    vector."""
+    found = [(Events.kind, each) for each in events] + [(Tracks.kind, each) for each in appearances(tracks)]
+    return [
+        Piece(
+            kind, each.start_ns, each.end_ns, each.text, range(at, at + 1), each.confidence, _NUMBER.sub("", each.text)
+        )
+        for at, (kind, each) in enumerate(found)
+    ]
 
 
 def open_index(path: Path) -> PassageIndex:

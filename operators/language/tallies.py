@@ -17,6 +17,7 @@ MAX_EACH = 100  # of a class: of more nobody wants to hear by number
 PLURALS = {"person": "people", "bus": "buses", "sheep": "sheep", "mouse": "mice", "knife": "knives", "skis": "skis"}
 VERBS = {"enters": "enter", "leaves": "leave", "stays": "stay", "crosses": "cross"}
 KIND = "count"
+APART_S = 10.0
 
 _DIRECTION = re.compile(r" to the (?:left|right)$")
 
@@ -24,6 +25,31 @@ _DIRECTION = re.compile(r" to the (?:left|right)$")
 def tallies(tracks: Iterable[TrackedObject], events: Iterable[Event]) -> list[tuple[str, Observation]]:
     """Statements, each with its kind of evidence."""
     return [*_of_tracks(tracks), *_of_events(events)]
+
+
+def appearances(tracks: Iterable[TrackedObject]) -> list[Observation]:
+    """When objects of a class were in the picture, for somebody who looks for one: one statement for each stretch in
+    which at least one was, not interrupted for longer than APART_S, with how many there were of its tracks."""
+    by_class: dict[str, list[TrackedObject]] = defaultdict(list)
+    for track in tracks:
+        by_class[track.text].append(track)
+    found: list[Observation] = []
+    for name, some in sorted(by_class.items()):
+        open_: list[TrackedObject] = []
+        last_ns = 0
+        for track in sorted(some, key=lambda each: (each.start_ns, each.end_ns, each.track)):
+            if open_ and track.start_ns - last_ns > APART_S * 1e9:
+                found.append(_appearance(name, open_))
+                open_, last_ns = [], 0
+            open_.append(track)
+            last_ns = max(last_ns, track.end_ns)
+        found.append(_appearance(name, open_))
+    return found
+
+
+def _appearance(name: str, some: Sequence[TrackedObject]) -> Observation:
+    num = len({each.track for each in some})
+    return _over(f"{num} {plural(name, num)} in the picture", some)
 
 
 def plural(name: str, num: int) -> str:

@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from operators.capabilities import ScreenText, Speech, TextLine, Transcript
+from operators.capabilities import (
+    Event,
+    Events,
+    Objects,
+    ScreenText,
+    Sighting,
+    Speech,
+    TextLine,
+    TrackedObject,
+    Tracks,
+    Transcript,
+)
 from operators.language.index import NUM_CANDIDATES, PassageIndex
 from streams.errors import Transient, UserError
 
@@ -249,3 +260,19 @@ def test_the_order_in_which_outputs_come_changes_nothing(
         return hits
 
     assert all_of(order[:cut], order[cut:]) == all_of(list(range(6)))
+
+
+def test_what_was_seen_is_found_by_what_it_is(index: PassageIndex) -> None:
+    path = (Sighting(3 * S, (0.1, 0.1, 0.1, 0.1)),)
+    dog = TrackedObject(start_ns=3 * S, end_ns=9 * S, text="dog", track=4, path=path)
+    event = Event(start_ns=5 * S, end_ns=5 * S, text="dog 4 enters the yard", what="enters", track=4, object="dog")
+    index.update("tracks", "yard", {(0, 0): Tracks(observations=(dog,), num_tracks=4)})
+    index.update("events", "yard", {(0, 0): Events(observations=(event,))})
+    while index.fill():
+        pass
+    found = {each.text: each for each in index.search("dog", 10)}
+    assert found["1 dog in the picture"].start_ns == 3 * S
+    assert found["dog 4 enters the yard"].kind == "event"
+    assert index.takes(Tracks)
+    assert index.takes(Events)
+    assert not index.takes(Objects)

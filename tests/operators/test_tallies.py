@@ -2,7 +2,7 @@
 
 from operators.capabilities import Event, Events, Sighting, TrackedObject, Tracks
 from operators.language.quoting import Quoting
-from operators.language.tallies import MAX_EACH, plural, tallies
+from operators.language.tallies import MAX_EACH, appearances, plural, tallies
 from penstock.testing import loaded, run
 
 S = 10**9
@@ -59,6 +59,16 @@ def test_events_of_a_kind_are_counted_by_who_did_it() -> None:
         "2 people cross the middle to the left",
         "1 person crosses the middle to the right",
         "1 person stays in the yard for over 30 s",
+    ]
+
+
+def test_who_comes_back_soon_was_there_all_the_time() -> None:
+    seen = [track(2, "dog", 9, 12), track(1, "dog", 0, 4), track(1, "dog", 40, 41), track(3, "car", 0, 1)]
+    told = [(each.text, each.start_ns // S, each.end_ns // S) for each in appearances(seen)]
+    assert told == [
+        ("1 car in the picture", 0, 1),
+        ("2 dogs in the picture", 0, 12),
+        ("1 dog in the picture", 40, 41),
     ]
 
 
