@@ -381,7 +381,10 @@ def _among(streams: Collection[str] | None) -> tuple[str, list[str]]:
 
 
 def _overlap(one: Passage, other: Passage) -> bool:
-    """Whether they say the same: passages of speech overlap, rows on the screen stand beside one another."""
-    if one.stream != other.stream or one.kind != other.kind or (one.kind == "text" and one.text != other.text):
+    """Whether they say the same: passages of speech overlap; rows on the screen, objects and events stand beside one
+    another, and several stages may have found the same."""
+    if one.stream != other.stream or one.kind != other.kind:
         return False
-    return one.start_ns < other.end_ns and other.start_ns < one.end_ns
+    if one.kind != Transcript.kind and one.text != other.text:
+        return False
+    return one.start_ns == other.start_ns or (one.start_ns < other.end_ns and other.start_ns < one.end_ns)

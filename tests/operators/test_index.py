@@ -272,6 +272,8 @@ def test_what_was_seen_is_found_by_what_it_is(index: PassageIndex) -> None:
         pass
     found = {each.text: each for each in index.search("dog", 10)}
     assert found["1 dog in the picture"].start_ns == 3 * S
+    index.update("events of another job", "yard", {(0, 0): Events(observations=(event,))})
+    assert [each.text for each in index.search("dog", 10)].count(event.text) == 1
     assert found["dog 4 enters the yard"].kind == "event"
     assert index.takes(Tracks)
     assert index.takes(Events)
