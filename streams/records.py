@@ -156,6 +156,7 @@ class Measured(Record, frozen=True):
     batch_size: int = 1
     worker: str = ""
     decode_s: float = 0.0  # what decoding its media cost on its behalf; 0 where they were decoded already
+    decode_path: str = ""  # what decoded them, such as "software h264"
     batch: int = 0  # number of the batch in its worker's pool
     attempt: int = 1  # deliveries of the message that led to it
     started_ns: int = 0  # of the batch, the worker's Unix time

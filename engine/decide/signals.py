@@ -79,6 +79,7 @@ class WorkerSignals(Record, frozen=True, omit_defaults=False):
     frame_bytes: int = 0
     max_frame_bytes: int = 0
     num_decoded: int = 0
+    decoded_by: dict[str, int] = msgspec.field(default_factory=dict)  # what decoded so many of them
     decode_s: float = 0.0  # spent decoding, since the worker began
     acks_pending: int = 0
     clock_offset_s: float | None = None  # of the server against this worker

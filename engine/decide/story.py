@@ -118,6 +118,7 @@ def _computed(kept: Kept, record: Result, names: Mapping[str, str], mates: Seque
     waited = f"after {measured.wait_s:.3f} s of waiting" if measured.wait_s >= 0.0005 else "at once"
     if measured.decode_s:
         waited += f", {measured.decode_s:.3f} s of it decoding"
+        waited += f" ({measured.decode_path})" if measured.decode_path else ""
     batch = (
         f"batch {measured.batch} of {measured.batch_size}" if measured.batch else f"a batch of {measured.batch_size}"
     )

@@ -48,7 +48,7 @@ class Decoding:
     kind: str
     began_ns: int
     ended_ns: int
-    path: str = "cpu"
+    path: str = ""
 
     @property
     def took_s(self) -> float:
@@ -68,6 +68,10 @@ class Hold:
     def decode_s(self) -> float:
         return sum(decoding.took_s for decoding in self.decodings)
 
+    @property
+    def decode_path(self) -> str:
+        return ", ".join(sorted({decoding.path for decoding in self.decodings} - {""}))
+
     def let_go(self) -> None:
         self._release()
 
@@ -81,6 +85,7 @@ class FrameStore:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self.num_decoded = 0
+        self.decoded_by: Counter[str] = Counter()  # what decoded it
         self.decode_s = 0.0
         self._limiter = limiter
         self._on_decoded = on_decoded
@@ -173,11 +178,13 @@ class FrameStore:
             self._bytes_of[stream] += grown
             kept.decode_s += (ended_ns - began_ns) / 1e9
             self.num_decoded += 1
+            path = next((path for product in made.values() if (path := getattr(product, "path", ""))), "")
+            self.decoded_by[path or "none"] += 1
             self.decode_s += (ended_ns - began_ns) / 1e9
             if self._on_decoded is not None:
                 self._on_decoded(stream, segment, kind, began_ns, ended_ns)
             self._evict()
-            return [Decoding(segment.index, kind.__name__, began_ns, ended_ns)]
+            return [Decoding(segment.index, kind.__name__, began_ns, ended_ns, path)]
 
     # --- memory ------------------------------------------------------------------------------------------------
 

@@ -282,7 +282,7 @@ class Group:
         if stage.demands:
             self.host.tasks.start_soon(self._decode, told, stage, span)
         else:
-            self._submit(told, stage, span, {}, 0.0)
+            self._submit(told, stage, span, None)
 
     def _hold_back(self, told: Compute) -> None:
         """Its gate is shut: nothing is decoded or called for it."""
@@ -317,15 +317,13 @@ class Group:
             return
         span.decoded(hold.decodings)
         self._holds[id(told)] = hold
-        self._submit(told, stage, span, hold.media, hold.decode_s)
+        self._submit(told, stage, span, hold)
 
-    def _submit(
-        self, told: Compute, stage: GroupStage, span: WorkSpan, media: Mapping[int, Media], decode_s: float
-    ) -> None:
+    def _submit(self, told: Compute, stage: GroupStage, span: WorkSpan, hold: Hold | None) -> None:
         pool = stage.pool
         ticket = pool.submit(
-            inputs_of(told, self.stream, stage.params, media),
-            partial(self._computed, told, span, decode_s),
+            inputs_of(told, self.stream, stage.params, hold.media if hold is not None else {}),
+            partial(self._computed, told, span),
             due_ns=told.expires_ns,
             alone=told.event.num_delivered > 1,
             emit=partial(self._emit, told) if pool.is_async else no_word,
@@ -347,9 +345,10 @@ class Group:
             }
             self.host.outbox.send(subjects.partials(job, self.stream), msgspec.json.encode(said))
 
-    def _computed(self, told: Compute, span: WorkSpan, decode_s: float, ran: Done) -> None:
+    def _computed(self, told: Compute, span: WorkSpan, ran: Done) -> None:
         self._tickets.pop(id(told), None)
-        if self._holds and (hold := self._holds.pop(id(told), None)) is not None:
+        hold = self._holds.pop(id(told), None) if self._holds else None
+        if hold is not None:
             hold.let_go()
         if isinstance(ran.error, Late):
             self._do(self.rule.late(told, lateness.said_of(told.due_ns, self.host.now_ns())))
@@ -362,7 +361,8 @@ class Group:
             span.ran(ran)
             if told.expires_ns and ran.ended_ns > self._estimated_ns + ESTIMATE_NS:
                 self._estimate(ran.ended_ns)
-            record = result_of(told, ran, self.stream, self.host.worker, decode_s)
+            decoded = (hold.decode_s, hold.decode_path) if hold is not None else ()
+            record = result_of(told, ran, self.stream, self.host.worker, *decoded)
             self.storing.result(told, record, ran.output, span)
 
     def _estimate(self, now_ns: int) -> None:

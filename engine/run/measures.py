@@ -17,7 +17,8 @@ def samples(signals: WorkerSignals) -> Iterator[Sample]:
     """What a worker says, but for how long batches took. What is not known is left out."""
     yield Sample(names.FRAMES, signals.frame_bytes, {})
     yield Sample(names.MAX_FRAMES, signals.max_frame_bytes, {})
-    yield Sample(names.DECODED, signals.num_decoded, {})
+    for path, num in sorted(signals.decoded_by.items()):
+        yield Sample(names.DECODED, num, {names.DECODE_PATH: path})
     yield Sample(names.DECODE_TIME, signals.decode_s, {})
     yield Sample(names.ACKS, signals.acks_pending, {})
     for pool in signals.pools:

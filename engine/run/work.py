@@ -38,7 +38,9 @@ def inputs_of(work: Compute, stream: str, params: Any, media: Mapping[int, Media
     return Inputs(stream, key.first, key.last, params, ports, before)
 
 
-def result_of(work: Compute, ran: Done, stream: str, worker: str, decode_s: float) -> Result:
+def result_of(
+    work: Compute, ran: Done, stream: str, worker: str, decode_s: float = 0.0, decode_path: str = ""
+) -> Result:
     """The record of an output that was computed."""
     rung = work.stage.running.planned.rung
     return Result(
@@ -54,6 +56,7 @@ def result_of(work: Compute, ran: Done, stream: str, worker: str, decode_s: floa
             batch_size=ran.batch_size,
             worker=worker,
             decode_s=decode_s,
+            decode_path=decode_path,
             batch=ran.batch,
             attempt=work.event.num_delivered,
             started_ns=ran.started_ns,

@@ -375,6 +375,7 @@ class Worker:
             frame_bytes=self._frames.num_bytes,
             max_frame_bytes=self._frames.max_bytes,
             num_decoded=self._frames.num_decoded,
+            decoded_by=dict(self._frames.decoded_by),
             decode_s=self._frames.decode_s,
             acks_pending=self._outbox.num_open,
             clock_offset_s=None if self._ledger.clock.error_ns is None else self._ledger.clock.offset_ns / 1e9,

@@ -84,6 +84,10 @@ class Product(Protocol):
     def nbytes(self) -> int:
         """How much memory it takes."""
 
+    @property
+    def path(self) -> str:
+        """What decoded it, for people, such as "software h264"; empty where nothing was there to decode."""
+
 
 class Demand(Hashable, Protocol):
     """What an operator asks of the decoder of its media, such as small pictures or sound."""

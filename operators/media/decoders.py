@@ -15,13 +15,18 @@ from streams.records import Packet, Segment, Track
 MAX_IDLE_DECODERS = 4  # kept by each thread
 
 
+def path_of(track: Track | None) -> str:
+    """How a track is decoded, for people: "software h264". Empty where there is none."""
+    return f"software {track.codec}" if track is not None else ""
+
+
 def decode_path(track: Track) -> str:
-    """How a track is decoded, for people: "software h264"."""
+    """As `path_of`, once it is clear that there is such a decoder."""
     try:
         open_decoder(track)
     except (*BAD_MEDIA, RuntimeError):
         return f"none: this build of FFmpeg has no decoder {track.codec}"
-    return f"software {track.codec}"
+    return path_of(track)
 
 
 def packets_of(segment: Segment, kind: str) -> tuple[Track | None, list[Packet]]:

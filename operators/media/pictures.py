@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.spec.operator import Media
 from operators.media.choosing import Shown, chosen, runs_for
-from operators.media.decoders import Decoding, owns, packets_of, put_back, taken_decoder, undecodable
+from operators.media.decoders import Decoding, owns, packets_of, path_of, put_back, taken_decoder, undecodable
 from operators.media.pixels import Filled, TensorSpec, filled
 from operators.media.pixels_host import HostScaling, normalised
 from operators.media.references import unreferenced
@@ -52,6 +52,7 @@ class Frames:
 
     times_ns: NDArray[np.int64]
     images: NDArray[np.uint8]
+    path: str = ""
 
     def __post_init__(self) -> None:
         self.times_ns.flags.writeable = self.images.flags.writeable = False
@@ -72,6 +73,7 @@ class Tensors:
     spec: TensorSpec
     size: tuple[int, int]
     shown: Filled
+    path: str = ""
 
     def __post_init__(self) -> None:
         self.times_ns.flags.writeable = self.scaled.flags.writeable = False
@@ -275,7 +277,11 @@ def _decode_pictures(segment: Segment, specs: Sequence[FrameSpec]) -> dict[Frame
     }
     found = _decode_chosen(segment, track, packets, chosen_ns)
     lost = [spec for spec in specs if not _is_whole(spec, found[spec], chosen_ns[spec])]
-    return found | _decode_all(segment, track, packets, lost) if lost else found
+    if lost:
+        found |= _decode_all(segment, track, packets, lost)
+    for product in found.values():
+        product.path = path_of(track)
+    return found
 
 
 def _is_whole(spec: FrameSpec, found: Product, chosen_ns: Set[int]) -> bool:

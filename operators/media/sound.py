@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.spec.operator import Media
-from operators.media.decoders import Decoding, owns, packets_of, undecodable
+from operators.media.decoders import Decoding, owns, packets_of, path_of, undecodable
 from streams.media.probe import BAD_MEDIA, open_decoder, time_ns
 from streams.records import Packet, Segment, Track
 
@@ -44,6 +44,7 @@ class Audio:
     start_ns: int
     sample_rate: int
     samples: NDArray[np.int16]
+    path: str = ""
 
     def __post_init__(self) -> None:
         self.samples.flags.writeable = False
@@ -127,7 +128,7 @@ def _laid_out(
     samples = np.zeros(last - first, np.int16)
     part = resampled[offset : offset + len(samples)]
     samples[: len(part)] = part
-    return Audio(first * 1_000_000_000 // rate_out, rate_out, samples)
+    return Audio(first * 1_000_000_000 // rate_out, rate_out, samples, path_of(track))
 
 
 def _ceil_at(at_ns: int, rate: int) -> int:

@@ -22,6 +22,7 @@ class Picture:
     """What one demand comes to: as many bytes as it says."""
 
     nbytes: int
+    path: str = "by hand"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ async def test_one_decode_serves_all_who_will_ask(store_of: MakeStore) -> None:
     assert Pictures.runs == [(0, [10, 20])]
     assert second.media[0].products == {Pictures(20): Picture(20)}
     assert (store.num_bytes, store.num_decoded) == (30, 1)
+    assert (first.decode_path, second.decode_path, dict(store.decoded_by)) == ("by hand", "", {"by hand": 1})
     await store.hold("s", [segment(0)], [Sound(5)])
     assert Pictures.runs == [(0, [10, 20]), (0, [5])]
     first.let_go()
