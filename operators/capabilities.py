@@ -102,6 +102,15 @@ class Motion(Evidence, frozen=True):
     observations: tuple[Movement, ...] = ()
 
 
+class Description(Observation, frozen=True):
+    """What a picture shows, in words; it holds until the next picture that was looked at."""
+
+
+class Descriptions(Evidence, frozen=True):
+    kind: ClassVar[str] = "picture"
+    observations: tuple[Description, ...] = ()
+
+
 class Selection(Evidence, frozen=True):
     """What was let through of evidence; and, for the next segment, what was told and when last."""
 
@@ -351,6 +360,10 @@ class AnswerParams(Settings, frozen=True):
 Wanted = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
+class CaptionFramesParams(Settings, frozen=True):
+    about: Annotated[str, Meta(max_length=500)] = ""  # what matters; empty: whatever is there
+
+
 class FilterParams(Settings, frozen=True):
     """Nothing of it set lets everything through."""
 
@@ -368,6 +381,7 @@ class SummarizeParams(Settings, frozen=True):
 DETECT_SCENES = Capability("detect_scenes", {"media": Port(Media)}, Scenes)
 TRANSCRIBE = Capability("transcribe", {"media": Port(Media)}, Transcript, TranscribeParams)
 READ_TEXT = Capability("read_text", {"media": Port(Media), "scenes": Port(Scenes)}, ScreenText)
+CAPTION_FRAMES = Capability("caption_frames", {"media": Port(Media)}, Descriptions, CaptionFramesParams)
 DETECT_MOTION = Capability("detect_motion", {"media": Port(Media)}, Motion)
 FILTER_EVIDENCE = Capability("filter_evidence", {"evidence": Port(Evidence, many=True)}, Selection, FilterParams)
 DETECT_OBJECTS = Capability("detect_objects", {"media": Port(Media)}, Objects, DetectObjectsParams)

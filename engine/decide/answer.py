@@ -18,7 +18,7 @@ from engine.spec.spending import all_of
 from streams.records import NOT_IN_THE_VIDEO, Evidence, Gap, Record, Reply, Result, Segment, Spent, Support, encode
 
 SECOND_NS = 1_000_000_000
-SEEN = frozenset({"text", "object", "track", "event", "count", "motion"})  # kinds of evidence that pictures show
+SEEN = frozenset({"text", "picture", "object", "track", "event", "count", "motion"})  # kinds of evidence
 NOTHING = ""  # what an output says that found nothing
 
 

@@ -31,6 +31,8 @@ MAX_TURNS = 64  # of an exchange
 SEEN_S = 5.0  # for which a server that has answered is believed to be up
 MAX_REPEATED = 2000  # characters of what a model said, shown to it again
 
+Content = str | Sequence[Mapping[str, Any]]  # of a message: text, or parts of it and pictures
+
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 
@@ -81,7 +83,7 @@ class Model:
         self,
         endpoint: Endpoint,
         role: str,
-        request: str,
+        request: Content,
         schema: Callable[[], Mapping[str, Any]],
         step: Step[T],
         draft: Draft,
@@ -93,7 +95,10 @@ class Model:
             self._limit = anyio.CapacityLimiter(endpoint.max_in_flight)
         if anyio.current_time() > self._seen_s + SEEN_S and not await until_up(endpoint):
             raise failure("upstream", f"{endpoint.model}: its server is not up after {endpoint.start_s:g} s")
-        messages = [{"role": "system", "content": role}, {"role": "user", "content": request}]
+        messages: list[Mapping[str, Any]] = [
+            {"role": "system", "content": role},
+            {"role": "user", "content": request},
+        ]
         async with self._limit:
             with anyio.move_on_after(endpoint.answer_s):
                 try:
@@ -119,7 +124,7 @@ class Model:
         self,
         endpoint: Endpoint,
         role: str,
-        request: str,
+        request: Content,
         kind: type[S],
         made_of: Callable[[S], T],
         draft: Draft,

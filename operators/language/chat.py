@@ -76,7 +76,7 @@ class Busy(Exception):
 
 async def completed(
     endpoint: Endpoint,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     schema: Mapping[str, Any] | None = None,
     emit: Callable[[str], None] = lambda text: None,
     sampling: Mapping[str, Any] = GREEDY,
@@ -118,7 +118,7 @@ async def _noted(endpoint: Endpoint, request: Mapping[str, Any], emit: Callable[
 
 def _request(
     endpoint: Endpoint,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     schema: Mapping[str, Any] | None,
     sampling: Mapping[str, Any],
 ) -> dict[str, Any]:

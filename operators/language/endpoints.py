@@ -54,6 +54,7 @@ class Endpoint(Settings, frozen=True):
     context_tokens: Annotated[int, Meta(ge=512, le=10_000_000)] = 4096
     is_constrained: bool = True  # it keeps to a JSON schema; else what it says is looked through for JSON
     hears: bool = False  # it transcribes speech (/audio/transcriptions), and does nothing else
+    sees: bool = False  # it takes pictures as well as words
     price_in: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     price_out: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     serve: Annotated[tuple[Word, ...], Meta(max_length=200)] = ()
@@ -116,6 +117,11 @@ def _there() -> There:
 def that_answer() -> tuple[Endpoint, ...]:
     """Those that language models are behind."""
     return tuple(each for each in endpoints() if not each.hears)
+
+
+def that_see() -> tuple[Endpoint, ...]:
+    """Those that take pictures."""
+    return tuple(each for each in endpoints() if each.sees and not each.hears)
 
 
 def that_hear() -> tuple[Endpoint, ...]:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from operators import weights
 from operators.capabilities import (
-    Event,
+    Descriptions,
     Events,
     ScreenText,
     Speech,
@@ -42,7 +42,7 @@ from operators.language import embedding
 from operators.language.retrieval import OF_WORDS, Piece, Vectors, Words, screen_pieces, spoken_pieces
 from operators.language.tallies import appearances
 from streams.errors import Transient, UserError
-from streams.records import Evidence, encode
+from streams.records import Evidence, Observation, encode
 
 VERSION = 2
 NUM_CANDIDATES = 200
@@ -51,8 +51,8 @@ ROWS_A_PIECE = 10_000
 WAIT_S = 30.0  # for another process that writes
 MAX_WORDS_ASKED = 64
 
-_KINDS: dict[str, type[Transcript | ScreenText | Events | Tracks]] = {
-    kind.kind: kind for kind in (Transcript, ScreenText, Events, Tracks)
+_KINDS: dict[str, type[Transcript | ScreenText | Events | Tracks | Descriptions]] = {
+    kind.kind: kind for kind in (Transcript, ScreenText, Events, Tracks, Descriptions)
 }
 _SCHEMA = """
 CREATE TABLE outputs (source TEXT, stream TEXT, first INT, last INT, kind TEXT, data BLOB,
@@ -195,7 +195,7 @@ class PassageIndex:
         query = "SELECT kind, data FROM outputs WHERE source = ? AND stream = ? ORDER BY first, last"
         speech: list[Speech] = []
         lines: list[TextLine] = []
-        events: list[Event] = []
+        told: list[tuple[str, Observation]] = []
         tracks: list[TrackedObject] = []
         for kind, data in self._db.execute(query, (source, stream)):
             value = msgspec.msgpack.decode(data, type=_KINDS[kind])
@@ -204,11 +204,11 @@ class PassageIndex:
                     speech.extend(said)
                 case ScreenText(observations=seen):
                     lines.extend(seen)
-                case Events(observations=happened):
-                    events.extend(happened)
+                case Events(observations=others) | Descriptions(observations=others):
+                    told.extend((kind, each) for each in others)
                 case Tracks(observations=followed):
                     tracks.extend(followed)
-        return spoken_pieces(speech) + screen_pieces(lines) + _seen_pieces(events, tracks)
+        return spoken_pieces(speech) + screen_pieces(lines) + _seen_pieces(told, tracks)
 
     def _kept_vectors(self, source: str, stream: str) -> dict[str, bytes]:
         """By what their passages are looked for by."""
@@ -353,16 +353,14 @@ def _lean(value: Evidence) -> Evidence:
     return value
 
 
-def _seen_pieces(events: Iterable[Event], tracks: Iterable[TrackedObject]) -> list[Piece]:
-    """What happened, and when there was what. They are looked for without their numbers: what says the same has one
-    vector."""
-    found = [(Events.kind, each) for each in events] + [(Tracks.kind, each) for each in appearances(tracks)]
-    return [
-        Piece(
-            kind, each.start_ns, each.end_ns, each.text, range(at, at + 1), each.confidence, _NUMBER.sub("", each.text)
-        )
-        for at, (kind, each) in enumerate(found)
-    ]
+def _seen_pieces(told: Iterable[tuple[str, Observation]], tracks: Iterable[TrackedObject]) -> list[Piece]:
+    """What happened, what pictures show, and when there was what. They are looked for without their numbers: what says
+    the same has one vector."""
+    pieces: list[Piece] = []
+    for at, (kind, each) in enumerate([*told, *((Tracks.kind, each) for each in appearances(tracks))]):
+        meaning = _NUMBER.sub("", each.text)
+        pieces.append(Piece(kind, each.start_ns, each.end_ns, each.text, range(at, at + 1), each.confidence, meaning))
+    return pieces
 
 
 def open_index(path: Path) -> PassageIndex:

@@ -229,6 +229,6 @@ def test_none_is_left_out() -> None:
         if operator.__module__.startswith("operators.")
     }
     by_models = {("answer_question", "reading"), ("answer_question", "acting"), ("summarize", "writing")}
-    by_models |= {("converse", "conversing"), ("transcribe", "listening")}
+    by_models |= {("converse", "conversing"), ("transcribe", "listening"), ("caption_frames", "describing")}
     by_models |= {("detect_objects", "rf-detr"), ("detect_objects", "yolox")}  # whose weights are not here
     assert ours == {*GIVEN, *by_models}
