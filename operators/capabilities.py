@@ -112,7 +112,7 @@ class Descriptions(Evidence, frozen=True):
 
 
 class Selection(Evidence, frozen=True):
-    """What was let through of evidence; and, for the next segment, what was told and when last."""
+    """What was let through of evidence; and, for the next segment, what was told (by a digest) and when last."""
 
     kind: ClassVar[str] = "selection"
     told: tuple[tuple[str, int], ...] = ()

@@ -6,6 +6,7 @@ the text. What is the same is what says the same with its numbers left out: "per
 enters the yard" again.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
@@ -15,6 +16,7 @@ from operators.capabilities import FILTER_EVIDENCE, FilterParams, Selection
 from streams.records import Observation
 
 MAX_TOLD = 1000  # things that are remembered, the latest of them
+LATE_S = 60.0  # by which a later segment's observations may begin before an earlier one's end
 
 _NUMBER = re.compile(r"\d+")
 _WORD = re.compile(r"\w+")
@@ -51,15 +53,17 @@ def selected(found: Iterable[Observation], params: FilterParams, before: Selecti
     for each in sorted(found, key=lambda each: (each.start_ns, each.end_ns, each.text)):
         if each.confidence < params.min_confidence or not _says(each.text, params):
             continue
-        what = _NUMBER.sub("#", each.text)
+        what = hashlib.blake2b(_NUMBER.sub("#", each.text).encode(), digest_size=12).hexdigest()
         last_ns = told.pop(what, None)
         told[what] = each.end_ns if last_ns is None else max(last_ns, each.end_ns)
         if not params.once_in_s or last_ns is None or each.start_ns - last_ns >= params.once_in_s * 1e9:
             kept.append(
                 Observation(start_ns=each.start_ns, end_ns=each.end_ns, text=each.text, confidence=each.confidence)
             )
-    latest = sorted(told.items(), key=lambda item: (item[1], item[0]))[-MAX_TOLD:] if params.once_in_s else ()
-    return Selection(observations=tuple(kept), told=tuple(latest))
+    since_ns = max(told.values(), default=0) - round((params.once_in_s + LATE_S) * 1e9)
+    recent = ((last_ns, what) for what, last_ns in told.items() if last_ns > since_ns)
+    latest = sorted(recent)[-MAX_TOLD:] if params.once_in_s else []
+    return Selection(observations=tuple(kept), told=tuple((what, last_ns) for last_ns, what in latest))
 
 
 def _says(text: str, params: FilterParams) -> bool:

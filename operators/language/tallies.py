@@ -14,7 +14,15 @@ from operators.capabilities import Event, TrackedObject
 from streams.records import Observation
 
 MAX_EACH = 100  # of a class: of more nobody wants to hear by number
-PLURALS = {"person": "people", "bus": "buses", "sheep": "sheep", "mouse": "mice", "knife": "knives", "skis": "skis"}
+PLURALS = {
+    "person": "people",
+    "bus": "buses",
+    "sheep": "sheep",
+    "mouse": "mice",
+    "knife": "knives",
+    "skis": "skis",
+    "scissors": "scissors",
+}
 VERBS = {"enters": "enter", "leaves": "leave", "stays": "stay", "crosses": "cross"}
 KIND = "count"
 APART_S = 10.0

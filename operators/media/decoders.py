@@ -78,6 +78,8 @@ class Decoding:
             self.reason = self.reason or str(error).splitlines()[0]
             return []
         self.num_frames += len(decoded)
+        if not self.reason and any(getattr(frame, "is_corrupt", False) for frame in decoded):
+            self.reason = "it conceals damage"
         return decoded
 
 

@@ -5,7 +5,7 @@ converted and scaled one by one as they leave the decoder. For whom damage keeps
 are decoded, and the first picture that comes at or after each multiple of the interval is taken.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -19,7 +19,7 @@ from operators.media.choosing import Shown, chosen, runs_for
 from operators.media.decoders import Decoding, owns, packets_of, path_of, put_back, taken_decoder, undecodable
 from operators.media.pixels import Filled, TensorSpec, filled
 from operators.media.pixels_host import HostScaling, normalised
-from operators.media.references import unreferenced
+from operators.media.references import is_unordered, unreferenced
 from streams.errors import Permanent
 from streams.media.probe import BAD_MEDIA, time_ns
 from streams.records import Packet, Segment, Track
@@ -126,12 +126,14 @@ def each_picture(segment: Segment) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         return
     decoding = taken_decoder(segment, track, packets)
     one = _Taken(FrameSpec(), lambda at_ns: True, track.rotation % 360 // 90 * 90)
+    in_order = (each.at_ns for each in (_shown(segment, track, packets) if is_unordered(track, packets) else ()))
     for frame, at_ns in _owned_pictures(segment, decoding, packets):
         try:
             one.offer(frame, at_ns)
         except BAD_MEDIA:
             continue
-        yield one.times_ns.pop(), np.ascontiguousarray(one.images.pop())
+        said_ns = one.times_ns.pop()
+        yield next(in_order, said_ns), np.ascontiguousarray(one.images.pop())
     put_back(decoding, packets)
 
 
@@ -144,7 +146,7 @@ def picture_at(segment: Segment, at_ns: int) -> tuple[int, NDArray[np.uint8]]:
         raise Permanent(f"segment {segment.index} of {segment.stream} has no pictures")
     wanted_ns = max((at for at in shown if at <= at_ns), default=shown[0])
     one = FrameSpec(interval_ns=1)
-    found = cast(Frames, _decode_chosen(segment, track, packets, {one: frozenset({wanted_ns})})[one])
+    found = cast(Frames, _decode_chosen(segment, track, packets, {one: frozenset({wanted_ns})})[0][one])
     if len(found.times_ns):
         return wanted_ns, found.images[0]
     best: tuple[int, NDArray[np.uint8]] | None = None
@@ -169,6 +171,18 @@ class _Each:
         if self.interval_ns > 0:
             self.next_ns = (at_ns // self.interval_ns + 1) * self.interval_ns
         return True
+
+
+class _Listed:
+    """Those of these times, each once."""
+
+    def __init__(self, times_ns: Iterable[int]) -> None:
+        self._left = set(times_ns)
+
+    def __call__(self, at_ns: int) -> bool:
+        is_wanted = at_ns in self._left
+        self._left.discard(at_ns)
+        return is_wanted
 
 
 @dataclass(slots=True)
@@ -275,8 +289,11 @@ def _decode_pictures(segment: Segment, specs: Sequence[FrameSpec]) -> dict[Frame
     chosen_ns = {
         spec: frozenset(chosen(shown, _first_wanted(spec, segment), spec.interval_ns, spec.slack_ns)) for spec in specs
     }
-    found = _decode_chosen(segment, track, packets, chosen_ns)
-    lost = [spec for spec in specs if not _is_whole(spec, found[spec], chosen_ns[spec])]
+    found: dict[FrameSpec, Product] = {}
+    lost = list(specs)
+    if not is_unordered(track, packets):
+        found, is_damaged = _decode_chosen(segment, track, packets, chosen_ns)
+        lost = [spec for spec in specs if not _is_whole(spec, found[spec], chosen_ns[spec], is_damaged)]
     if lost:
         found |= _decode_all(segment, track, packets, lost)
     for product in found.values():
@@ -284,28 +301,30 @@ def _decode_pictures(segment: Segment, specs: Sequence[FrameSpec]) -> dict[Frame
     return found
 
 
-def _is_whole(spec: FrameSpec, found: Product, chosen_ns: Set[int]) -> bool:
-    """Whether all came that there can be: of every picture, those that are not damaged."""
+def _is_whole(spec: FrameSpec, found: Product, chosen_ns: Set[int], is_damaged: bool) -> bool:
+    """Whether all came that there can be: of every picture, those that are not damaged. Of some, where damage was met
+    on the way, what they look like may depend on what else was decoded."""
     if spec.interval_ns <= 0:
         return len(found.times_ns) > 0 or not chosen_ns
-    return chosen_ns <= set(found.times_ns.tolist())
+    return chosen_ns <= set(found.times_ns.tolist()) and not is_damaged
 
 
 def _decode_chosen(
     segment: Segment, track: Track, packets: Sequence[Packet], chosen_ns: Mapping[FrameSpec, Set[int]]
-) -> dict[FrameSpec, Product]:
-    """Those of the chosen pictures that come when what is needed for them is decoded."""
+) -> tuple[dict[FrameSpec, Product], bool]:
+    """Those of the chosen pictures that come when what is needed for them is decoded; and whether some of that is
+    damaged."""
     all_ns = frozenset[int]().union(*chosen_ns.values())
     wanted = {at for at, packet in enumerate(packets) if _at_ns(segment, track, packet.pts) in all_ns}
     taken = [
-        _taking(spec, times_ns.__contains__ if spec.interval_ns > 0 else _Each(0, 0), len(times_ns), track)
+        _taking(spec, _Listed(times_ns) if spec.interval_ns > 0 else _Each(0, 0), len(times_ns), track)
         for spec, times_ns in chosen_ns.items()
     ]
     decoding = taken_decoder(segment, track, packets)
     for run in runs_for(packets, unreferenced(track, packets), wanted):
         _offer_pictures(segment, decoding, [packets[at] for at in run], taken)
     put_back(decoding, packets)
-    return {each.spec: each.result() for each in taken}
+    return {each.spec: each.result() for each in taken}, bool(decoding.reason)
 
 
 def _decode_all(

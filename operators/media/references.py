@@ -12,6 +12,7 @@ Source: ITU-T H.264 7.4.1, H.265 7.4.2.2, H.262 6.3.9, ISO/IEC 14496-2 6.3.5.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from streams.records import Packet, Track
@@ -40,6 +41,21 @@ def unreferenced(track: Track, packets: Sequence[Packet]) -> list[bool]:
     pictures = [read(packet.data, length_bytes) for packet in packets]
     highest = max((picture.layer for picture in pictures), default=0)
     return [picture.is_last and picture.layer == highest for picture in pictures]
+
+
+def is_unordered(track: Track, packets: Sequence[Packet]) -> bool:
+    """Whether a segment's timestamps may be wrong: several are the same, or they ascend in the order of decoding though
+    there are pictures that no other refers to, which are mostly shown before what is decoded ahead of them. Then all is
+    decoded, so that what is taken does not depend on who asks."""
+    times = [packet.pts for packet in packets]
+    ascend = all(one < other for one, other in pairwise(times))
+    is_odd = len(set(times)) < len(times) or _are_packed(track, packets)
+    return is_odd or (ascend and any(unreferenced(track, packets)))
+
+
+def _are_packed(track: Track, packets: Sequence[Packet]) -> bool:
+    """Whether a packet holds several pictures, as DivX packs them: its timestamp is that of none but the first."""
+    return track.codec == "mpeg4" and any(packet.data.count(START + b"\xb6") > 1 for packet in packets)
 
 
 def _length_bytes(track: Track) -> int:

@@ -1,8 +1,11 @@
 """Writes pictures and sound as a film that browsers play: H.264 and AAC in MP4, with its index in front.
 
-Times are media times; the film begins with its first picture. Pictures keep theirs, however unevenly they come.
+Times are media times; the film begins with its first picture. Pictures keep theirs, however unevenly they come; but a
+hole of over MAX_HOLE_S, in which a source was away, is HOLE_S long.
 """
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -20,6 +23,7 @@ TICKS = 90_000  # a second
 SOUND_RATE = 48_000
 QUALITY = "23"  # x264's constant rate factor: its default
 SPEED = "veryfast"
+MAX_HOLE_S, HOLE_S = 10.0, 1.0
 
 
 class Film:
@@ -42,6 +46,9 @@ class Film:
         if self._video is None:
             self._start_ns = at_ns
             self._open(width, height)
+        hole_s = (at_ns - self._start_ns) / 1e9 - self._last_ticks / TICKS
+        if self._last_ticks >= 0 and hole_s > MAX_HOLE_S:
+            self._start_ns += round((hole_s - HOLE_S) * 1e9)
         ticks = round((at_ns - self._start_ns) * TICKS / 1e9)
         if ticks <= self._last_ticks:
             return
@@ -85,21 +92,37 @@ class Film:
 
 @contextmanager
 def film_at(path: Path, *, has_sound: bool) -> Iterator[Film]:
-    """A film to be written to `path`; none is left there where it is not finished. Raises UserError where it cannot be
-    written."""
-    part = path.with_name(f".{path.name}.part")
+    """A film to be written to `path`, or to what that leads to; none is left there where it is not finished. Raises
+    UserError where it cannot be written, and where there is something that is no file."""
+    part: Path | None = None
     try:
-        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        place = path.resolve()
+        if place.exists() and not place.is_file():
+            raise UserError(f"{path} is no file: give the name of one, or of one that is not there yet")
+        handle, name = tempfile.mkstemp(prefix=".penstock-", suffix=".part", dir=place.parent)
+        os.close(handle)
+        part = Path(name)
+        with av.open(name, "w", format="mp4", options={"movflags": "+faststart"}) as container:
             film = Film(container, has_sound=has_sound)
             yield film
             film.finish()
         if film.num_pictures:
-            part.replace(path)
+            part.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~_umask())
+            part.replace(place)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give a file in a folder you can write") from error
+    except av.FFmpegError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
     finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        if part is not None:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def jpeg(image: NDArray[np.uint8], quality: int = 85) -> bytes:

@@ -10,10 +10,13 @@ Each track has a colour of its own: hues a golden angle apart, so that numbers i
 """
 
 import colorsys
+import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -46,6 +49,7 @@ EVENT_S, MAX_EVENTS = 2.5, 4
 MAX_SHOWN_S = 2.0  # of an object that nobody tracks
 SHOWN: tuple[type[msgspec.Struct], ...] = (Objects, Tracks, Events, ScreenText, Transcript)  # what it can show
 GOLDEN = 0.61803399
+FONTS = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf", "arial.ttf")
 DARK, LIGHT, YELLOW = (16, 16, 16), (250, 250, 250), (255, 214, 64)
 
 Colour = tuple[int, int, int]
@@ -184,22 +188,39 @@ def hash_of(text: str) -> int:
     return sum(text.encode())
 
 
+@cache
+def font_of(size: int) -> Any:
+    """The first of FONTS that this machine has; else Pillow's own, which has ASCII only."""
+    from PIL import ImageFont
+
+    for name in FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
+
+
+def writable(text: str, font: Any) -> str:
+    """A text as a font can draw it: without one of FONTS, letters lose their accents, and others are ?."""
+    if text.isascii() or isinstance(getattr(font, "path", None), str):
+        return text
+    parts = unicodedata.normalize("NFKD", text)
+    return "".join(part if part.isascii() else "?" for part in parts if not unicodedata.combining(part))
+
+
 class _Pen:
     """Draws on a picture of width x height pixels; places are fractions of it."""
 
     def __init__(self, draw: "ImageDraw", width: int, height: int) -> None:
-        from PIL import ImageFont
-
         self._draw, self._width, self._height = draw, width, height
         self._line = max(1, round(height / 280))
         size = max(10, round(height / 36))
-        self._font: Any = ImageFont.load_default(size)
-        self._large: Any = ImageFont.load_default(round(size * 1.5))
+        self._font, self._large = font_of(size), font_of(round(size * 1.5))
 
     def _at(self, place: Place) -> tuple[float, float]:
         return place[0] * self._width, place[1] * self._height
 
     def box(self, box: Bounds, label: str, colour: Colour) -> None:
+        label = writable(label, self._font)
         x0, y0 = self._at((box[0], box[1]))
         x1, y1 = self._at((box[0] + box[2], box[1] + box[3]))
         self._draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=self._line)
@@ -224,6 +245,7 @@ class _Pen:
             self._name(name, min(start, end, key=lambda corner: corner[1]))
 
     def _name(self, name: str, place: Place) -> None:
+        name = writable(name, self._font)
         x, y = self._at(place)
         right = float(self._draw.textlength(name, font=self._font))
         where = min(max(0.0, x + 4), max(0.0, self._width - right - 2)), max(0.0, y + 2)
@@ -231,7 +253,8 @@ class _Pen:
 
     def list(self, texts: Sequence[str]) -> None:
         """At the lower left, the last one lowest."""
-        for number, text in enumerate(reversed(texts)):
+        for number, said in enumerate(reversed(texts)):
+            text = writable(said, self._font)
             _, top, right, bottom = self._draw.textbbox((0, 0), text, font=self._font)
             room = bottom - top + 8
             y = self._height * 0.98 - room * (number + 1)
@@ -241,6 +264,7 @@ class _Pen:
     def subtitle(self, text: str) -> None:
         if not text:
             return
+        text = writable(text, self._large)
         left, top, right, bottom = self._draw.multiline_textbbox((0, 0), text, font=self._large, align="center")
         x, y = (self._width - right) / 2, self._height * 0.94 - bottom
         self._draw.rectangle((x + left - 8, y + top - 5, x + right + 8, y + bottom + 5), fill=(*DARK, 190))

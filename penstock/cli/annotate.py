@@ -53,13 +53,22 @@ def add_commands(commands: Any, run: Run) -> None:
     shooting.set_defaults(command=partial(call, _snapshot))
 
 
-def check_place(path: Path) -> None:
-    """Raises UserError where no file can be written there: before the work, not behind it."""
-    folder = path.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+def check_place(path: Path, input: Path | None = None) -> None:
+    """Raises UserError where no file can be written there, or where that would be the input itself: before the work,
+    not behind it."""
+    try:
+        place = path.resolve()
+        is_other = place.exists() and not place.is_file()
+        is_input = input is not None and place.exists() and place.samefile(input)
+        can_be = place.parent.is_dir() and os.access(place.parent, os.W_OK)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give another name") from error
+    if is_other:
+        raise UserError(f"{path} is no file: give the name of one, or of one that is not there yet")
+    if is_input:
+        raise UserError(f"{path} is the input itself: give another name")
+    if not can_be:
         raise UserError(f"cannot write {path}: give a file in a folder you can write")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give the name of a file")
 
 
 async def write_film(about: Annotating, path: Path, start: str = "", end: str = "") -> None:

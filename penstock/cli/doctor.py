@@ -182,7 +182,7 @@ def _capabilities(rows: Sequence[OperatorRow]) -> list[Finding]:
         better = offered[: offered.index(best)] if best else offered
         reasons = "; ".join(dict.fromkeys(row.missing for row in better if row.missing))
         found = f"runs on {best.rung}" if best else "nothing here can compute it"
-        findings.append(
-            Finding(what=name, ok=best is not None, found=found, advice=f"better: {reasons}" if reasons else "")
-        )
+        needs_model = best is None and all(row.quality == 0 for row in offered)  # the owner's, somewhere
+        advice = f"better: {reasons}" if reasons else ""
+        findings.append(Finding(what=name, ok=best is not None, found=found, advice=advice, optional=needs_model))
     return findings

@@ -189,7 +189,7 @@ def _empty(path: Path) -> None:
 
 def _run(parsed: argparse.Namespace) -> int:
     from engine.spec.workflow import load_workflow
-    from penstock.running import run
+    from penstock.running import local_file, run
 
     workflow, options = load_workflow(parsed.workflow), _options(parsed, parsed.store)
     if len(parsed.input) > 1 or parsed.report is not None or os.path.isdir(parsed.input[0]):  # noqa: PTH112 - which has no opinion on names too long
@@ -200,7 +200,7 @@ def _run(parsed: argparse.Namespace) -> int:
         work = partial(batch.run, workflow, parsed.input, parsed.ask, options, parsed.report, parsed.json)
         return DONE if _until_done(work) else FAILED
     if parsed.annotate is not None:
-        annotate.check_place(parsed.annotate)
+        annotate.check_place(parsed.annotate, local_file(parsed.input[0]))
     answers = _answers(partial(run, workflow, parsed.input[0], parsed.ask, options), parsed.json)
     if parsed.annotate is not None:
         (job,) = {(answer.stream, answer.job) for answer in answers} or {("", "")}

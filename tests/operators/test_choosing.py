@@ -14,7 +14,7 @@ from media_zoo import make
 from engine.spec.operator import Media
 from operators.media.choosing import Shown, chosen, runs_for
 from operators.media.decoders import Decoding
-from operators.media.pictures import FrameSpec, frames
+from operators.media.pictures import FrameSpec, each_picture, frames
 from operators.media.references import unreferenced
 from operators.testing.film import segments_of
 from streams.records import Packet, Track
@@ -214,3 +214,32 @@ def test_a_segment_without_a_keyframe_is_decoded_from_its_beginning() -> None:
     assert runs_for(packets, [False] * 4, {2}) == [[0, 1, 2]]
     assert runs_for(packets, [False] * 4, set()) == []
     assert runs_for([], [], set()) == []
+
+
+@pytest.mark.parametrize("name", ["raw.h264", "three.mkv", "packed.avi"])
+def test_timestamps_that_are_wrong_cost_no_picture_and_depend_on_nobody(name: str, tmp_path: Path) -> None:
+    """Made up in the order of decoding; three pictures each at one time; several pictures in a packet."""
+    if name == "raw.h264":
+        path = make(tmp_path / name, video="libx264", options={"g": "25", "bf": "3"}, seconds=4, format="h264")
+        pieces = segments_of(path, 10.0)
+    else:
+        path = make(tmp_path / "a.avi", video="mpeg4", options={"g": "12", "bf": "2"}, seconds=4)
+        pieces = segments_of(path, 10.0)
+        packets = list(pieces[0].packets)
+        if name == "three.mkv":
+            packets = [msgspec.structs.replace(each, pts=each.pts // 3 * 3) for each in packets]
+        else:
+            both = packets[2].data + packets[3].data
+            packets = [*packets[:2], msgspec.structs.replace(packets[2], data=both), *packets[4:]]
+        pieces = [msgspec.structs.replace(pieces[0], packets=tuple(packets))]
+    specs = [FrameSpec(interval_ns=120 * MS), FrameSpec(interval_ns=400 * MS), FrameSpec(interval_ns=80 * MS)]
+    for piece in pieces:
+        together = FrameSpec.decode(piece, specs)
+        for spec in specs:
+            alone = FrameSpec.decode(piece, [spec])[spec]
+            assert together[spec].times_ns.tolist() == alone.times_ns.tolist() == sorted(set(alone.times_ns.tolist()))
+            assert np.array_equal(together[spec].images, alone.images)
+        if name == "raw.h264":
+            times = [at_ns for at_ns, _ in each_picture(piece)]
+            assert times == sorted(set(times))
+            assert len(times) == len(piece.packets)

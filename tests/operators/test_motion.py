@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from operators.capabilities import FilterParams, Selection
 from operators.control.filtering import selected
-from operators.vision.detect_motion import BETWEEN_S, movements
+from operators.testing.film import film
+from operators.vision.detect_motion import BETWEEN_S, DetectMotion, movements
+from penstock.testing import run
 from streams.records import Observation
 
 S = 10**9
@@ -141,3 +143,22 @@ def test_nothing_is_told_twice_within_the_time(segments: list[list[tuple[int, st
         at = sorted(each.start_ns for each in told if each.text == text)
         assert all(later - earlier >= 7 * S for earlier, later in pairwise(at))
     assert {each.text for some in found for each in some} == {each.text for each in told}
+
+
+def test_a_picture_a_second_and_segments_of_one_picture_are_enough() -> None:
+    still, moving = filmed(6, noise=0), filmed(6, noise=0, walker=(10, 20))
+    for fps, segment_s in ((1.0, 2.0), (5.0, 0.2)):
+        for images, moves in ((still, False), (moving, True)):
+            rgb = np.repeat(images[..., None], 3, axis=3)
+            media = film(rgb, frames_per_s=fps, segment_s=segment_s)
+            found = run(DetectMotion, {"media": media})
+            assert [bool(each.observations) for each in found[1:]] == [moves] * (len(media) - 1)
+
+
+def test_what_was_told_is_forgotten_once_it_does_not_count() -> None:
+    before: Selection | None = None
+    for second in range(2000):
+        before = selected([seen(second, f"{chr(97 + second % 26) * 300} {second}x")], FilterParams(once_in_s=1), before)
+    assert before is not None
+    assert len(before.told) <= 62
+    assert max(len(what) for what, _ in before.told) < 30

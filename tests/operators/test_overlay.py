@@ -1,5 +1,6 @@
 """What is drawn into pictures, and where; and that films of them are films."""
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 from operators.capabilities import (
     DetectedObject,
@@ -26,7 +28,8 @@ from operators.capabilities import (
 )
 from operators.media.sound import Audio
 from operators.media.writing import SOUND_RATE, film_at, jpeg
-from operators.vision.overlay import NS, Overlay, colour_of
+from operators.vision.overlay import NS, Overlay, colour_of, writable
+from penstock.cli.annotate import check_place
 from streams.errors import UserError
 
 BLACK = np.zeros((240, 320, 3), np.uint8)
@@ -158,3 +161,41 @@ def test_a_picture_is_a_jpeg() -> None:
     assert read.shape == (24, 32, 3)
     assert read[12, 16, 2] > 190  # red, as OpenCV has it
     assert read[12, 16, 0] < 10
+
+
+def test_a_film_takes_no_place_that_is_no_files_and_goes_where_a_link_leads(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    for name in ("pipe.mp4", "folder.mp4"):
+        with pytest.raises(UserError, match="is no file"), film_at(tmp_path / name, has_sound=False) as film:
+            film.picture(0, BLACK)
+        with pytest.raises(UserError, match="is no file"):
+            check_place(tmp_path / name)
+    assert (tmp_path / "pipe.mp4").is_fifo()
+    (tmp_path / "real.mp4").write_bytes(b"old")
+    (tmp_path / "link.mp4").symlink_to("real.mp4")
+    with film_at(tmp_path / "link.mp4", has_sound=False) as film:
+        film.picture(0, BLACK)
+    assert (tmp_path / "link.mp4").is_symlink()
+    assert (tmp_path / "real.mp4").read_bytes()[4:8] == b"ftyp"
+    with pytest.raises(UserError, match="is the input itself"):
+        check_place(tmp_path / "link.mp4", tmp_path / "real.mp4")
+    with pytest.raises(UserError, match="cannot write"):
+        check_place(tmp_path / ("a" * 300 + ".mp4"))
+    with film_at(tmp_path / ("a" * 250 + ".mp4"), has_sound=False) as film:
+        film.picture(0, BLACK)
+
+
+def test_a_hole_in_a_stream_is_a_short_one_in_its_film(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with film_at(path, has_sound=False) as film:
+        for at_s in (0.0, 1.0, 14 * 3600.0, 14 * 3600.0 + 1):
+            film.picture(int(at_s * NS), BLACK)
+    with av.open(str(path)) as container:
+        assert [round(float(frame.time), 2) for frame in container.decode(video=0)] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_what_no_font_can_draw_is_readable_all_the_same() -> None:
+    own = ImageFont.load_default(20)
+    assert writable("Café Ж 漢", own) == "Cafe ? ?"
+    assert writable("plain", own) == "plain"
