@@ -102,6 +102,21 @@ def running_server(store: Path) -> str | None:
     return running[0] if running else None
 
 
+def is_restarting(store: Path) -> bool:
+    """Whether the server of this store answers nobody and its keeper lives, which starts it again."""
+    said = stores.status(store.resolve()) if os.path.isdir(store) else {}  # noqa: PTH112 - names may be too long
+    pid = said.get("keeper_pid")
+    if "url" not in said or not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
+
+
 def nats_server_version() -> tuple[Path, str]:
     """Which nats-server is used, and its version: the one on PATH, else the one installed beside Python.
 

@@ -19,12 +19,13 @@ import disks
 import nats
 import pytest
 
+from penstock.client import server_of
 from streams.errors import LinkError, UserError
 from streams.wire import keeper, server
 from streams.wire.keeper import MAX_DELAY_S, RESTART_WINDOW_S, restart_delay_s
 from streams.wire.ledger import open_ledger
 from streams.wire.link import connect
-from streams.wire.server import embedded, nats_server_version
+from streams.wire.server import embedded, is_restarting, nats_server_version
 from streams.wire.store import LOG, full_disk, status
 
 pytestmark = pytest.mark.anyio
@@ -153,6 +154,17 @@ async def test_a_killed_server_is_started_again_on_its_port_with_what_it_held(st
         await eventually(lambda: status(store).get("pid", killed) != killed)
         assert status(store)["url"] == url
         assert await stored(url, put=b"two") == [b"one", b"two"]
+
+
+async def test_who_comes_while_it_is_started_again_waits_for_it(store, eventually) -> None:
+    assert not is_restarting(store)
+    async with embedded(store) as url:
+        os.kill(status(store)["pid"], signal.SIGKILL)
+        with anyio.fail_after(30):
+            assert await server_of(store) == url
+    await eventually(lambda: not is_restarting(store))
+    with pytest.raises(LinkError, match="no Penstock runs here"):
+        await server_of(store)
 
 
 async def test_a_server_that_keeps_dying_is_started_again_and_again(store, eventually) -> None:
