@@ -28,7 +28,7 @@ from measure import at_least, keep, say
 from numpy.typing import NDArray
 
 from operators import weights
-from operators.vision.detect_objects import NAME, NanoDet
+from operators.vision.detect_objects import NAME, TAKES, NanoDet
 
 CLIP = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
 OVERLAP = 0.5
@@ -137,7 +137,7 @@ def by_itself(clip: Path, every: int) -> tuple[Found, NDArray[np.float64], float
     """The model alone, on every so-many-th frame; and the size of a frame and how many there are a second."""
     import cv2
 
-    model = NanoDet(weights.folder_of(NAME), 1)
+    model = NanoDet(weights.folder_of(NAME), 1, TAKES)
     film = cv2.VideoCapture(str(clip))
     size = np.array([film.get(cv2.CAP_PROP_FRAME_WIDTH), film.get(cv2.CAP_PROP_FRAME_HEIGHT)])
     found: dict[int, tuple[NDArray[np.float64], Boxes]] = {}

@@ -30,8 +30,9 @@ from engine.spec.catalogue import installed
 from engine.spec.operator import Capability, Demand, Device, Entry, Inputs, Media, Operator
 from engine.spec.plan import USUAL, choose
 from operators.capabilities import ANSWER_QUESTION, DETECT_SCENES, READ_TEXT, TRANSCRIBE, AnswerParams, TranscribeParams
-from operators.media.pictures import Frames, FrameSpec
+from operators.media.pictures import FrameSpec
 from operators.media.sound import Audio
+from operators.media.taking import Frames
 from operators.speech.regions import SPEECH_AUDIO
 from operators.vision.detect_scenes import SMALL_FRAMES
 from operators.vision.read_text import TEXT_FRAMES

@@ -105,12 +105,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from operators.media.pictures import Frames, FrameSpec, Tensors, frames, tensors
+    from operators.media.pictures import FrameSpec, frames, tensors
     from operators.media.pixels import TensorSpec
     from operators.media.sound import Audio, AudioSpec, audio
+    from operators.media.taking import Frames, Tensors
 
 _DECODED = {
-    **dict.fromkeys(("FrameSpec", "Frames", "Tensors", "frames", "tensors"), "operators.media.pictures"),
+    **dict.fromkeys(("FrameSpec", "frames", "tensors"), "operators.media.pictures"),
+    **dict.fromkeys(("Frames", "Tensors"), "operators.media.taking"),
     "TensorSpec": "operators.media.pixels",
     **dict.fromkeys(("Audio", "AudioSpec", "audio"), "operators.media.sound"),
 }

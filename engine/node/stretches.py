@@ -7,14 +7,17 @@ from datetime import datetime
 from typing import Literal
 
 import msgspec
+import structlog
 
 from engine.decide.answer import time_of_day
 from engine.node.ends import readable_end
 from streams import subjects
 from streams.decoding import shown
-from streams.errors import UserError
+from streams.errors import Malformed, UserError
 from streams.records import EndOfStream, Segment, decode_media
 from streams.wire.ledger import Ledger
+
+log = structlog.get_logger(__name__)
 
 SLACK_NS = 10_000_000_000  # how far behind the newest segment "now" may lie: clocks differ, and one is being made
 
@@ -46,9 +49,20 @@ async def kept_of(ledger: Ledger, stream: str) -> Kept:
 
 
 async def segment_of(ledger: Ledger, stream: str, index: int) -> Segment | None:
-    stored = await ledger.get(subjects.media(stream, index))
-    record = None if stored is None else decode_media(stored.data)
-    return record if isinstance(record, Segment) else None
+    """None where there is none, or what is there cannot be read."""
+    found = await _looked(ledger, stream, index)
+    return None if found is None else found[0]
+
+
+async def _looked(ledger: Ledger, stream: str, index: int) -> tuple[Segment, int] | None:
+    """A segment, and when it was stored."""
+    noted = await ledger.look(subjects.media(stream, index))
+    try:
+        record = None if noted is None else decode_media(noted.record.data)
+    except Malformed as error:
+        log.warning("not_read", stream=stream, segment=index, error=str(error))
+        return None
+    return (record, noted.stored_ns) if noted is not None and isinstance(record, Segment) else None
 
 
 def parse_moment(text: str, now_ns: int) -> tuple[Ruler, int] | None:
@@ -98,25 +112,25 @@ async def moment_in(ledger: Ledger, stream: str, media: Kept, text: str) -> tupl
     """The segment that holds a moment, and which media time that is, in ns; `now` is its end. Raises UserError where
     none is stored for it."""
     index = await index_at(ledger, stream, media, text, is_live=True)
-    stored = await ledger.look(subjects.media(stream, index))
-    record = None if stored is None else decode_media(stored.record.data)
-    if stored is None or not isinstance(record, Segment):
+    found = await _looked(ledger, stream, index)
+    if found is None:
         raise UserError(f"nothing of stream {stream!r} is stored for {text}")
+    record, stored_ns = found
     moment = parse_moment(text, time.time_ns())
     if moment is None:
         return record, record.start_ns + record.duration_ns
     ruler, wanted_ns = moment
-    return record, wanted_ns - _began_at(record, stored.stored_ns, ruler) + record.start_ns
+    return record, wanted_ns - _began_at(record, stored_ns, ruler) + record.start_ns
 
 
 async def _beyond(ledger: Ledger, stream: str, media: Kept, ruler: Ruler, wanted_ns: int) -> str:
     """What range there is, where a moment is behind it."""
     for index in reversed(media.kept[-8:]):
-        stored = await ledger.look(subjects.media(stream, index))
-        record = None if stored is None else decode_media(stored.record.data)
-        if stored is None or not isinstance(record, Segment):
+        found = await _looked(ledger, stream, index)
+        if found is None:
             continue
-        began_ns = _began_at(record, stored.stored_ns, ruler)
+        record = found[0]
+        began_ns = _began_at(*found, ruler)
         if wanted_ns <= began_ns + record.duration_ns + SLACK_NS:
             return ""
         first_ns = await _began(ledger, stream, media.kept, 0, ruler) or 0
@@ -139,8 +153,6 @@ def _began_at(record: Segment, stored_ns: int, ruler: Ruler) -> int:
 async def _began(ledger: Ledger, stream: str, kept: Sequence[int], at: int, ruler: Ruler) -> int | None:
     """When a segment began; of one that is a gap, the one before it."""
     for index in reversed(kept[max(0, at - 8) : at + 1]):
-        stored = await ledger.look(subjects.media(stream, index))
-        record = None if stored is None else decode_media(stored.record.data)
-        if stored is not None and isinstance(record, Segment):
-            return _began_at(record, stored.stored_ns, ruler)
+        if (found := await _looked(ledger, stream, index)) is not None:
+            return _began_at(*found, ruler)
     return None

@@ -84,7 +84,6 @@ class FrameStore:
     ) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self.num_decoded = 0
         self.decoded_by: Counter[str] = Counter()  # what decoded it
         self.decode_s = 0.0
         self._limiter = limiter
@@ -94,6 +93,10 @@ class FrameStore:
         self._has_room = anyio.Event()
         self.pinned_bytes = 0  # of what is being looked at
         self._bytes_of: Counter[str] = Counter()  # by stream
+
+    @property
+    def num_decoded(self) -> int:
+        return self.decoded_by.total()
 
     def serve(self, stream: str, group: str, demands: Sequence[Demand]) -> None:
         """A group will ask for these of the stream's segments."""
@@ -177,7 +180,6 @@ class FrameStore:
             self.pinned_bytes += grown  # whoever decodes holds it
             self._bytes_of[stream] += grown
             kept.decode_s += (ended_ns - began_ns) / 1e9
-            self.num_decoded += 1
             path = next((path for product in made.values() if (path := getattr(product, "path", ""))), "")
             self.decoded_by[path or "none"] += 1
             self.decode_s += (ended_ns - began_ns) / 1e9

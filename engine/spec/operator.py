@@ -78,15 +78,11 @@ class Capability:
 
 
 class Product(Protocol):
-    """What a decoder made of a segment."""
+    """What a decoder made of a segment. It may say in `path`, a string, what decoded it, such as "software h264"."""
 
     @property
     def nbytes(self) -> int:
         """How much memory it takes."""
-
-    @property
-    def path(self) -> str:
-        """What decoded it, for people, such as "software h264"; empty where nothing was there to decode."""
 
 
 class Demand(Hashable, Protocol):

@@ -43,14 +43,14 @@ def unreferenced(track: Track, packets: Sequence[Packet]) -> list[bool]:
     return [picture.is_last and picture.layer == highest for picture in pictures]
 
 
-def is_unordered(track: Track, packets: Sequence[Packet]) -> bool:
+def is_unordered(track: Track, packets: Sequence[Packet], free: Sequence[bool]) -> bool:
     """Whether a segment's timestamps may be wrong: several are the same, or they ascend in the order of decoding though
     there are pictures that no other refers to, which are mostly shown before what is decoded ahead of them. Then all is
     decoded, so that what is taken does not depend on who asks."""
     times = [packet.pts for packet in packets]
     ascend = all(one < other for one, other in pairwise(times))
     is_odd = len(set(times)) < len(times) or _are_packed(track, packets)
-    return is_odd or (ascend and any(unreferenced(track, packets)))
+    return is_odd or (ascend and any(free))
 
 
 def _are_packed(track: Track, packets: Sequence[Packet]) -> bool:

@@ -90,15 +90,26 @@ class Film:
                 self._container.mux(stream.encode(None))
 
 
+def place_for(path: Path) -> Path:
+    """Where a file of that name goes, which is where a link leads. Raises UserError for what is there and is no file,
+    and for a name that no file can have."""
+    try:
+        place = path.resolve()
+        is_other = place.exists() and not place.is_file()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give another name") from error
+    if is_other:
+        raise UserError(f"{path} is no file: give the name of one, or of one that is not there yet")
+    return place
+
+
 @contextmanager
 def film_at(path: Path, *, has_sound: bool) -> Iterator[Film]:
     """A film to be written to `path`, or to what that leads to; none is left there where it is not finished. Raises
     UserError where it cannot be written, and where there is something that is no file."""
+    place = place_for(path)
     part: Path | None = None
     try:
-        place = path.resolve()
-        if place.exists() and not place.is_file():
-            raise UserError(f"{path} is no file: give the name of one, or of one that is not there yet")
         handle, name = tempfile.mkstemp(prefix=".penstock-", suffix=".part", dir=place.parent)
         os.close(handle)
         part = Path(name)

@@ -26,7 +26,8 @@ from operators.failures import failure
 from operators.language.asking import AsksModel, Model, ModelKnobs
 from operators.language.drafts import Draft
 from operators.language.endpoints import Endpoint, endpoint_of, place, that_see
-from operators.media.pictures import Frames, FrameSpec, frames
+from operators.media.pictures import FrameSpec, frames
+from operators.media.taking import Frames
 from operators.media.writing import jpeg
 from streams.records import MediaInfo, Segment
 

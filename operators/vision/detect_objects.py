@@ -15,18 +15,17 @@ average precision that upstream gives for COCO (NanoDet-g, 416: 0.229); a frame 
 Source: Li et al., Generalized Focal Loss, arXiv 2006.04388; github.com/RangiLyu/nanodet for means and deviations.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from engine.spec.operator import Rung
 from operators.media.pixels import TensorSpec
 from operators.vision.coco import NAMES
-from operators.vision.detecting import Box, Detecting, DetectKnobs, Detector, Floats, distinct
+from operators.vision.detecting import Box, Detecting, DetectKnobs, Detector, Floats, cells, distinct, surest
 
 NAME = "nanodet-416"
 SIDE = 416
-STRIDES = (8, 16, 32)
 BINS = 11
 MAX_STRETCH = 2.0
 TAKES = TensorSpec(
@@ -43,8 +42,6 @@ TAKES = TensorSpec(
 
 class NanoDet(Detector):
     """The model, loaded."""
-
-    takes = TAKES
 
     def boxes_of(self, outputs: Mapping[str, Floats], threshold: float, wanted: Collection[str]) -> list[Box]:
         scores, sides = (_of_size(list(outputs.values()), size) for size in (len(NAMES), 4 * BINS))
@@ -80,31 +77,17 @@ def _of_size(outputs: Sequence[Floats], size: int) -> Floats:
     return np.concatenate(some, axis=1)
 
 
-def middles() -> Floats:
-    """The middle of each cell in pixels, and its grid's step: float32 [cells, 3], x, y, S; in the outputs' order."""
-    return np.concatenate(list(_grids()))
-
-
-def _grids() -> Iterator[Floats]:
-    for stride in STRIDES:
-        num = -(-SIDE // stride)
-        y, x = np.divmod(np.arange(num * num), num)
-        yield np.stack([(x + 0.5) * stride, (y + 0.5) * stride, np.full(num * num, stride)], axis=1).astype(np.float32)
-
-
 def boxes_of(scores: Floats, sides: Floats, threshold: float, wanted: Collection[str] = ()) -> list[Box]:
     """Objects by what the model gave for a frame, of these classes or of all. scores: float32 [cells, classes], 0..1;
     sides: float32 [cells, 4 * BINS]."""
-    best = scores.argmax(axis=1)
-    sure = scores[np.arange(len(scores)), best]
-    is_wanted = np.array([not wanted or name in wanted for name in NAMES])
-    kept = np.flatnonzero((sure >= threshold) & is_wanted[best])
+    kept, classes, sure = surest(scores, NAMES, threshold, wanted)
     if not len(kept):
         return []
     grown = np.exp(sides[kept].reshape(-1, 4, BINS) - sides[kept].reshape(-1, 4, BINS).max(axis=2, keepdims=True))
     steps = (grown * np.arange(BINS, dtype=np.float32)).sum(axis=2) / grown.sum(axis=2)
-    x, y, stride = middles()[kept].T
-    left, top, right, bottom = (steps * stride[:, None]).T
+    at, strides = cells(SIDE)
+    x, y = ((at[kept] + 0.5) * strides[kept, None]).T
+    left, top, right, bottom = (steps * strides[kept, None]).T
     x0, y0, x1, y1 = (np.clip(side, 0, SIDE) for side in (x - left, y - top, x + right, y + bottom))
     corners = np.stack([x0, y0, x1 - x0, y1 - y0], axis=1) / SIDE
-    return distinct(NAMES, best[kept], sure[kept], corners, 1 / SIDE)  # a pixel of what the model sees
+    return distinct(NAMES, classes, sure, corners, 1 / SIDE)  # a pixel of what the model sees

@@ -6,6 +6,7 @@ it one by one: convolutions of several at once differ in their last bits, and a 
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from engine.spec.operator import Device, Inputs, Machine, Operator, Settings
 from operators import weights
 from operators.capabilities import DETECT_OBJECTS, DetectedObject, DetectObjectsParams, Objects
-from operators.media.pictures import FrameSpec, Tensors, tensors, tensors_of
+from operators.media.pictures import FrameSpec, tensors
 from operators.media.pixels import TensorSpec
+from operators.media.taking import Tensors, tensors_of
 from streams.records import MediaInfo
 
 SAME = 0.5  # intersection over union of boxes that are one object
 MAX_OBJECTS = 100  # of a frame
+STRIDES = (8, 16, 32)
 
 Floats = NDArray[np.float32]
 
@@ -46,11 +49,10 @@ class DetectKnobs(Settings, frozen=True):
 class Detector:
     """A model, loaded. Deterministic: a frame gives the same in any company."""
 
-    takes: TensorSpec
-
-    def __init__(self, folder: Path, num_threads: int) -> None:
+    def __init__(self, folder: Path, num_threads: int, takes: TensorSpec) -> None:
         import onnxruntime  # long to load
 
+        self.takes = takes
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
         options.log_severity_level = 3
@@ -117,8 +119,8 @@ class Detecting(Operator):
         return FrameSpec(interval_ns=interval_ns, slack_ns=slack_ns, tensor=self.takes_of(self.knobs))
 
     def load(self, device: Device) -> None:
-        self._model = self.Model(weights.folder_of(self.weights_of(self.knobs)), device.num_threads)
-        self._model.takes = self.takes_of(self.knobs)
+        folder = weights.folder_of(self.weights_of(self.knobs))
+        self._model = self.Model(folder, device.num_threads, self.takes_of(self.knobs))
 
     def process(self, batch: Sequence[Inputs]) -> Sequence[Objects]:
         return [self._objects(item) for item in batch]
@@ -144,6 +146,31 @@ def _scaled(box: Box, scale: tuple[float, float]) -> Box:
     x, y = (min(1.0, side / share) for side, share in zip((box.x, box.y), scale, strict=True))
     width, height = min(1.0 - x, box.width / scale[0]), min(1.0 - y, box.height / scale[1])
     return Box(box.name, box.score, x, y, width, height)
+
+
+@cache
+def cells(side: int) -> tuple[Floats, Floats]:
+    """The cells of three grids over a square, of S = 8, 16 and 32 pixels, the finest first: column and row of each,
+    float32 [cells, 2], and its S, float32 [cells]."""
+    at, strides = [], []
+    for stride in STRIDES:
+        num = -(-side // stride)
+        rows, columns = np.divmod(np.arange(num * num), num)
+        at.append(np.stack([columns, rows], axis=1))
+        strides.append(np.full(num * num, stride))
+    return np.concatenate(at).astype(np.float32), np.concatenate(strides).astype(np.float32)
+
+
+def surest(
+    scores: Floats, names: Sequence[str], threshold: float, wanted: Collection[str]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
+    """Of cells, float32 [cells, classes], those whose surest class is sure enough and wanted, or any where none is: by
+    number, with that class and how sure it is."""
+    best = scores.argmax(axis=1)
+    sure = scores[np.arange(len(scores)), best]
+    is_wanted = np.array([not wanted or name in wanted for name in names])
+    kept = np.flatnonzero((sure >= threshold) & is_wanted[best])
+    return kept, best[kept], sure[kept]
 
 
 def distinct(

@@ -15,7 +15,6 @@ Source: Ge et al., YOLOX, arXiv 2107.08430; github.com/Megvii-BaseDetection/YOLO
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -23,10 +22,9 @@ import numpy as np
 from engine.spec.operator import Rung
 from operators.media.pixels import TensorSpec
 from operators.vision.coco import NAMES
-from operators.vision.detecting import Box, Detecting, DetectKnobs, Detector, Floats, distinct
+from operators.vision.detecting import Box, Detecting, DetectKnobs, Detector, Floats, cells, distinct, surest
 
 SIDES = {"s": 640, "tiny": 416}
-STRIDES = (8, 16, 32)
 
 
 class YoloxKnobs(DetectKnobs, frozen=True):
@@ -39,10 +37,7 @@ class Yolox(Detector):
     def boxes_of(self, outputs: Mapping[str, Floats], threshold: float, wanted: Collection[str]) -> list[Box]:
         (rows,) = (each[0] for each in outputs.values())
         scores = rows[:, 4:5] * rows[:, 5:]
-        best = scores.argmax(axis=1)
-        sure = scores[np.arange(len(scores)), best]
-        is_wanted = np.array([not wanted or name in wanted for name in NAMES])
-        kept = np.flatnonzero((sure >= threshold) & is_wanted[best])
+        kept, classes, sure = surest(scores, NAMES, threshold, wanted)
         if not len(kept):
             return []
         side = self.takes.width
@@ -51,19 +46,7 @@ class Yolox(Detector):
         size = np.exp(np.clip(rows[kept, 2:4], -20, 20)) * strides[kept, None]
         low, high = (np.clip(corner, 0, side) for corner in (middle - size / 2, middle + size / 2))
         corners = np.concatenate([low, high - low], axis=1).astype(np.float32) / side
-        return distinct(NAMES, best[kept], sure[kept], corners, 1 / side)
-
-
-@cache
-def cells(side: int) -> tuple[Floats, Floats]:
-    """Column and row of each cell, float32 [cells, 2], and its grid's step, float32 [cells], as the model has them."""
-    at, strides = [], []
-    for stride in STRIDES:
-        num = side // stride
-        rows, columns = np.divmod(np.arange(num * num), num)
-        at.append(np.stack([columns, rows], axis=1))
-        strides.append(np.full(num * num, stride))
-    return np.concatenate(at).astype(np.float32), np.concatenate(strides).astype(np.float32)
+        return distinct(NAMES, classes, sure, corners, 1 / side)
 
 
 class DetectByYolox(Detecting):

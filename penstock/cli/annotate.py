@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from penstock.cli.links import add_options, linked
-from penstock.cli.show import console
+from penstock.cli.show import bars_on, console
 from penstock.places import default_store
 from streams.errors import UserError
 
@@ -56,35 +55,21 @@ def add_commands(commands: Any, run: Run) -> None:
 def check_place(path: Path, input: Path | None = None) -> None:
     """Raises UserError where no file can be written there, or where that would be the input itself: before the work,
     not behind it."""
-    try:
-        place = path.resolve()
-        is_other = place.exists() and not place.is_file()
-        is_input = input is not None and place.exists() and place.samefile(input)
-        can_be = place.parent.is_dir() and os.access(place.parent, os.W_OK)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give another name") from error
-    if is_other:
-        raise UserError(f"{path} is no file: give the name of one, or of one that is not there yet")
-    if is_input:
+    from operators.media.writing import place_for
+
+    place = place_for(path)
+    if input is not None and place.exists() and place.samefile(input):
         raise UserError(f"{path} is the input itself: give another name")
-    if not can_be:
+    if not place.parent.is_dir() or not os.access(place.parent, os.W_OK):
         raise UserError(f"cannot write {path}: give a file in a folder you can write")
 
 
 async def write_film(about: Annotating, path: Path, start: str = "", end: str = "") -> None:
     """With a bar, where somebody looks on; and a note of what it is."""
     notes = console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description:<16}"),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TextColumn("segments"),
-        TimeElapsedColumn(),
-        console=notes,
-        disable=not notes.is_terminal,
-    )
+    bars = bars_on(notes)
     with bars:
-        bar = bars.add_task("film", total=None)
+        bar = bars.add_task("film", total=None, unit="segments")
         made = await about.film(path, start, end, lambda done, of: bars.update(bar, completed=done, total=of))
     left_out = f"; {made.num_lost} segments are gone or cannot be decoded" * (made.num_lost > 0)
     notes.print(f"{made.num_pictures} pictures in {escape(str(path))}{left_out}", soft_wrap=True)

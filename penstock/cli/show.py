@@ -41,6 +41,20 @@ def console(*, stderr: bool = False) -> Console:
     return found if found.is_terminal else SafeConsole(stderr=stderr, highlight=False, width=WIDE)
 
 
+def bars_on(to: Console) -> Progress:
+    """Bars of tasks that have a `unit`, where somebody looks on."""
+    return Progress(
+        TextColumn("{task.description:<16}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        console=to,
+        transient=False,
+        disable=not to.is_terminal,
+    )
+
+
 class Display:
     """Shows a run as it happens. Use as a context manager."""
 
@@ -50,16 +64,7 @@ class Display:
         self._results = console()
         if self._results.is_terminal and self._console.is_terminal:
             self._results = self._console  # one terminal: answers stand above the bars, not between them
-        self._bars = Progress(
-            TextColumn("{task.description:<16}"),
-            BarColumn(bar_width=32),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=False,
-            disable=not self._console.is_terminal,
-        )
+        self._bars = bars_on(self._console)
         self._tasks: dict[str, TaskID] = {}
         self._reducing: set[str] = set()
         self._has_found: bool | None = None  # None: nothing was looked at

@@ -66,14 +66,9 @@ class Study(Look):
         return Seen(observations=(Observation(start_ns=0, end_ns=1, text=f"it is {value}"),))
 
 
-class Tell(Operator):
+class Tell(Look):
     capability = Capability("toy_tell", {"seen": Port(Seen)}, Seen)
     name = "tell"
-    runs_in = "loop"
-
-    @classmethod
-    def rungs(cls) -> Sequence[Rung]:
-        return [Rung("toy_tell", 0.5, Settings())]
 
     def process(self, batch: Sequence[Inputs]) -> Sequence[Any]:
         return [item.here("seen") for item in batch]

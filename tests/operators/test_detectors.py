@@ -10,12 +10,12 @@ import pytest
 from engine.spec.operator import Machine
 from operators import weights
 from operators.capabilities import DetectObjectsParams
-from operators.media.pictures import tensors_of
+from operators.media.taking import tensors_of
 from operators.testing.film import film
 from operators.vision.coco import CATEGORIES, NAMES
-from operators.vision.detecting import Detector
+from operators.vision.detecting import Detector, cells
 from operators.vision.rfdetr import DetectByRfDetr, RfDetr, RfDetrKnobs
-from operators.vision.yolox import DetectByYolox, Yolox, YoloxKnobs, cells
+from operators.vision.yolox import DetectByYolox, Yolox, YoloxKnobs
 from penstock.testing import run
 from streams.errors import Permanent
 from streams.records import MediaInfo

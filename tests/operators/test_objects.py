@@ -30,8 +30,9 @@ from operators.capabilities import (
     Tracks,
     WatchZonesParams,
 )
-from operators.media.pictures import FrameSpec, frames, tensors_of
+from operators.media.pictures import FrameSpec, frames
 from operators.media.pixels import Filled
+from operators.media.taking import tensors_of
 from operators.vision.assigning import NEVER, assigned
 from operators.vision.count_objects import CountObjects
 from operators.vision.detect_objects import (
@@ -43,9 +44,8 @@ from operators.vision.detect_objects import (
     DetectObjects,
     NanoDet,
     boxes_of,
-    middles,
 )
-from operators.vision.detecting import DetectKnobs
+from operators.vision.detecting import DetectKnobs, cells
 from operators.vision.track_objects import MAX_UNSEEN_S, distance, reach, tracked
 from operators.vision.watch_zones import crossed, events_of, is_in
 from penstock.testing import gap, loaded, run
@@ -66,7 +66,7 @@ def found_in(name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> NanoDet:
-    return NanoDet(weights.folder_of(NAME), 1)
+    return NanoDet(weights.folder_of(NAME), 1, TAKES)
 
 
 # --- finding -----------------------------------------------------------------------------------------------------
@@ -145,12 +145,12 @@ def test_people_in_a_street_are_followed_and_counted(pedestrians: list[Objects])
 # --- boxes of what the model gives -----------------------------------------------------------------------------------
 
 
-def output(cells: Mapping[int, tuple[int, float, tuple[int, int, int, int]]]) -> tuple[Any, Any]:
+def output(found: Mapping[int, tuple[int, float, tuple[int, int, int, int]]]) -> tuple[Any, Any]:
     """What the model would give for objects at these cells: class, score, and whole steps to each side."""
-    num = len(middles())
+    num = len(cells(SIDE)[1])
     scores = np.full((num, len(NAMES)), 0.01, np.float32)
     sides = np.zeros((num, 4, BINS), np.float32)
-    for cell, (kind, score, steps) in cells.items():
+    for cell, (kind, score, steps) in found.items():
         scores[cell, kind] = score
         for side, step in enumerate(steps):
             sides[cell, side, step] = 50.0  # all of the distribution
@@ -158,7 +158,9 @@ def output(cells: Mapping[int, tuple[int, float, tuple[int, int, int, int]]]) ->
 
 
 def test_a_box_is_where_its_distributions_say() -> None:
-    x, y, stride = middles()[1000].tolist()
+    at, strides = cells(SIDE)
+    stride = float(strides[1000])
+    x, y = ((at[1000] + 0.5) * stride).tolist()
     scores, sides = output({1000: (2, 0.9, (1, 2, 3, 4))})
     (box,) = boxes_of(scores, sides, 0.4)
     assert (box.name, box.score) == ("car", pytest.approx(0.9))
@@ -199,7 +201,7 @@ def test_a_panorama_is_put_in_whole(model: NanoDet, street: list[Segment]) -> No
 def test_there_are_as_many_cells_as_the_model_gives(model: NanoDet) -> None:
     image = np.zeros((1, 3, SIDE, SIDE), np.float32)
     outputs = model._session.run(model._outputs, {model._input: image})
-    assert sum(each.shape[1] for each in outputs if each.shape[-1] == len(NAMES)) == len(middles())
+    assert sum(each.shape[1] for each in outputs if each.shape[-1] == len(NAMES)) == len(cells(SIDE)[1])
 
 
 def test_pixels_are_prepared_as_the_model_was_trained() -> None:

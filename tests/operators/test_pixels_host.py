@@ -10,9 +10,10 @@ from media_zoo import make
 from planes import of_420
 
 from engine.spec.operator import Media
-from operators.media.pictures import FrameSpec, frames, tensors, tensors_of
+from operators.media.pictures import FrameSpec, frames, tensors
 from operators.media.pixels import Colour, Filled, Planes, TensorSpec, prepared
 from operators.media.pixels_host import HostScaling, is_full_range, matrix_of, normalised
+from operators.media.taking import tensors_of
 from operators.testing.film import segments_of
 
 STEPS = TensorSpec(64, 48, std=(1.0, 1.0, 1.0))

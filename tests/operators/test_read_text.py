@@ -12,7 +12,7 @@ import pytest
 
 from engine.spec.operator import Media, Settings
 from operators.capabilities import Scenes, ScreenText, Shot
-from operators.media.pictures import Frames
+from operators.media.taking import Frames
 from operators.vision.detect_scenes import DetectScenes
 from operators.vision.read_text import (
     TEXT_FRAMES,
