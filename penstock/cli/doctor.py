@@ -183,6 +183,6 @@ def _capabilities(rows: Sequence[OperatorRow]) -> list[Finding]:
         reasons = "; ".join(dict.fromkeys(row.missing for row in better if row.missing))
         found = f"runs on {best.rung}" if best else "nothing here can compute it"
         needs_model = best is None and all(row.quality == 0 for row in offered)  # the owner's, somewhere
-        advice = f"better: {reasons}" if reasons else ""
+        advice = f"{'better: ' if best else ''}{reasons}" if reasons else ""
         findings.append(Finding(what=name, ok=best is not None, found=found, advice=advice, optional=needs_model))
     return findings
