@@ -52,7 +52,7 @@ from streams.wire.asking import ask
 from streams.wire.follow import follow
 from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import connect as connect_link
-from streams.wire.server import is_restarting, running_server
+from streams.wire.server import is_kept, running_server
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Answers(NamedTuple):
 
 
 REQUEST_TIMEOUT_S = 20.0
-RESTART_S = 10.0  # for which a server that is started again is waited for
+RESTART_S = 20.0  # for which a server that is started again is waited for
 
 
 class Job:
@@ -360,7 +360,7 @@ async def server_of(store: Path) -> str:
     LinkError where none does."""
     until_s = anyio.current_time() + RESTART_S
     while (url := await anyio.to_thread.run_sync(running_server, store)) is None and anyio.current_time() < until_s:
-        if not await anyio.to_thread.run_sync(is_restarting, store):
+        if not await anyio.to_thread.run_sync(is_kept, store):
             break
         await anyio.sleep(0.2)
     if url is None:

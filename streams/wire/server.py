@@ -102,19 +102,16 @@ def running_server(store: Path) -> str | None:
     return running[0] if running else None
 
 
-def is_restarting(store: Path) -> bool:
-    """Whether the server of this store answers nobody and its keeper lives, which starts it again."""
-    said = stores.status(store.resolve()) if os.path.isdir(store) else {}  # noqa: PTH112 - names may be too long
-    pid = said.get("keeper_pid")
-    if "url" not in said or not isinstance(pid, int):
+def is_kept(store: Path) -> bool:
+    """Whether this store's server has a keeper, which starts it again where it answers nobody."""
+    try:
+        lock = os.open(store / keeper.KEEPER_LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # there never was one, or it is another user's
         return False
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        pass
-    return True
+        return not keeper.try_lock(lock, fcntl.LOCK_SH)
+    finally:
+        os.close(lock)
 
 
 def nats_server_version() -> tuple[Path, str]:

@@ -25,7 +25,7 @@ from streams.wire import keeper, server
 from streams.wire.keeper import MAX_DELAY_S, RESTART_WINDOW_S, restart_delay_s
 from streams.wire.ledger import open_ledger
 from streams.wire.link import connect
-from streams.wire.server import embedded, is_restarting, nats_server_version
+from streams.wire.server import embedded, is_kept, nats_server_version
 from streams.wire.store import LOG, full_disk, status
 
 pytestmark = pytest.mark.anyio
@@ -157,12 +157,15 @@ async def test_a_killed_server_is_started_again_on_its_port_with_what_it_held(st
 
 
 async def test_who_comes_while_it_is_started_again_waits_for_it(store, eventually) -> None:
-    assert not is_restarting(store)
+    """Also where its keeper has just taken back what it said of it, as it does for each start."""
+    assert not is_kept(store)
     async with embedded(store) as url:
         os.kill(status(store)["pid"], signal.SIGKILL)
+        await eventually(lambda: not status(store))
         with anyio.fail_after(30):
             assert await server_of(store) == url
-    await eventually(lambda: not is_restarting(store))
+        assert is_kept(store)
+    await eventually(lambda: not is_kept(store))
     with pytest.raises(LinkError, match="no Penstock runs here"):
         await server_of(store)
 
