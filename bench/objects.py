@@ -67,7 +67,9 @@ def overlaps(a: Boxes, b: Boxes) -> NDArray[np.float64]:
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum((a[:, :2] + a[:, 2:])[:, None], (b[:, :2] + b[:, 2:])[None])
     shared = np.prod(np.maximum(high - low, 0), axis=2)
-    return shared / np.maximum(np.prod(a[:, 2:], 1)[:, None] + np.prod(b[:, 2:], 1)[None] - shared, 1e-9)
+    together = np.prod(a[:, 2:], 1)[:, None] + np.prod(b[:, 2:], 1)[None] - shared
+    shares: NDArray[np.float64] = shared / np.maximum(together, 1e-9)
+    return shares
 
 
 def judged(found: Found, labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.bool_], int]:
@@ -144,7 +146,7 @@ def by_itself(clip: Path, every: int) -> tuple[Found, NDArray[np.float64], float
     at = 0
     while (read := film.read())[0]:
         if at % every == 0:
-            boxes = model.objects_of(read[1][:, :, ::-1], 0.02, ("person",))
+            boxes = model.objects_of(np.asarray(read[1], np.uint8)[:, :, ::-1], 0.02, ("person",))
             where = np.array([each[2:] for each in boxes], float).reshape(-1, 4) * np.tile(size, 2)
             found[at] = np.array([each.score for each in boxes]), where
         at += 1

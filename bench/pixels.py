@@ -97,7 +97,7 @@ def by_hand(resize: int, segment: Segment) -> int:
     num = 0
     while some := list(islice(frames, BATCH)):
         images = [cv2.resize(frame.to_ndarray(format="rgb24"), (SIDE, SIDE), interpolation=resize) for frame in some]
-        batch = (np.stack(images).astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+        batch = (np.stack(images).astype(np.float32) - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
         num += len(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
     put_back(decoding, packets)
     return num
