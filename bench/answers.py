@@ -28,7 +28,8 @@ import numpy as np
 from measure import ROOT, at_least, at_most, keep, say
 
 from engine.spec.operator import Device
-from operators.capabilities import NOT_IN_THE_VIDEO, Speech, Transcript
+from operators.capabilities import NOT_IN_THE_VIDEO
+from operators.heard import Speech, Transcript
 from operators.language import retrieval
 from operators.language.asking import ModelKnobs
 from operators.language.quoting import SCALES, By, QuoteKnobs, Quoting

@@ -30,8 +30,9 @@ from engine.spec.plan import make_plan
 from engine.spec.stream import StreamSpec, checked
 from engine.spec.webhook_url import check_webhook, public_webhook
 from engine.spec.workflow import Workflow, load_workflow
-from operators.capabilities import Scenes, ScreenText, Shot, Speech, TextLine, Transcript, Word
+from operators.heard import Speech, Transcript, Word
 from operators.language.quoting import QuoteKnobs, Quoting
+from operators.seen import Scenes, ScreenText, Shot, TextLine
 from penstock.cli.main import _count, _duration_s
 from penstock.http.bodies import must_seek
 from penstock.http.hosts import is_ours

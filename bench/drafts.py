@@ -29,7 +29,7 @@ from typing import Any
 from measure import at_least, at_most, keep, say
 from speech import CITIES, asked_for, in_a_row, reference
 
-from operators.capabilities import Drafts
+from operators.heard import Drafts
 from operators.speech.drafting import drafted as settled_with
 from operators.speech.guessing import Guessing
 from operators.speech.whisper import Whisper

@@ -28,7 +28,7 @@ from answers import Question, questions
 from measure import at_most, keep, say
 from numpy.typing import NDArray
 
-from operators.capabilities import Speech, Transcript
+from operators.heard import Speech, Transcript
 from operators.language import embedding
 from operators.language.index import Passage, PassageIndex
 

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from engine.decide.joins import needs
 from engine.spec.catalogue import installed
+from engine.spec.choosing import USUAL, choose
 from engine.spec.operator import Capability, Demand, Device, Entry, Inputs, Media, Operator
-from engine.spec.plan import USUAL, choose
 from operators.capabilities import ANSWER_QUESTION, DETECT_SCENES, READ_TEXT, TRANSCRIBE, AnswerParams, TranscribeParams
 from operators.media.pictures import FrameSpec
 from operators.media.sound import Audio

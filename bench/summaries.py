@@ -22,7 +22,7 @@ from answers import Question, questions
 from measure import keep
 
 from engine.spec.operator import Device, Settings
-from operators.capabilities import Transcript
+from operators.heard import Transcript
 from operators.language.asking import ModelKnobs
 from operators.language.extracting import Extracting
 from operators.language.retrieval import units_of

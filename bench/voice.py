@@ -38,7 +38,7 @@ import penstock
 from engine.decide.answer import Answer
 from engine.spec.workflow import load_workflow
 from operators import weights
-from operators.capabilities import Speech, Word
+from operators.heard import Speech, Word
 from operators.language.sentences import ends_sentence
 from operators.language.turns import turns_of
 from operators.speech.guessing import Guessing

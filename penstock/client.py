@@ -38,7 +38,7 @@ from engine.spec.catalogue import installed
 from engine.spec.jobs import BUCKET, State
 from engine.spec.stream import Policy
 from engine.spec.workflow import Workflow
-from operators.capabilities import Speech
+from operators.heard import Speech
 from penstock.places import NATS_URL, default_store, title_of
 from penstock.transcripts import heard_in, streams_heard
 from streams import subjects

@@ -32,8 +32,8 @@ from engine.run.registry import NodeStatus, Registry, new_id, open_registry
 from engine.run.telemetry import Telemetry, product_version
 from engine.spec.access import Access, checked_access
 from engine.spec.catalogue import installed
+from engine.spec.choosing import runnable
 from engine.spec.operator import Machine
-from engine.spec.plan import runnable
 from engine.spec.stream import StreamSettings, within_bounds
 from engine.spec.workflow import load_workflow
 from operators.language.served import ServedState

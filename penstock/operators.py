@@ -33,18 +33,12 @@ from operators.capabilities import (
     READ_TEXT,
     TRANSCRIBE,
     AnswerParams,
-    Glimpse,
     Reply,
-    Scenes,
-    ScreenText,
-    Shot,
-    Speech,
     Support,
-    TextLine,
     TranscribeParams,
-    Transcript,
-    Word,
 )
+from operators.heard import Speech, Transcript, Word
+from operators.seen import Glimpse, Scenes, ScreenText, Shot, TextLine
 from streams.errors import Permanent, Transient
 from streams.records import Evidence, Gap, MediaInfo, Observation, Packet, Record, Segment, Track
 

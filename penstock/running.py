@@ -23,7 +23,8 @@ from engine.run.assignment import Assignment
 from engine.run.registry import Registry, open_registry
 from engine.run.telemetry import Telemetry, configure_logging_once
 from engine.spec.catalogue import installed
-from engine.spec.plan import Pace, Plan, make_plan
+from engine.spec.choosing import Pace
+from engine.spec.plan import Plan, make_plan
 from engine.spec.stream import BOUNDS, StreamSpec
 from engine.spec.workflow import Workflow
 from penstock.places import default_store, this_machine, title_of

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from engine.node.outputs import giving, outputs_of, stored_of
 from engine.run.registry import Registry
 from engine.spec.catalogue import installed
-from operators.capabilities import Speech, Transcript
+from operators.heard import Speech, Transcript
 from streams.wire.ledger import Ledger
 
 AT_ONCE = 512

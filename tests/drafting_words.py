@@ -1,6 +1,6 @@
 """Guesses of speech, for tests of what is made of them."""
 
-from operators.capabilities import Guess, GuessedWord
+from operators.heard import Guess, GuessedWord
 
 S = 1_000_000_000
 WORD_NS = S // 2  # a word takes half a second here

@@ -43,7 +43,8 @@ from engine.spec import stream
 from engine.spec.catalogue import installed
 from engine.spec.operator import Machine
 from engine.spec.workflow import Stage, Workflow
-from operators.capabilities import Scenes, ScreenText, Transcript
+from operators.heard import Transcript
+from operators.seen import Scenes, ScreenText
 from penstock import posting, webhooks
 from streams import subjects
 from streams.records import Gap, GapCause

@@ -20,9 +20,10 @@ from engine.node.stretches import Kept, index_at, kept_of, segment_of
 from engine.run.gaps import put_gaps
 from engine.run.registry import Registry, new_id
 from engine.spec.catalogue import Catalogue
+from engine.spec.choosing import Pace
 from engine.spec.jobs import JobSpec, Span, spans_of
 from engine.spec.operator import Machine, OfRanges
-from engine.spec.plan import Pace, Plan, make_plan
+from engine.spec.plan import Plan, make_plan
 from engine.spec.stream import StreamSpec
 from engine.spec.webhook_url import check_webhook
 from engine.spec.workflow import Workflow

@@ -301,7 +301,8 @@ class Group:
         ]
         stage.pool.num_ahead += 1
         try:
-            hold = await self.host.frames.hold(self.stream, segments, stage.demands)
+            wanted = stage.demands_for(inputs_of(told, self.stream, stage.params, {}))
+            hold = await self.host.frames.hold(self.stream, segments, wanted)
         except (Permanent, Transient) as error:
             self._failed(told, span, error)
             return

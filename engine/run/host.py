@@ -14,7 +14,7 @@ from engine.run.frames import FrameStore
 from engine.run.journal import Journal
 from engine.run.pool import Pool
 from engine.run.spans import WorkSpans
-from engine.spec.operator import Demand
+from engine.spec.operator import Demand, Inputs
 from streams.wire.ledger import Ledger
 from streams.wire.outbox import Outbox
 
@@ -27,6 +27,7 @@ class GroupStage:
     params: Any
     pool: Pool
     demands: tuple[Demand, ...] = ()
+    demands_for: Callable[[Inputs], tuple[Demand, ...]] = lambda inputs: ()  # of one output
     empty: Any = None  # what is stored where its gate is shut
 
 

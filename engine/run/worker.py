@@ -242,12 +242,13 @@ class Worker:
         planned = rule.running.planned
         capability = self._catalogue.capability(planned.capability)
         operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
-        reads_media = MEDIA in planned.sources
+        asking = operator(settings_of(operator.Knobs, planned.rung.knobs))
         return GroupStage(
             rule=rule,
             params=msgspec.convert(planned.params, capability.params),
             pool=self._pools.of(planned, tasks),
-            demands=operator(settings_of(operator.Knobs, planned.rung.knobs)).demands() if reads_media else (),
+            demands=asking.demands() if MEDIA in planned.sources else (),
+            demands_for=asking.demands_for,
             empty=capability.output() if rule.is_gated else None,
         )
 

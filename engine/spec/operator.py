@@ -58,10 +58,12 @@ OfRanges = Reduce | PerRange  # whose outputs stand for ranges of segments
 @dataclass(frozen=True, slots=True)
 class Port:
     """An input of a capability. `type` is `Media` or an output type; a subclass of it is accepted too.
-    `many` ports take any number of sources."""
+    `many` ports take any number of sources; an `optional` one may have none, and is not among an output's `ports`
+    then."""
 
     type: type
     many: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,12 @@ class Operator(ABC):
         return None
 
     @classmethod
+    def reads(cls, knobs: Any) -> frozenset[str] | None:
+        """The ports of the capability that this rung looks at; None: all of them. Stages that only feed others are not
+        computed, and a rung that looks at a port which a stage does not have is none for that stage. Pure."""
+        return None
+
+    @classmethod
     def shared_work(cls, knobs: Any, inputs: "Inputs") -> frozenset[Hashable]:
         """Names of pieces of work of this item that other items may want as well, for an operator that keeps what it
         did lately: items that name the same are put into one batch, and never run side by side. A piece of work comes
@@ -242,6 +250,10 @@ class Operator(ABC):
     def demands(self) -> tuple[Demand, ...]:
         """What is to be decoded of its media inputs ahead of `process` (see operators.media)."""
         return ()
+
+    def demands_for(self, inputs: "Inputs") -> tuple[Demand, ...]:
+        """What is to be decoded for one output, where its other inputs say which: of the kinds of `demands`. Pure."""
+        return self.demands()
 
     def load(self, device: Device) -> None:  # noqa: B027 - many operators have nothing to load
         """Load weights and warm up. Raises Transient or Permanent."""

@@ -1,7 +1,8 @@
 """The plan: for each stage of a workflow, what computes it here, and which stages run fused.
 
 Pure but for asking each implementation whether it can run on this machine. For now a stage has one rung: the best that
-can run here on this input.
+can run here on this input. A stage is planned if an answer needs it, given what was chosen for those behind it: what a
+rung does not look at is not computed.
 
 A stage id is a hash of what is computed: capability, rungs, parameters and the ids of the inputs; so equal
 computations meet on equal subjects, whoever asks for them.
@@ -10,13 +11,12 @@ computations meet on equal subjects, whoever asks for them.
 import base64
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from engine.spec.catalogue import Catalogue, Offer, raised
+from engine.spec.catalogue import Catalogue, Offer
+from engine.spec.choosing import USUAL, Pace, choose, device_for
 from engine.spec.operator import (
     Capability,
     Machine,
@@ -27,7 +27,6 @@ from engine.spec.operator import (
     PerRange,
     Port,
     Reduce,
-    Rung,
     Scope,
     Settings,
     Window,
@@ -108,30 +107,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, stages=stages)
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How a stream comes: in segments of about `segment_s`, and, of a live one, each worth nothing once it is
-    `max_lag_s` old; 0: it never is."""
-
-    segment_s: float = 5.0
-    max_lag_s: float = 0.0
-
-    @property
-    def max_wait_s(self) -> float:
-        """For how much more of the stream a stage may wait: the rest of the lag is for computing."""
-        return self.max_lag_s / 2 if self.max_lag_s else inf
-
-    def waits_s(self, operator: type[Operator], rung: Rung) -> float:
-        scope = operator.scope_of(rung.knobs, self.segment_s)
-        return scope.after * self.segment_s if isinstance(scope, Map) else 0.0
-
-    def told(self, rung: Rung, waits_s: float) -> str:
-        return f"{rung.name} waits for {waits_s:g} s more of the stream, which may lag {self.max_lag_s:g} s"
-
-
-USUAL = Pace()
-
-
 def ancestors(stages: Sequence[PlannedStage]) -> dict[str, frozenset[str]]:
     """For each stage, the sources it was made from, near and far; not those behind a reduce. `stages` in order."""
     found: dict[str, frozenset[str]] = {}
@@ -158,17 +133,15 @@ def make_plan(
     nothing can compute."""
     planned: dict[str, PlannedStage] = {}
     notices = [f"set aside: {why}" for why in catalogue.set_aside]
-    for name in workflow.order():
-        stage = workflow.stages[name]
-        capability = _checked(name, stage, workflow, catalogue)
-        asked = msgspec.convert(stage.params, capability.params)
-        operator, rung, passed_over = choose(catalogue, capability, machine, media, elsewhere, pace, asked)
+    chosen = _chosen(workflow, catalogue, machine, media, elsewhere, pace)
+    for name, (stage, capability, asked, offer, passed_over) in chosen.items():
+        operator, rung = offer
         notices += [notice for notice in passed_over if notice not in notices]
         inputs = {port: _ids(stage, port, capability, planned) for port in sorted(stage.inputs)}
         knobs = msgspec.to_builtins(rung.knobs)
         params = _written(name, asked)
-        device = device_for(Offer(operator, rung), capability, machine, media, elsewhere)
-        chosen = PlannedRung(
+        device = device_for(offer, capability, machine, media, elsewhere)
+        planned_rung = PlannedRung(
             implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs, device=device
         )
         scope = operator.scope_of(rung.knobs, pace.segment_s)
@@ -178,10 +151,10 @@ def make_plan(
         if stage.sources(WHEN) and not isinstance(scope, Map):
             raise UserError(f"stage {name!r}: only what looks at segments one by one can have an input {WHEN!r}")
         planned[name] = PlannedStage(
-            id=stage_id(capability.name, [chosen], scope, params, inputs),
+            id=stage_id(capability.name, [planned_rung], scope, params, inputs),
             name=name,
             capability=capability.name,
-            rung=chosen,
+            rung=planned_rung,
             scope=scope,
             group=fused(inputs, operator(rung.knobs)),
             params=params,
@@ -190,6 +163,44 @@ def make_plan(
     stages = _with_ranges_apart({stage.id: stage for stage in planned.values()}.values())
     answers = tuple(dict.fromkeys(planned[name].id for name in workflow.answers))
     return Plan(workflow=workflow.name, stages=stages, answers=answers, notices=tuple(notices))
+
+
+class _Choice(NamedTuple):
+    """What computes a stage: `stage` with no more inputs than that looks at."""
+
+    stage: Stage
+    capability: Capability
+    asked: Settings
+    offer: Offer
+    passed_over: list[str]
+
+
+def _chosen(
+    workflow: Workflow,
+    catalogue: Catalogue,
+    machine: Machine,
+    media: MediaInfo | None,
+    elsewhere: Collection[str],
+    pace: Pace,
+) -> dict[str, _Choice]:
+    """What computes each stage that an answer needs, in order: those that nothing looks at, given what was chosen, are
+    left out."""
+    capabilities = {name: _checked(name, workflow.stages[name], workflow, catalogue) for name in workflow.order()}
+    needed = set(workflow.answers)
+    chosen: dict[str, _Choice] = {}
+    for name in reversed(workflow.order()):
+        if name not in needed:
+            continue
+        stage, capability = workflow.stages[name], capabilities[name]
+        asked = msgspec.convert(stage.params, capability.params)
+        given = frozenset(stage.inputs)
+        operator, rung, passed_over = choose(catalogue, capability, machine, media, elsewhere, pace, asked, given)
+        read = operator.reads(rung.knobs)
+        inputs = {port: given for port, given in stage.inputs.items() if read is None or port in read or port == WHEN}
+        stage = msgspec.structs.replace(stage, inputs=inputs)
+        needed.update(stage.all_sources)
+        chosen[name] = _Choice(stage, capability, asked, Offer(operator, rung), passed_over)
+    return dict(reversed(chosen.items()))
 
 
 def _written(name: str, params: Settings) -> dict[str, Any]:
@@ -236,79 +247,6 @@ def stage_id(
     return base64.b32encode(hashlib.sha256(named).digest()).decode().lower()[:20]
 
 
-def rung_on(capability: str, rung: str, device: str) -> str:
-    """What a node says of a rung that it can run."""
-    return f"{capability}/{rung}/{device}"
-
-
-def runnable(catalogue: Catalogue, machine: Machine) -> list[str]:
-    """All that can run on a machine, whatever the media; asks each implementation what it lacks."""
-    return [
-        rung_on(name, offer.rung.name, offer.device_on(machine))
-        for name in catalogue.capabilities
-        for offer in catalogue.offers(name)
-        if offer.missing(machine, None) is None
-    ]
-
-
-def device_for(
-    offer: Offer,
-    capability: Capability,
-    machine: Machine,
-    media: MediaInfo | None,
-    elsewhere: Collection[str],
-) -> Literal["cpu", "cuda"]:
-    """Where a rung that was chosen is to run: here if it can, else where it can."""
-    if offer.missing(machine, media) is None:
-        return offer.device_on(machine)
-    return "cuda" if rung_on(capability.name, offer.rung.name, "cuda") in elsewhere else "cpu"
-
-
-def choose(
-    catalogue: Catalogue,
-    capability: Capability,
-    machine: Machine,
-    media: MediaInfo | None,
-    elsewhere: Collection[str] = (),
-    pace: Pace = USUAL,
-    params: Settings | None = None,
-) -> tuple[type[Operator], Rung, list[str]]:
-    """The best rung that can do what is asked, can run here or on another node and waits for no more of the stream than
-    it should, or, where each waits longer, the one that waits least; and a line that says why no better one. Raises
-    UserError if none can run."""
-    reasons: list[str] = []
-    unable: list[str] = []  # whatever is here
-    slow: list[tuple[float, type[Operator], Rung]] = []
-    for offer in catalogue.offers(capability.name):
-        operator, rung = offer
-        if params is not None and (why_not := offer.cannot(params)) is not None:
-            unable.append(why_not)
-            continue
-        reason = offer.missing(machine, media)
-        if reason is not None and any(rung_on(capability.name, rung.name, d) in elsewhere for d in operator.devices):
-            here = offer.missing(machine, None)
-            reason = None if here is not None else reason  # what is lacking is this machine's, not the media's
-        waits_s = 0.0
-        if reason is None:
-            try:
-                operator(rung.knobs).demands()
-                waits_s = pace.waits_s(operator, rung)
-            except Exception as error:  # another may be chosen
-                reason = raised(operator, "scope_of() or demands()", error)
-        if reason is None and waits_s > pace.max_wait_s:
-            slow.append((waits_s, operator, rung))
-            reason = pace.told(rung, waits_s)
-        elif reason is None:
-            why = "; ".join(dict.fromkeys(reasons))
-            said = [f"{capability.name} runs on {rung.name}: {why}"] if why else []
-            return operator, rung, said
-        reasons.append(reason)
-    if slow:
-        waits_s, operator, rung = min(slow, key=lambda each: each[0])
-        return operator, rung, [pace.told(rung, waits_s)]
-    raise UserError(f"nothing here can compute {capability.name!r}: {'; '.join(dict.fromkeys([*reasons, *unable]))}")
-
-
 def fused(inputs: Mapping[str, Sequence[str]], operator: Operator) -> str:
     """The group of a stage: the same for those that ask the same kind of thing of a decoder of the same media, so that
     it is decoded once; and for those that read the same stages, so that what these find is delivered once."""
@@ -352,6 +290,8 @@ def _checked(name: str, stage: Stage, workflow: Workflow, catalogue: Catalogue) 
             raise UserError(f"stage {name!r}: {capability.name!r} has no input {given!r}; it has {', '.join(ports)}")
     for port_name, port in ports.items():
         sources = stage.sources(port_name)
+        if not sources and port.optional and port_name not in stage.inputs:
+            continue
         if not sources or (len(sources) > 1 and not port.many):
             wanted = "one source or more" if port.many else "exactly one source"
             raise UserError(

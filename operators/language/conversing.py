@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Meta
 
 from engine.spec.operator import Fold, Inputs, Scope
-from operators.capabilities import CONVERSE, ConverseParams, Transcript, Turn, Turns
+from operators.capabilities import CONVERSE, ConverseParams
 from operators.control.calls import Caller
+from operators.heard import Transcript, Turn, Turns
 from operators.language.asking import Again, AsksModel, Model, ModelKnobs, once_more, room_of
 from operators.language.drafts import Draft
 from operators.language.knowing import turn_of, with_turns

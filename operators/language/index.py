@@ -28,19 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators import weights
-from operators.capabilities import (
-    Descriptions,
-    Events,
-    ScreenText,
-    Speech,
-    TextLine,
-    TrackedObject,
-    Tracks,
-    Transcript,
-)
+from operators.heard import Speech, Transcript
 from operators.language import embedding
 from operators.language.retrieval import OF_WORDS, Piece, Vectors, Words, screen_pieces, spoken_pieces
 from operators.language.tallies import appearances
+from operators.seen import Descriptions, Events, ScreenText, TextLine, TrackedObject, Tracks
 from streams.errors import Transient, UserError
 from streams.records import Evidence, Observation, encode
 

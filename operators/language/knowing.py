@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from engine.spec.operator import Fold, Inputs, Scope
-from operators.capabilities import CONVERSE, ConverseParams, Speech, Transcript, Turn, Turns
+from operators.capabilities import CONVERSE, ConverseParams
+from operators.heard import Speech, Transcript, Turn, Turns
 from operators.language.quoting import SCALES, Nearest, QuoteKnobs
 from operators.language.retrieval import Piece, nearest, sureness
 from operators.language.turns import Heard, is_question, turns_of

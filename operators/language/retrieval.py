@@ -29,23 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.spec.operator import Inputs
-from operators.capabilities import (
-    Captions,
-    Drafts,
-    Event,
-    Objects,
-    Scenes,
-    ScreenText,
-    Speech,
-    TextLine,
-    TrackedObject,
-    Tracks,
-    Transcript,
-)
+from operators.heard import Captions, Drafts, Speech, Transcript
 from operators.language.screen import screen_rows
 from operators.language.sentences import ends_sentence, timed_words
 from operators.language.tallies import tallies
 from operators.lately import Lately
+from operators.seen import Event, Objects, Scenes, ScreenText, TextLine, TrackedObject, Tracks
 from streams.records import Evidence, Observation
 
 MAX_UNITS = 3

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
-from operators.capabilities import TextLine
+from operators.seen import TextLine
 
 MAX_UNSEEN_S = 15.0  # a line that is away for longer than this has been shown twice
 

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from operators.capabilities import Speech
+from operators.heard import Speech
 
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*$")
 _ABBREVIATION = re.compile(r"^(?:\w|mr|mrs|ms|dr|prof|st|no|vs|etc|tel|approx|[a-z]\.[a-z])\.$", re.IGNORECASE)

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from operators.capabilities import Event, TrackedObject
+from operators.seen import Event, TrackedObject
 from streams.records import Observation
 
 MAX_EACH = 100  # of a class: of more nobody wants to hear by number

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from operators.capabilities import Speech
+from operators.heard import Speech
 from operators.language.sentences import ends_sentence
 
 PAUSE_NS = 900_000_000

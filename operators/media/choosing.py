@@ -2,13 +2,14 @@
 
 Pictures. With an interval, one for each multiple of it in media time: the first at or after it. With a slack as well, a
 keyframe that comes no later than that behind the multiple is taken in its place: it can be decoded alone. For the next
-one, the multiples behind what was taken count.
+one, the multiples behind what was taken count. Or those that are seen at moments: the last at or before each.
 
 Packets. A *group* is a keyframe and what is decoded behind it. For a picture its group is needed, from its keyframe to
 itself, but for packets that no picture refers to; where it is shown before its keyframe (a leading picture), so is the
 group before. What lies behind the last picture that is wanted, and groups in which none is, are not decoded.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -43,6 +44,13 @@ def chosen(pictures: Sequence[Shown], first_ns: int, interval_ns: int, slack_ns:
         taken.append(at_ns)
         next_ns = (at_ns // interval_ns + 1) * interval_ns
     return taken
+
+
+def seen_at(pictures: Sequence[Shown], moments_ns: Iterable[int]) -> list[int]:
+    """Times of the pictures that are seen at these moments: the last at or before each, or the first of all. `pictures`
+    in order of time."""
+    times = [picture.at_ns for picture in pictures]
+    return sorted({times[max(0, bisect_right(times, at_ns) - 1)] for at_ns in moments_ns}) if times else []
 
 
 def runs_for(packets: Sequence[Packet], unreferenced: Sequence[bool], wanted: Collection[int]) -> list[list[int]]:

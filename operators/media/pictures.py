@@ -2,7 +2,7 @@
 
 What has to be decoded for them is worked out from the packets first (`operators.media.choosing`). Pictures are
 converted and scaled one by one as they leave the decoder. For whom damage keeps one back that was chosen, all packets
-are decoded, and the first picture that comes at or after each multiple of the interval is taken.
+are decoded, and the first picture that comes at or after each multiple of the interval, or each moment, is taken.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -14,11 +14,11 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from engine.spec.operator import Media
-from operators.media.choosing import Shown, chosen, runs_for
+from operators.media.choosing import Shown, chosen, runs_for, seen_at
 from operators.media.decoders import Decoding, owns, packets_of, path_of, put_back, taken_decoder, undecodable
 from operators.media.pixels import TensorSpec
 from operators.media.references import is_unordered, unreferenced
-from operators.media.taking import Each, Frames, Listed, Product, Scaled, Taken, Tensors, taking
+from operators.media.taking import Behind, Each, Frames, Listed, Product, Scaled, Taken, Tensors, taking
 from streams.errors import Permanent
 from streams.media.probe import BAD_MEDIA, time_ns
 from streams.records import Packet, Segment, Track
@@ -29,13 +29,18 @@ class FrameSpec:
     """Which pictures, and how. With an interval, the first picture at or after each multiple of it in media time,
     wherever the stream is cut (with a variable frame rate, a multiple just before a segment may be taken twice or not
     at all). With a slack, below the interval, a keyframe that comes no later than that behind the multiple is taken in
-    its place, for a fraction of the cost."""
+    its place, for a fraction of the cost. With moments, those that are seen at them, and no interval counts."""
 
     interval_ns: int = 0  # 0: every picture
     max_width: int | None = None  # of the upright picture; smaller ones are not enlarged
     pixels: Literal["rgb24", "gray8"] = "rgb24"  # gray8: luma, black 0, white 255
     slack_ns: int = 0
     tensor: TensorSpec | None = None  # pictures as a model takes them: `Tensors`, and neither of the two above counts
+    moments_ns: tuple[int, ...] | None = None  # media time
+
+    @property
+    def takes_all(self) -> bool:
+        return self.interval_ns <= 0 and self.moments_ns is None
 
     @classmethod
     def decode(cls, segment: Segment, wanted: Sequence["FrameSpec"]) -> Mapping["FrameSpec", "Frames | Tensors"]:
@@ -86,11 +91,11 @@ def picture_at(segment: Segment, at_ns: int) -> tuple[int, NDArray[np.uint8]]:
     """What is seen of a segment at a moment: the last picture at or before it, or the first; its media time in ns and
     uint8 [H, W, 3], RGB, upright. No more is decoded than that takes. Raises Permanent where there is none."""
     track, packets = packets_of(segment, "video")
-    shown = [] if track is None else [each.at_ns for each in _shown(segment, track, packets)]
+    shown = [] if track is None else _shown(segment, track, packets)
     if track is None or not shown:
         raise Permanent(f"segment {segment.index} of {segment.stream} has no pictures")
-    wanted_ns = max((at for at in shown if at <= at_ns), default=shown[0])
-    one = FrameSpec(interval_ns=1)
+    one = FrameSpec(moments_ns=(at_ns,))
+    (wanted_ns,) = seen_at(shown, one.moments_ns or ())
     free = unreferenced(track, packets)
     found = cast(Frames, _decode_chosen(segment, track, packets, free, {one: frozenset({wanted_ns})})[0][one])
     if len(found.times_ns):
@@ -109,9 +114,7 @@ def _decode_pictures(segment: Segment, specs: Sequence[FrameSpec]) -> dict[Frame
     if track is None or not packets:
         return {spec: taking(spec, Each(0, 0), 0, None).result() for spec in specs}
     shown = _shown(segment, track, packets)
-    chosen_ns = {
-        spec: frozenset(chosen(shown, _first_wanted(spec, segment), spec.interval_ns, spec.slack_ns)) for spec in specs
-    }
+    chosen_ns = {spec: frozenset(_chosen(spec, segment, shown)) for spec in specs}
     found: dict[FrameSpec, Product] = {}
     lost = list(specs)
     free = unreferenced(track, packets)
@@ -125,12 +128,18 @@ def _decode_pictures(segment: Segment, specs: Sequence[FrameSpec]) -> dict[Frame
     return found
 
 
+def _chosen(spec: FrameSpec, segment: Segment, shown: Sequence[Shown]) -> list[int]:
+    if spec.moments_ns is not None:
+        return seen_at(shown, spec.moments_ns)
+    return chosen(shown, _first_wanted(spec, segment), spec.interval_ns, spec.slack_ns)
+
+
 def _is_whole(spec: FrameSpec, found: Product, chosen_ns: Set[int], is_damaged: bool) -> bool:
     """Whether all came that there can be: of every picture, those that are not damaged. Of some, where damage was met
     on the way, what they look like may depend on what else was decoded."""
-    if spec.interval_ns <= 0:
+    if spec.takes_all:
         return len(found.times_ns) > 0 or not chosen_ns
-    return chosen_ns <= set(found.times_ns.tolist()) and not is_damaged
+    return not chosen_ns or (chosen_ns <= set(found.times_ns.tolist()) and not is_damaged)
 
 
 def _decode_chosen(
@@ -145,7 +154,7 @@ def _decode_chosen(
     all_ns = frozenset[int]().union(*chosen_ns.values())
     wanted = {at for at, packet in enumerate(packets) if _at_ns(segment, track, packet.pts) in all_ns}
     taken = [
-        taking(spec, Listed(times_ns) if spec.interval_ns > 0 else Each(0, 0), len(times_ns), track)
+        taking(spec, Each(0, 0) if spec.takes_all else Listed(times_ns), len(times_ns), track)
         for spec, times_ns in chosen_ns.items()
     ]
     decoding = taken_decoder(segment, track, packets)
@@ -159,7 +168,7 @@ def _decode_all(
     segment: Segment, track: Track, packets: Sequence[Packet], specs: Sequence[FrameSpec]
 ) -> dict[FrameSpec, Product]:
     """The first picture at or after each multiple, of those that come when everything is decoded."""
-    taken = [taking(spec, Each(_first_wanted(spec, segment), spec.interval_ns), len(packets), track) for spec in specs]
+    taken = [taking(spec, _come(spec, segment), len(packets), track) for spec in specs]
     decoding = taken_decoder(segment, track, packets)
     num_owned = _offer_pictures(segment, decoding, packets, taken)
     owned = [packet for packet in packets if owns(segment, track, packet)]
@@ -167,6 +176,11 @@ def _decode_all(
         raise undecodable(segment, track, owned, decoding.reason)
     put_back(decoding, packets)
     return {each.spec: each.result() for each in taken}
+
+
+def _come(spec: FrameSpec, segment: Segment) -> Each | Behind:
+    """Of pictures as they come, those that are taken."""
+    return Each(_first_wanted(spec, segment), spec.interval_ns) if spec.moments_ns is None else Behind(spec.moments_ns)
 
 
 def _offer_pictures(

@@ -90,6 +90,19 @@ class Each:
         return True
 
 
+class Behind:
+    """The first one at or after each of these times."""
+
+    def __init__(self, times_ns: Iterable[int]) -> None:
+        self._left = sorted(times_ns, reverse=True)
+
+    def __call__(self, at_ns: int) -> bool:
+        is_wanted = bool(self._left) and at_ns >= self._left[-1]
+        while self._left and at_ns >= self._left[-1]:
+            self._left.pop()
+        return is_wanted
+
+
 class Listed:
     """Those of these times, each once."""
 

@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Sequence
 
 from engine.spec.operator import Inputs, Operator, Rung, Settings
-from operators.capabilities import CAPTION, Captions, Speech, Transcript
+from operators.capabilities import CAPTION
+from operators.heard import Captions, Speech, Transcript
 from operators.speech.subtitles import cues_of, lines_of
 from streams.records import Observation
 

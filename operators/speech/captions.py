@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from engine.spec.operator import Inputs, Machine, Media, Operator, Rung, Settings
-from operators.capabilities import TRANSCRIBE, Speech, Transcript
+from operators.capabilities import TRANSCRIBE
+from operators.heard import Speech, Transcript
 from streams.errors import Permanent
 from streams.records import MediaInfo, Segment, Track
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from engine.spec.operator import Fold, Inputs, Operator, Rung, Scope, Settings
-from operators.capabilities import DRAFT_CAPTIONS, Agreement, Draft, Drafts, Guess, GuessedWord
+from operators.capabilities import DRAFT_CAPTIONS
+from operators.heard import Agreement, Draft, Drafts, Guess, GuessedWord
 
 SLACK_NS = 100_000_000  # by which two guesses may differ on when a word is
 HALF_HEARD_NS = 600_000_000  # of the audio's end: what ends later is shown only where it is settled

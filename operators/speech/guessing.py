@@ -15,7 +15,8 @@ from math import ceil
 from typing import Any, ClassVar
 
 from engine.spec.operator import Device, Inputs, Machine, Rung, Scope, Window
-from operators.capabilities import GUESS_SPEECH, Guess, GuessedWord
+from operators.capabilities import GUESS_SPEECH
+from operators.heard import Guess, GuessedWord
 from operators.speech.regions import RATE, Clip, around, time_ns
 from operators.speech.whisper import LIVE_LOSS, QUALITY, Said, Whisper, WhisperKnobs, num_gpus, speech_in, with_margin
 from streams.records import MediaInfo

@@ -23,8 +23,9 @@ import msgspec
 from msgspec import Meta
 
 from engine.spec.operator import Emit, Inputs, Machine, Map, Operator, Rung, Scope, Settings
-from operators.capabilities import TRANSCRIBE, Speech, Transcript
+from operators.capabilities import TRANSCRIBE
 from operators.failures import failure
+from operators.heard import Speech, Transcript
 from operators.language.endpoints import Endpoint, endpoint_of, place, that_hear
 from operators.language.served import until_up
 from operators.lately import LatelyAwaited

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.spec.operator import Device, Inputs, Machine, Map, Operator, Rung, Settings
-from operators.capabilities import TRANSCRIBE, Speech, TranscribeParams, Transcript, Word
+from operators.capabilities import TRANSCRIBE, TranscribeParams
+from operators.heard import Speech, Transcript, Word
 from operators.speech.regions import HOP, SPEECH_AUDIO, Clip, region_of, time_ns, utterances
 from streams.records import MediaInfo
 

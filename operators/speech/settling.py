@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from engine.spec.operator import Fold, Inputs, Operator, Rung, Scope, Settings
-from operators.capabilities import SETTLE_SPEECH, Guess, GuessedWord, Phrases, Speech, Word
+from operators.capabilities import SETTLE_SPEECH
+from operators.heard import Guess, GuessedWord, Phrases, Speech, Word
 from operators.language.sentences import ends_sentence
 from operators.speech.drafting import agreed, said_in
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from engine.spec.operator import Device, Inputs, Machine, Operator, Rung, Settings
 from operators import weights
-from operators.capabilities import SPEAK, SpeakParams, Spoken, Voice
+from operators.capabilities import SPEAK, SpeakParams
+from operators.heard import Spoken, Voice
 from streams.errors import Permanent, Transient
 from streams.records import Evidence, MediaInfo
 

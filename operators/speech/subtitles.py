@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from operators.capabilities import Speech
+from operators.heard import Speech
 from operators.language.sentences import Timed, ends_sentence, timed_words
 
 LINE_CHARS, MAX_LINES = 42, 2

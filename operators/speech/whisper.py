@@ -37,7 +37,8 @@ from msgspec import Meta
 
 from engine.spec.operator import Device, Inputs, Machine, Map, Operator, Rung, Scope, Settings
 from operators import weights
-from operators.capabilities import TRANSCRIBE, Speech, TranscribeParams, Transcript, Word
+from operators.capabilities import TRANSCRIBE, TranscribeParams
+from operators.heard import Speech, Transcript, Word
 from operators.language.sentences import ends_sentence
 from operators.lately import Lately
 from operators.speech.cells import Grid

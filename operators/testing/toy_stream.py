@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from engine.decide import joins
+from engine.spec.choosing import USUAL
 from engine.spec.operator import Capability, Entry, Inputs, Media, Operator, Port, Reduce, Scope
-from engine.spec.plan import USUAL
 from operators.testing.film import STREAM, segments_of
 from streams.errors import Permanent, UserError
 from streams.records import Gap, GapCause, Segment
@@ -75,9 +75,10 @@ def toy_stream(operator: Operator, values: Mapping[str, Any]) -> ToyStream:
     declared = ", ".join(capability.inputs)
     if unknown := sorted(set(values) - set(capability.inputs)):
         raise UserError(f"{capability.name!r} has no port {unknown[0]!r}; its ports are {declared}")
-    if missing := [name for name in capability.inputs if name not in values]:
+    if missing := [name for name, port in capability.inputs.items() if name not in values and not port.optional]:
         raise UserError(f"no values for port {missing[0]!r} of {capability.name!r}; its ports are {declared}")
-    sources = {name: _sources(name, port, values[name]) for name, port in capability.inputs.items()}
+    given = {name: port for name, port in capability.inputs.items() if name in values}
+    sources = {name: _sources(name, port, values[name]) for name, port in given.items()}
     lengths = {f"{name}[{at}]": len(each) for name, found in sources.items() for at, each in enumerate(found)}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         said = ", ".join(f"{name} has {length}" for name, length in lengths.items()) or "there are none"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from engine.spec.operator import Inputs, Operator, Reduce, Rung, Scope, Settings
-from operators.capabilities import COUNT_OBJECTS, Count, Counts, TrackedObject
+from operators.capabilities import COUNT_OBJECTS
+from operators.seen import Count, Counts, TrackedObject
 
 
 class CountObjects(Operator):

@@ -1,6 +1,6 @@
 """CAPTION_FRAMES by a model that sees: what pictures of a segment show, in words. Each model of the machine's endpoints
-that takes pictures (`sees`) is a rung, once with a picture in two seconds and once with one in ten: how many it is
-shown is what it costs.
+that takes pictures (`sees`) is a rung, once with those that were selected, where a stage did, once with a picture in
+two seconds and once with one in ten: how many it is shown is what it costs.
 
 Pictures go as JPEG of at most MAX_WIDTH, in the messages of OpenAI's chat completions. What it says has to name the
 picture it is about, and only that counts as told of its moment: a statement that names none of those shown is a
@@ -21,7 +21,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from engine.spec.operator import Inputs, Machine, Rung
-from operators.capabilities import CAPTION_FRAMES, CaptionFramesParams, Description, Descriptions
+from operators.capabilities import CAPTION_FRAMES, CaptionFramesParams
 from operators.failures import failure
 from operators.language.asking import AsksModel, Model, ModelKnobs
 from operators.language.drafts import Draft
@@ -29,11 +29,13 @@ from operators.language.endpoints import Endpoint, endpoint_of, place, that_see
 from operators.media.pictures import FrameSpec, frames
 from operators.media.taking import Frames
 from operators.media.writing import jpeg
+from operators.seen import Description, Descriptions, Moment
 from streams.records import MediaInfo, Segment
 
 MAX_WIDTH = 768
 MAX_FRAMES = 16  # shown at once; of more, these evenly
-SPARSE = 0.9  # of its quality, with a fifth of the pictures
+SELECTED = 1.02  # of its quality, with pictures that were selected: not measured
+SPARSE = 0.9  # with a fifth of the pictures
 
 ROLE = """You are shown {num} pictures of one film or camera, in order of time, numbered from 1: taken at {times}.
 Say in plain words what they show{about}: who or what is there, what happens, what changes from one to the next.
@@ -44,6 +46,7 @@ Reply with JSON only: {{"statements": [{{"picture": 1, "text": "..."}}]}}"""
 
 class DescribeKnobs(ModelKnobs, frozen=True):
     interval_ms: Annotated[int, Meta(ge=200, le=60_000)] = 2000  # from one picture that is shown to the next
+    selected: bool = False  # those of the moments that a stage selected
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -70,6 +73,8 @@ class Describing(AsksModel):
         there: list[Rung] = []
         for each in that_see():
             sparse = DescribeKnobs(model=each.model, interval_ms=10_000)
+            selected = DescribeKnobs(model=each.model, selected=True)
+            there.append(Rung(f"{each.model}-selected", min(1.0, each.quality * SELECTED), selected))
             there.append(Rung(each.model, each.quality, DescribeKnobs(model=each.model)))
             there.append(Rung(f"{each.model}-sparse", each.quality * SPARSE, sparse))
         return sorted(there, key=lambda rung: -rung.quality) or [Rung("model-that-sees", 0.0, DescribeKnobs())]
@@ -83,18 +88,30 @@ class Describing(AsksModel):
             return f"{place()} names no endpoint that sees{knobs.model and f' as {knobs.model}'} (docs/models.md)"
         return None
 
-    def demands(self) -> tuple[Any, ...]:
-        return (self._spec,)
+    @classmethod
+    def reads(cls, knobs: DescribeKnobs) -> frozenset[str]:
+        return frozenset(("media", "moments") if knobs.selected else ("media",))
 
-    @property
-    def _spec(self) -> FrameSpec:
+    def demands(self) -> tuple[Any, ...]:
+        return (self._spec(()),)
+
+    def demands_for(self, inputs: Inputs) -> tuple[Any, ...]:
+        return (self._spec(self._moments_ns(inputs)),)
+
+    def _moments_ns(self, inputs: Inputs) -> tuple[int, ...]:
+        found: Sequence[Moment] = inputs.here("moments").observations if self.knobs.selected else ()
+        return tuple(sorted({each.start_ns for each in found}))
+
+    def _spec(self, moments_ns: tuple[int, ...]) -> FrameSpec:
+        if self.knobs.selected:
+            return FrameSpec(moments_ns=moments_ns, max_width=MAX_WIDTH)
         interval_ns = self.knobs.interval_ms * 1_000_000
         return FrameSpec(interval_ns=interval_ns, slack_ns=interval_ns // 2, max_width=MAX_WIDTH)
 
     async def ask(self, model: Model, inputs: Inputs, draft: Draft, sampling: Mapping[str, Any]) -> Descriptions:
         endpoint = model.endpoint()
         media = inputs.here("media")
-        seen = _evenly(frames(media, self._spec))
+        seen = _evenly(frames(media, self._spec(self._moments_ns(inputs))))
         if not len(seen.times_ns):
             return Descriptions()
         params: CaptionFramesParams = inputs.params

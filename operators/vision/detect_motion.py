@@ -23,8 +23,9 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from engine.spec.operator import Inputs, Machine, Map, Operator, Rung, Scope, Settings
-from operators.capabilities import DETECT_MOTION, Bounds, Motion, Movement
+from operators.capabilities import DETECT_MOTION
 from operators.media.pictures import FrameSpec, frames
+from operators.seen import Bounds, Motion, Movement
 from streams.records import MediaInfo
 
 WIDTH = 160

@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.spec.operator import Inputs, Media, Operator, Rung, Settings
-from operators.capabilities import DETECT_SCENES, Glimpse, Scenes, Shot
+from operators.capabilities import DETECT_SCENES
 from operators.media.pictures import FrameSpec, frames
+from operators.seen import Glimpse, Scenes, Shot
 
 SMALL_FRAMES = FrameSpec(interval_ns=40_000_000, max_width=160)
 BLOCKS = (16, 9)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from engine.spec.operator import Device, Inputs, Machine, Operator, Settings
 from operators import weights
-from operators.capabilities import DETECT_OBJECTS, DetectedObject, DetectObjectsParams, Objects
+from operators.capabilities import DETECT_OBJECTS, DetectObjectsParams
 from operators.media.pictures import FrameSpec, tensors
 from operators.media.pixels import TensorSpec
 from operators.media.taking import Tensors, tensors_of
+from operators.seen import DetectedObject, Objects
 from streams.records import MediaInfo
 
 SAME = 0.5  # intersection over union of boxes that are one object

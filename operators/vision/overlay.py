@@ -23,20 +23,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.capabilities import (
-    Bounds,
-    DetectedObject,
-    Event,
-    Events,
-    Objects,
-    Place,
-    ScreenText,
-    Sighting,
-    TextLine,
-    Tracks,
-    Transcript,
-    WatchZonesParams,
-)
+from operators.capabilities import WatchZonesParams
+from operators.heard import Transcript
+from operators.seen import Bounds, DetectedObject, Event, Events, Objects, Place, ScreenText, Sighting, TextLine, Tracks
 from operators.speech.subtitles import Cue, cues_of
 
 if TYPE_CHECKING:

@@ -29,9 +29,10 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from engine.spec.operator import Device, Inputs, Machine, Operator, Rung, Settings
-from operators.capabilities import READ_TEXT, Scenes, ScreenText, Shot, TextLine
+from operators.capabilities import READ_TEXT
 from operators.media.pictures import FrameSpec, frames
 from operators.media.taking import Frames
+from operators.seen import Scenes, ScreenText, Shot, TextLine
 from streams.records import MediaInfo
 
 TEXT_FRAMES = FrameSpec(interval_ns=500_000_000, max_width=1280)

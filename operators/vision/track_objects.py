@@ -32,16 +32,8 @@ import msgspec
 import numpy as np
 
 from engine.spec.operator import Fold, Inputs, Operator, Rung, Scope, Settings
-from operators.capabilities import (
-    TRACK_OBJECTS,
-    Bounds,
-    DetectedObject,
-    Objects,
-    OpenTrack,
-    Sighting,
-    TrackedObject,
-    Tracks,
-)
+from operators.capabilities import TRACK_OBJECTS
+from operators.seen import Bounds, DetectedObject, Objects, OpenTrack, Sighting, TrackedObject, Tracks
 from operators.vision.assigning import NEVER, assigned
 
 MAX_FAR, MAX_GROWN = 1.5, 1.6

@@ -15,8 +15,9 @@ from typing import ClassVar
 import msgspec
 
 from engine.spec.operator import Fold, Inputs, Operator, Rung, Scope, Settings
-from operators.capabilities import WATCH_ZONES, Event, Events, Inside, Sighting, Tracks, WatchZonesParams
-from operators.capabilities import Place as Point
+from operators.capabilities import WATCH_ZONES, WatchZonesParams
+from operators.seen import Event, Events, Inside, Sighting, Tracks
+from operators.seen import Place as Point
 
 LEFT, RIGHT = "left", "right"
 MIN_OUT = 2

@@ -20,7 +20,7 @@ from penstock.places import default_store
 from streams.errors import UserError
 
 if TYPE_CHECKING:
-    from operators.capabilities import Speech
+    from operators.heard import Speech
 
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 FORMATS = ("txt", "srt", "vtt", "json")

@@ -55,6 +55,7 @@ class PortView(Record, frozen=True, omit_defaults=False):
     name: str
     type: str
     many: bool
+    optional: bool
 
 
 class RungView(Record, frozen=True, omit_defaults=False):
@@ -360,7 +361,10 @@ def _operators(face: Face) -> list[OperatorView]:
                 capability=name,
                 inputs=tuple(
                     PortView(
-                        name=port, type="media" if issubclass(Media, what.type) else what.type.__name__, many=what.many
+                        name=port,
+                        type="media" if issubclass(Media, what.type) else what.type.__name__,
+                        many=what.many,
+                        optional=what.optional,
                     )
                     for port, what in capability.inputs.items()
                 ),

@@ -25,8 +25,9 @@ from engine.node.progress import Progress
 from engine.node.worker_processes import Node, node
 from engine.run.assignment import Assignment
 from engine.spec.catalogue import installed
+from engine.spec.choosing import Pace
 from engine.spec.operator import Machine, Map, Reduce
-from engine.spec.plan import Pace, Plan, make_plan
+from engine.spec.plan import Plan, make_plan
 from engine.spec.workflow import load_workflow
 from streams import subjects
 from streams.media.segmenter import segments, stream_id

@@ -15,7 +15,8 @@ from engine.spec.operator import Device, Machine
 from engine.spec.plan import make_plan
 from engine.spec.spending import noting
 from engine.spec.workflow import Stage, Workflow
-from operators.capabilities import AnswerParams, ConverseParams, Reply, Speech, Transcript
+from operators.capabilities import AnswerParams, ConverseParams, Reply
+from operators.heard import Speech, Transcript
 from operators.language.acting import Acting
 from operators.language.asking import ModelKnobs
 from operators.language.conversing import Conversing

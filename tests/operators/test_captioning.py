@@ -1,6 +1,6 @@
 """Captions: what was said in a segment, in cues."""
 
-from operators.capabilities import Speech, Transcript
+from operators.heard import Speech, Transcript
 from operators.speech.captioning import Captioning
 from penstock.testing import run
 

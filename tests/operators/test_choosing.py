@@ -14,7 +14,7 @@ from media_zoo import make
 from engine.spec.operator import Media
 from operators.media.choosing import Shown, chosen, runs_for
 from operators.media.decoders import Decoding
-from operators.media.pictures import FrameSpec, each_picture, frames
+from operators.media.pictures import FrameSpec, each_picture, frames, picture_at
 from operators.media.references import unreferenced
 from operators.testing.film import segments_of
 from streams.records import Packet, Track
@@ -79,6 +79,7 @@ def test_the_pictures_asked_for_are_those_of_a_whole_decode(name: str, tmp_path:
             FrameSpec(interval_ns=1000 * MS, pixels="gray8"),
             FrameSpec(interval_ns=1000 * MS, slack_ns=900 * MS),
             FrameSpec(interval_ns=90 * MS),
+            FrameSpec(moments_ns=(0, 1234 * MS, 1235 * MS, 3333 * MS)),
         ):
             whole = [frames(Media(piece), FrameSpec(pixels=spec.pixels)) for piece in pieces]
             fed.clear()
@@ -91,6 +92,31 @@ def test_the_pictures_asked_for_are_those_of_a_whole_decode(name: str, tmp_path:
                 at = np.flatnonzero(np.isin(every.times_ns, each.times_ns))
                 assert every.times_ns[at].tolist() == each.times_ns.tolist()
                 assert not len(at) or np.array_equal(every.images[at], each.images)
+
+
+def test_the_picture_of_a_moment_is_the_one_that_is_seen_then(tmp_path: Path, fed: list[int]) -> None:
+    path = written(tmp_path / "a.mp4", "libx264", {"g": "20", "bf": "2"})
+    (piece,) = segments_of(path, 10.0)
+    moments = (-5 * MS, 39 * MS, 41 * MS, 79 * MS, 2000 * MS, 99_000 * MS)
+    seen = frames(Media(piece), FrameSpec(moments_ns=moments))
+    assert seen.times_ns.tolist() == [0, 40 * MS, 2000 * MS, 3960 * MS]
+    for at_ns, image in zip(seen.times_ns.tolist(), seen.images, strict=True):
+        when, picture = picture_at(piece, at_ns + 39 * MS)
+        assert when == at_ns
+        assert np.array_equal(picture, image)
+    fed.clear()
+    assert not len(frames(Media(piece), FrameSpec(moments_ns=())).times_ns)
+    assert not fed
+
+
+def test_of_damage_the_next_picture_stands_for_the_one_of_a_moment(tmp_path: Path) -> None:
+    (piece, *_) = segments_of(written(tmp_path / "a.avi", "mjpeg", {}), 10.0)
+    packets = list(piece.packets)
+    packets[25] = msgspec.structs.replace(packets[25], data=b"\0" * 40)
+    damaged = msgspec.structs.replace(piece, packets=tuple(packets))
+    for moments, expected in [((1010,), [1040]), ((500, 1010, 1030), [520, 1040]), ((500,), [480])]:
+        spec = FrameSpec(moments_ns=tuple(at * MS for at in moments))
+        assert frames(Media(damaged), spec).times_ns.tolist() == [at * MS for at in expected]
 
 
 def test_a_keyframe_within_the_slack_is_decoded_alone(tmp_path: Path, fed: list[int]) -> None:
@@ -125,9 +151,10 @@ def test_stages_that_ask_together_get_what_they_get_apart(tmp_path: Path) -> Non
         FrameSpec(interval_ns=1000 * MS, slack_ns=500 * MS),
         FrameSpec(interval_ns=300 * MS, pixels="gray8"),
         FrameSpec(max_width=32),
+        FrameSpec(moments_ns=(500 * MS, 1700 * MS, 1701 * MS)),
     ]
     for piece in segments_of(path, 1.0):
-        for asked in (specs[:3], specs):
+        for asked in (specs[:3], specs[2:], specs):
             together = FrameSpec.decode(piece, asked)
             for spec in asked:
                 alone = FrameSpec.decode(piece, [spec])[spec]

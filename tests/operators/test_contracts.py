@@ -15,8 +15,8 @@ from scripted_endpoint import says, serving
 from engine.spec.catalogue import installed
 from engine.spec.operator import Operator
 from operators import weights
-from operators.capabilities import Guess, GuessedWord, Speech, Transcript, Turn, Turns
 from operators.control.tool_stages import operators
+from operators.heard import Guess, GuessedWord, Speech, Transcript, Turn, Turns
 from operators.language.acting import Acting
 from operators.speech.whisper import QUALITY, is_here
 from penstock.testing import check_contract, gap, loaded, run, segments_of

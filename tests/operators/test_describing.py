@@ -16,7 +16,8 @@ from engine.spec.catalogue import installed
 from engine.spec.operator import Machine
 from engine.spec.plan import make_plan
 from engine.spec.workflow import load_workflow
-from operators.capabilities import CaptionFramesParams, Descriptions
+from operators.capabilities import CaptionFramesParams
+from operators.seen import Descriptions, Moment, Moments
 from operators.testing.film import film
 from operators.vision.describing import MAX_FRAMES, DescribeKnobs, Describing
 from penstock.testing import check_contract, run
@@ -41,7 +42,9 @@ def pictures(num_s: int = 4) -> list[Any]:
 
 @pytest.fixture
 def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    def asked(*acts: Act, media: Any = None, params: Any = None, **knobs: Any) -> tuple[Any, Endpoint]:
+    def asked(
+        *acts: Act, media: Any = None, params: Any = None, moments: Any = None, **knobs: Any
+    ) -> tuple[Any, Endpoint]:
         with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving(*acts)) as there:
             path = tmp_path / "endpoints.toml"
             path.write_text(
@@ -50,7 +53,8 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
             )
             monkeypatch.setenv("PENSTOCK_ENDPOINTS", str(path))
             operator = Describing(DescribeKnobs(model="toy-vl", **knobs))
-            found = run(operator, {"media": media or pictures()}, params=params or CaptionFramesParams())
+            inputs = {"media": media or pictures()} | ({"moments": moments} if moments else {})
+            found = run(operator, inputs, params=params or CaptionFramesParams())
         return found, there
 
     return asked
@@ -76,6 +80,19 @@ def test_it_is_shown_the_pictures_and_says_what_each_is(ask: Ask) -> None:
     assert [image.shape for image in images] == [(48, 64, 3)] * 2
     assert images[0][24, 32, 2] > 200 > 50 > images[0][24, 32, 0]
     assert images[1][24, 32, 0] > 200 > 50 > images[1][24, 32, 2]
+
+
+def test_selected_pictures_are_shown_where_a_stage_selects(ask: Ask) -> None:
+    moments = [Moments(observations=tuple(Moment(at * S, at * S, "it moves") for at in (3, 1)))]
+    (found,), there = ask(says(written((1, "Red."), (2, "Blue."))), moments=moments, selected=True)
+    assert [(each.start_ns // S, each.end_ns // S, each.text) for each in found.observations] == [
+        (1, 3, "Red."),
+        (3, 4, "Blue."),
+    ]
+    assert "taken at 1.0 s, 3.0 s" in there.requests[0].body["messages"][0]["content"]
+    (found,), there = ask(says(written()), moments=[Moments()], selected=True)
+    assert found == Descriptions()
+    assert not there.requests
 
 
 def test_a_picture_that_was_not_shown_is_no_source(ask: Ask) -> None:
@@ -111,7 +128,7 @@ def test_of_many_pictures_some_are_shown_and_of_none_nothing_is_asked(ask: Ask) 
 def test_only_those_that_see_are_rungs(ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ask(says(written()))
     rungs = [(rung.name, round(rung.quality, 3)) for rung in Describing.rungs()]
-    assert rungs == [("toy-vl", 0.6), ("toy-vl-sparse", 0.54)]
+    assert rungs == [("toy-vl-selected", 0.612), ("toy-vl", 0.6), ("toy-vl-sparse", 0.54)]
     machine = Machine(num_cores=1)
     assert Describing.missing(DescribeKnobs(model="toy-vl"), machine, None) is None
     assert "no endpoint that sees as blind" in str(Describing.missing(DescribeKnobs(model="blind"), machine, None))

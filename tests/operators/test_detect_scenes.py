@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from engine.spec.operator import Media, Settings
-from operators.capabilities import Glimpse, Scenes
 from operators.media.pictures import FrameSpec, frames
+from operators.seen import Glimpse, Scenes
 from operators.vision.detect_scenes import DetectScenes, cut_between, signatures, take_openings
 from penstock.testing import film, run, segments_of
 

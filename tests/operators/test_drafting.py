@@ -7,7 +7,7 @@ from drafting_words import WORD_NS, S, guess
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.capabilities import Drafts, Guess, GuessedWord
+from operators.heard import Drafts, Guess, GuessedWord
 from operators.speech.drafting import Drafting, drafted, same
 from operators.speech.guessing import WINDOW_S, Guessing, without_echo
 from operators.speech.whisper import Said, is_here

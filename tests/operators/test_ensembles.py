@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scripted_endpoint import Act, Endpoint, Request, Send, refuses, says, serving
 
 from engine.spec.operator import Device
-from operators.capabilities import NOT_IN_THE_VIDEO, AnswerParams, Reply, Speech, Transcript
+from operators.capabilities import NOT_IN_THE_VIDEO, AnswerParams, Reply
+from operators.heard import Speech, Transcript
 from operators.language.asking import ModelKnobs
 from operators.language.conversing import Conversing
 from operators.language.endpoints import ensembles

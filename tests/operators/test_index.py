@@ -13,19 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from operators.capabilities import (
-    Event,
-    Events,
-    Objects,
-    ScreenText,
-    Sighting,
-    Speech,
-    TextLine,
-    TrackedObject,
-    Tracks,
-    Transcript,
-)
+from operators.heard import Speech, Transcript
 from operators.language.index import NUM_CANDIDATES, PassageIndex
+from operators.seen import Event, Events, Objects, ScreenText, Sighting, TextLine, TrackedObject, Tracks
 from streams.errors import Transient, UserError
 
 S = 1_000_000_000

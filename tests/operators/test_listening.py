@@ -14,7 +14,7 @@ import pytest
 from scripted_endpoint import Act, Endpoint, Request, Send, refuses, says_nothing, serving
 
 from engine.spec.operator import Inputs, Machine, Media
-from operators.capabilities import Transcript
+from operators.heard import Transcript
 from operators.language.asking import AsksModel
 from operators.language.conversing import Conversing
 from operators.speech.listening import Listening, ListenKnobs

@@ -18,21 +18,11 @@ from hypothesis import strategies as st
 
 from engine.spec.operator import Device, Media
 from operators import weights
-from operators.capabilities import (
-    Counts,
-    DetectedObject,
-    DetectObjectsParams,
-    Events,
-    Objects,
-    OpenTrack,
-    Sighting,
-    TrackedObject,
-    Tracks,
-    WatchZonesParams,
-)
+from operators.capabilities import DetectObjectsParams, WatchZonesParams
 from operators.media.pictures import FrameSpec, frames
 from operators.media.pixels import Filled
 from operators.media.taking import tensors_of
+from operators.seen import Counts, DetectedObject, Events, Objects, OpenTrack, Sighting, TrackedObject, Tracks
 from operators.vision.assigning import NEVER, assigned
 from operators.vision.count_objects import CountObjects
 from operators.vision.detect_objects import (

@@ -10,24 +10,22 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from operators.capabilities import (
+from operators.capabilities import WatchZonesParams
+from operators.heard import Phrases, Speech, Transcript
+from operators.media.sound import Audio
+from operators.media.writing import SOUND_RATE, film_at, jpeg
+from operators.seen import (
     DetectedObject,
     Event,
     Events,
     Objects,
-    Phrases,
     Scenes,
     ScreenText,
     Sighting,
-    Speech,
     TextLine,
     TrackedObject,
     Tracks,
-    Transcript,
-    WatchZonesParams,
 )
-from operators.media.sound import Audio
-from operators.media.writing import SOUND_RATE, film_at, jpeg
 from operators.vision.overlay import NS, Overlay, colour_of, writable
 from penstock.cli.annotate import check_place
 from streams.errors import UserError

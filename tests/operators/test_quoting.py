@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 
 from engine.spec.operator import Inputs
 from operators import weights
-from operators.capabilities import (
-    NOT_IN_THE_VIDEO,
-    AnswerParams,
-    Reply,
-    Scenes,
-    ScreenText,
-    Speech,
-    TextLine,
-    Transcript,
-)
+from operators.capabilities import NOT_IN_THE_VIDEO, AnswerParams, Reply
+from operators.heard import Speech, Transcript
 from operators.language import embedding, quoting, retrieval
 from operators.language.quoting import QuoteKnobs, Quoting, Scale
 from operators.language.retrieval import (
@@ -37,6 +29,7 @@ from operators.language.retrieval import (
     sureness,
 )
 from operators.language.screen import screen_rows
+from operators.seen import Scenes, ScreenText, TextLine
 from penstock.testing import gap, inputs_of, loaded, run
 
 SECOND = 10**9

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from engine.spec.operator import Media, Settings
-from operators.capabilities import Scenes, ScreenText, Shot
 from operators.media.taking import Frames
+from operators.seen import Scenes, ScreenText, Shot
 from operators.vision.detect_scenes import DetectScenes
 from operators.vision.read_text import (
     TEXT_FRAMES,

@@ -10,7 +10,8 @@ import pytest
 from scripted_endpoint import Act, Endpoint, Request, Send, refuses, says, serving
 
 from engine.spec.operator import Device, Emit, Machine
-from operators.capabilities import NOT_IN_THE_VIDEO, AnswerParams, Reply, Speech, Transcript
+from operators.capabilities import NOT_IN_THE_VIDEO, AnswerParams, Reply
+from operators.heard import Speech, Transcript
 from operators.language import reading
 from operators.language.asking import ModelKnobs
 from operators.language.endpoints import OVERHEAD_TOKENS

@@ -4,7 +4,7 @@ from drafting_words import S, guess
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.capabilities import Guess, Phrases
+from operators.heard import Guess, Phrases
 from operators.language.turns import turns_of
 from operators.speech.settling import MAX_HELD, settled
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.capabilities import Speech, Word
+from operators.heard import Speech, Word
 from operators.speech.subtitles import MAX_LINES, MAX_NS, MIN_NS, Cue, cues_of, srt, vtt
 
 S = 1_000_000_000

@@ -12,19 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_endpoint import Act, Endpoint, says, serving
 
-from operators.capabilities import (
-    ScreenText,
-    Speech,
-    SummarizeParams,
-    Summary,
-    TextLine,
-    Transcript,
-)
+from operators.capabilities import SummarizeParams, Summary
+from operators.heard import Speech, Transcript
 from operators.language import extracting
 from operators.language.asking import ModelKnobs
 from operators.language.extracting import D, Extracting, centrality, most_central, tf_idf
 from operators.language.retrieval import Piece
 from operators.language.writing import Writing
+from operators.seen import ScreenText, TextLine
 from penstock.testing import gap, inputs_of, run
 from streams.errors import Permanent
 

@@ -1,8 +1,8 @@
 """What follows from what was seen, said in words; and questions that are answered by it."""
 
-from operators.capabilities import Event, Events, Sighting, TrackedObject, Tracks
 from operators.language.quoting import Quoting
 from operators.language.tallies import MAX_EACH, appearances, plural, tallies
+from operators.seen import Event, Events, Sighting, TrackedObject, Tracks
 from penstock.testing import loaded, run
 
 S = 10**9

@@ -10,9 +10,11 @@ from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Machine, Map, Reduce
 from engine.spec.plan import make_plan
 from engine.spec.workflow import parse_workflow
-from operators.capabilities import Findings, ScreenText, Speech, TextLine, Transcript
+from operators.capabilities import Findings
 from operators.control.tool_stages import findings_of, operators
+from operators.heard import Speech, Transcript
 from operators.language.quoting import Quoting
+from operators.seen import ScreenText, TextLine
 from operators.speech.captions import Captions
 from penstock.testing import gap, run
 from streams.errors import Permanent, UserError

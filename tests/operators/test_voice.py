@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from scripted_endpoint import Act, Endpoint, says, serving
 
 from operators import weights
-from operators.capabilities import ConverseParams, Observation, SpeakParams, Speech, Summary, Transcript, Turn, Turns
+from operators.capabilities import ConverseParams, Observation, SpeakParams, Summary
+from operators.heard import Speech, Transcript, Turn, Turns
 from operators.language import knowing
 from operators.language.asking import ModelKnobs
 from operators.language.conversing import Conversing

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from engine.spec.operator import Device, Machine, Map, Media
 from operators import weights
-from operators.capabilities import Transcript
+from operators.heard import Transcript
 from operators.lately import Lately
 from operators.media.sound import Audio, audio
 from operators.speech import whisper

@@ -18,7 +18,7 @@ from media_zoo import make
 from served import serving
 
 import penstock
-from operators.capabilities import Speech
+from operators.heard import Speech
 from penstock.mcp_server import MAX_CHARS, TOOLS, Ask, Tool, arguments_of, server_of
 from streams.errors import UserError
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from operators.capabilities import Speech
+from operators.heard import Speech
 from penstock.cli.transcript import _meant, _names, written
 from streams.errors import UserError
 

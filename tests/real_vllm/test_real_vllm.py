@@ -28,7 +28,8 @@ from engine.spec.catalogue import installed
 from engine.spec.operator import Inputs
 from engine.spec.spending import Call, noting
 from engine.spec.workflow import Stage, Workflow
-from operators.capabilities import AnswerParams, Speech, Transcript
+from operators.capabilities import AnswerParams
+from operators.heard import Speech, Transcript
 from operators.language.acting import Acting
 from operators.language.asking import ModelKnobs
 from operators.language.chat import completed

@@ -19,7 +19,7 @@ from engine.spec.operator import Machine
 from engine.spec.plan import Plan, make_plan
 from engine.spec.stream import StreamSpec
 from engine.spec.workflow import Stage, Workflow
-from operators.capabilities import Speech, Transcript
+from operators.heard import Speech, Transcript
 from operators.language.index import PassageIndex
 from penstock.client import connect as client_of
 from streams import subjects

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.spec.catalogue import Catalogue
+from engine.spec.choosing import Pace, choose, runnable
 from engine.spec.operator import (
     Capability,
     Demand,
@@ -28,7 +29,7 @@ from engine.spec.operator import (
     Settings,
     Window,
 )
-from engine.spec.plan import Pace, Plan, PlannedRung, ancestors, choose, make_plan, runnable, settings_of, stage_id
+from engine.spec.plan import Plan, PlannedRung, ancestors, make_plan, settings_of, stage_id
 from engine.spec.workflow import Stage, Workflow
 from streams.errors import UserError
 from streams.records import MediaInfo
