@@ -7,7 +7,19 @@ from msgspec import Meta
 
 from engine.spec.operator import Capability, Media, Port, Settings
 from operators.heard import Captions, Drafts, Guess, Phrases, Transcript, Turns, Voice
-from operators.seen import Counts, Descriptions, Events, Moments, Motion, Objects, Scenes, ScreenText, Tracks
+from operators.seen import (
+    Counts,
+    Descriptions,
+    Events,
+    FrameVectors,
+    Matches,
+    Moments,
+    Motion,
+    Objects,
+    Scenes,
+    ScreenText,
+    Tracks,
+)
 from operators.vision.coco import NAMES
 from streams.records import NOT_IN_THE_VIDEO as NOT_IN_THE_VIDEO
 from streams.records import Evidence, Observation
@@ -105,6 +117,13 @@ class CaptionFramesParams(Settings, frozen=True):
     about: Annotated[str, Meta(max_length=500)] = ""  # what matters; empty: whatever is there
 
 
+class MatchTextParams(Settings, frozen=True):
+    """`min_confidence`: how sure it has to be; 0: as sure as suits the model that pictures and words were put to."""
+
+    text: Wanted
+    min_confidence: Annotated[float, Meta(ge=0, le=1)] = 0.0
+
+
 class FilterParams(Settings, frozen=True):
     """Nothing of it set lets everything through."""
 
@@ -131,6 +150,10 @@ CAPTION_FRAMES = Capability(
     Descriptions,
     CaptionFramesParams,
 )
+EMBED_FRAMES = Capability(
+    "embed_frames", {"media": Port(Media), "evidence": Port(Evidence, many=True, optional=True)}, FrameVectors
+)
+MATCH_TEXT = Capability("match_text", {"frames": Port(FrameVectors)}, Matches, MatchTextParams)
 DETECT_MOTION = Capability("detect_motion", {"media": Port(Media)}, Motion)
 FILTER_EVIDENCE = Capability("filter_evidence", {"evidence": Port(Evidence, many=True)}, Selection, FilterParams)
 DETECT_OBJECTS = Capability("detect_objects", {"media": Port(Media)}, Objects, DetectObjectsParams)

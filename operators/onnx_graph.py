@@ -29,8 +29,9 @@ class Graph:
         self._nodes: list[bytes] = []
         self._tensors: list[bytes] = []
         self._weights: dict[Value, NDArray[np.float32]] = {}
+        self._constants: set[Value] = set()
 
-    def add(self, kind: str, *inputs: Value, **attributes: float | int | Sequence[int]) -> Value:
+    def add(self, kind: str, *inputs: Value, **attributes: float | int | str | Sequence[int]) -> Value:
         """A node of one of ONNX's operators; its output."""
         output = f"v{len(self._nodes)}"
         parts = [_bytes(1, name.encode()) for name in inputs] + [_bytes(2, output.encode()), _bytes(4, kind.encode())]
@@ -47,9 +48,11 @@ class Graph:
         return name
 
     def constant(self, name: Value, *numbers: int) -> Value:
-        """A vector of whole numbers, such as a shape."""
-        data = np.asarray(numbers, "<i8").tobytes()
-        self._tensors.append(_tensor(name, (len(numbers),), INT64) + _bytes(9, data))
+        """A vector of whole numbers, such as a shape; given again by the same name, it is the same."""
+        if name not in self._constants:
+            self._constants.add(name)
+            data = np.asarray(numbers, "<i8").tobytes()
+            self._tensors.append(_tensor(name, (len(numbers),), INT64) + _bytes(9, data))
         return name
 
     def session(self, output: Value, num_threads: int) -> onnxruntime.InferenceSession:
@@ -73,6 +76,8 @@ def _attribute(name: str, value: Any) -> bytes:
         kind, said = 1, _varint(2 << 3 | FLOAT32) + struct.pack("<f", value)
     elif isinstance(value, int):
         kind, said = 2, _int(3, value)
+    elif isinstance(value, str):
+        kind, said = 3, _bytes(4, value.encode())
     else:
         kind, said = 7, b"".join(_int(8, each) for each in value)
     return _bytes(1, name.encode()) + said + _int(20, kind)

@@ -179,3 +179,33 @@ class Moment(Observation, frozen=True):
 class Moments(Evidence, frozen=True):
     kind: ClassVar[str] = "moment"
     observations: tuple[Moment, ...] = ()
+
+
+class Look(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """When what a vector stands for is seen: its row, and from when to when."""
+
+    row: int
+    start_ns: int
+    end_ns: int
+
+
+class FrameVectors(Record, frozen=True):
+    """What is seen of a segment as vectors of length 1, of the model that is named: `vectors` is float16 [rows, size]
+    as bytes, little-endian. `texts`: what each row's words are, where it is words that stand for pictures."""
+
+    model: str = ""
+    size: int = 0
+    vectors: bytes = b""
+    looks: tuple[Look, ...] = ()
+    texts: tuple[str, ...] = ()
+
+
+class Match(Observation, frozen=True):
+    """Pictures show what a text says (`text`); `seen`: what it is called there, where that is known."""
+
+    seen: str = ""
+
+
+class Matches(Evidence, frozen=True):
+    kind: ClassVar[str] = "match"
+    observations: tuple[Match, ...] = ()

@@ -10,8 +10,6 @@ Source: Devlin et al., BERT, arXiv 1810.04805; Wang et al., MiniLM, arXiv 2002.1
 Sentence-BERT, arXiv 1908.10084.
 """
 
-import json
-import mmap
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -19,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
-from operators import weights
+from operators import safetensors, weights
 from operators.onnx_graph import Graph, Value
+from operators.safetensors import Array
 
 NAME = "all-minilm-l6-v2"
 MAX_TOKENS = 256
@@ -30,8 +28,6 @@ MAX_KEPT = 8_000  # vectors, of 1.5 kB
 NUM_HEADS = 12
 EPSILON = 1e-12
 ATTENTION = ("query", "key", "value")
-
-Array = NDArray[np.float32]
 
 
 class Embedder:
@@ -41,7 +37,8 @@ class Embedder:
         """Reads `model.safetensors` and `tokenizer.json`."""
         from tokenizers import Tokenizer
 
-        self._tensors = _safetensors(folder / "model.safetensors")
+        found = safetensors.tensors(folder / "model.safetensors")
+        self._tensors = {name.removeprefix("bert."): tensor for name, tensor in found.items()}
         self._size = self._tensors["embeddings.word_embeddings.weight"].shape[1]
         self._layers = sorted({name.rpartition(".attention.self.query")[0] for name in self._tensors} - {""})
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -109,21 +106,3 @@ class Embedder:
 def load() -> Embedder:
     """Raises Permanent where the weights are not on this machine, or are not what the manifest says."""
     return Embedder(weights.folder_of(NAME))
-
-
-def _safetensors(path: Path) -> dict[str, Array]:
-    """The tensors of a file, float32, as views of its pages: a length, a JSON header that says where each begins and
-    ends, and the bytes. Names are given without a prefix for the whole model."""
-    with path.open("rb") as file:
-        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    size = int.from_bytes(pages[:8], "little")
-    header = json.loads(pages[8 : 8 + size])
-    header.pop("__metadata__", None)
-    found: dict[str, Array] = {}
-    for name, said in header.items():
-        if said["dtype"] != "F32":
-            continue  # positions, which are counted here
-        begin, end = said["data_offsets"]
-        flat = np.frombuffer(pages, np.float32, (end - begin) // 4, 8 + size + begin)
-        found[name.removeprefix("bert.")] = flat.reshape(said["shape"])
-    return found

@@ -130,6 +130,17 @@ def test_a_camera_is_asked_how_many_and_when(tmp_path: Path, street: Path) -> No
     assert by_question[asks[2]]["answer"] == "not in the video"
 
 
+def test_a_film_is_searched_for_what_somebody_looks_for(tmp_path: Path, street: Path) -> None:
+    asks = ["people walking", "a red bus"]
+    answers = ran("find.toml", street, tmp_path, *(word for ask in asks for word in ("--ask", ask)))
+    people, bus = (
+        [match for output in of_stage(answers, f"found-{at}") for match in output["observations"]] for at in (1, 2)
+    )
+    assert {match["seen"] for match in people} == {"person"}
+    assert sum(match["end_ns"] - match["start_ns"] for match in people) >= 10 * 10**9  # somebody is always there
+    assert not bus
+
+
 def test_where_nothing_moves_dear_stages_rest(tmp_path: Path, street: Path) -> None:
     """The street without anybody (the median of its pictures, with a sensor's noise), then as it is."""
     seen = [frame.to_ndarray(format="rgb24") for frame in av.open(str(street)).decode(video=0)]

@@ -18,7 +18,9 @@ from operators import weights
 from operators.control.tool_stages import operators
 from operators.heard import Guess, GuessedWord, Speech, Transcript, Turn, Turns
 from operators.language.acting import Acting
+from operators.seen import ScreenText, TextLine
 from operators.speech.whisper import QUALITY, is_here
+from operators.vision.embed_frames import CLIP, SIGLIP
 from penstock.testing import check_contract, gap, loaded, run, segments_of
 from streams.records import Segment
 
@@ -47,6 +49,16 @@ def pictures(tmp_path: Path) -> dict[str, Any]:
 def pictures_and_scenes(tmp_path: Path) -> dict[str, Any]:
     scenes = run(shipped("detect_scenes", "content"), {"media": station(2)})
     return {"inputs": {"media": station(2), "scenes": scenes}}
+
+
+def pictures_and_what_they_show(tmp_path: Path) -> dict[str, Any]:
+    read = ScreenText(observations=(TextLine(start_ns=0, end_ns=10**9, text="Platform 4"),))
+    return {"inputs": {"media": station(2), "evidence": [[read, ScreenText()]]}}
+
+
+def vectors(tmp_path: Path) -> dict[str, Any]:
+    made = run(shipped("embed_frames", "words"), **pictures_and_what_they_show(tmp_path))
+    return {"inputs": {"frames": made}, "params": {"text": "a platform"}}
 
 
 def speech(tmp_path: Path) -> dict[str, Any]:
@@ -129,6 +141,9 @@ GIVEN: Mapping[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     ("speak", "hibari"): for_a_voice,
     ("count_objects", "tracks"): tracks,
     ("detect_motion", "difference"): pictures,
+    ("embed_frames", "words"): pictures_and_what_they_show,
+    ("match_text", "nearest"): vectors,
+    ("select_frames", "worth"): pictures,
     ("detect_objects", "nanodet"): pictures,
     ("filter_evidence", "words"): filtered,
     ("draft_captions", "local-agreement"): guesses,
@@ -231,4 +246,5 @@ def test_none_is_left_out() -> None:
     by_models = {("answer_question", "reading"), ("answer_question", "acting"), ("summarize", "writing")}
     by_models |= {("converse", "conversing"), ("transcribe", "listening"), ("caption_frames", "describing")}
     by_models |= {("detect_objects", "rf-detr"), ("detect_objects", "yolox")}  # whose weights are not here
+    by_models |= {("embed_frames", CLIP), ("embed_frames", SIGLIP)}  # test_matching.py
     assert ours == {*GIVEN, *by_models}
