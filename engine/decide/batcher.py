@@ -79,6 +79,9 @@ class Batcher:
             if not self._running[shared]:
                 del self._running[shared]
 
+    def took(self, batch_size: int, service_s: float) -> None:
+        """A batch of so many took so long; none that waited for its model to be loaded."""
+
     def decide(self, now_ns: int, num_free: int) -> list[Decision]:
         """What to do now that `num_free` lanes are free. What is told to run or dropped waits no longer; when a batch
         has come to its end, that is to be said (`ended`)."""

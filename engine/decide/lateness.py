@@ -33,14 +33,14 @@ def expires_ns(stage: RunningStage, key: Key, due_ns: int, lead_ns: int = 0) -> 
     return due_ns - min(lead_ns, round(stage.max_lag_s * 1e9 / 2))
 
 
-def leads_ns(stages: Sequence[RunningStage], service_s: Mapping[str, float | None]) -> dict[str, int]:
-    """The leads of stages that run fused, each of which stands after those it reads, by what a batch of each lately
-    took (None: not known)."""
+def leads_ns(sources: Mapping[str, Sequence[str]], service_s: Mapping[str, float | None]) -> dict[str, int]:
+    """The leads of stages, by what each reads and what a batch of each lately took (None: not known). Each stands after
+    those it reads."""
     found: dict[str, int] = {}
     behind: dict[str, int] = {}  # by what is read, the longest lead of those that read it
-    for stage in reversed(stages):
-        lead_ns = found[stage.id] = round((service_s.get(stage.id) or 0.0) * 1e9) + behind.get(stage.id, 0)
-        for source in stage.planned.sources:
+    for id in reversed(list(sources)):
+        lead_ns = found[id] = round((service_s.get(id) or 0.0) * 1e9) + behind.get(id, 0)
+        for source in sources[id]:
             behind[source] = max(lead_ns, behind.get(source, 0))
     return found
 

@@ -370,7 +370,8 @@ class Group:
         """How long what is begun now will take, by what batches took."""
         self._estimated_ns = now_ns
         service_s = {id: stage.pool.service_s for id, stage in self.stages.items()}
-        leads_ns = lateness.leads_ns([stage.rule.running for stage in self.stages.values()], service_s)
+        sources = {id: stage.rule.running.planned.sources for id, stage in self.stages.items()}
+        leads_ns = lateness.leads_ns(sources, service_s)
         for id, stage in self.stages.items():
             stage.rule.lead_ns = leads_ns[id]
 

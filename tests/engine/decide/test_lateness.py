@@ -50,7 +50,7 @@ def reading(id: str, *sources: str) -> RunningStage:
 
 
 def test_a_lead_is_what_a_stage_takes_and_the_longest_way_behind_it() -> None:
-    stages = [reading("a", "media"), reading("b", "a"), reading("c", "a"), reading("d", "b", "c")]
+    stages = {"a": ["media"], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
     took_s = {"a": 0.5, "b": 0.1, "c": 2.0, "d": 0.25}
     found = {id: lead_ns / 1e9 for id, lead_ns in leads_ns(stages, took_s).items()}
     assert found == {"a": 2.75, "b": 0.35, "c": 2.25, "d": 0.25}

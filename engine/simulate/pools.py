@@ -1,0 +1,219 @@
+"""Pools in a world where nothing is computed: batches take the time that a curve says, and end.
+
+What is asked when, and what is done about it, is as in `engine.run.pool`; the rules are the same objects.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from engine.decide import lanes
+from engine.decide.batcher import Decision, Drop, Item, Run, WakeAt
+from engine.decide.signals import PoolSignals
+from engine.simulate.services import Service, Slow, ends_s
+from engine.simulate.world import NS, World
+
+NUM_RECENT = 64  # as engine.run.pool
+
+
+class Batching(Protocol):
+    """What decides which of a pool's waiting items run: the engine's batcher, or another to hold it against."""
+
+    def __len__(self) -> int: ...
+    def add(self, item: Item) -> None: ...
+    def decide(self, now_ns: int, num_free: int) -> Sequence[Decision]: ...
+    def ended(self, items: Sequence[Item]) -> None: ...
+    def took(self, batch_size: int, service_s: float) -> None:
+        """A batch of so many took so long; none that waited for its model to be loaded."""
+
+
+class Ended(msgspec.Struct, frozen=True, gc=False):
+    """What became of an item: when it ran, and in how large a batch; dropped where that is 0."""
+
+    began_ns: int
+    ended_ns: int
+    batch_size: int
+
+
+OnEnded = Callable[[Ended], None]
+
+
+class Cores:
+    """What pools share: as many batches compute at once as there are cores, first come, first served."""
+
+    def __init__(self, num: int) -> None:
+        self.num = num
+        self.num_lanes = 0
+        self._num_busy = 0
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def take(self, begin: Callable[[], None]) -> None:
+        if self._num_busy < self.num:
+            self._num_busy += 1
+            begin()
+        else:
+            self._waiting.append(begin)
+
+    def give(self) -> None:
+        if self._waiting:
+            self._waiting.popleft()()
+        else:
+            self._num_busy -= 1
+
+
+class SimulatedPool:
+    """One rung on one kind of device."""
+
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        shape: lanes.PoolShape,
+        max_batch: int,
+        service: Service,
+        slow: Sequence[Slow],
+        cores: Cores,
+        batching: Batching,
+        *,
+        is_warm: bool = True,
+    ) -> None:
+        self.name = name
+        self.max_batch = max_batch
+        self.batching = batching
+        self._world = world
+        self._shape = shape
+        self._service = service
+        self._slow = sorted(slow, key=lambda each: each.from_s)
+        self._cores = cores
+        self._chance = world.chance(f"service/{name}")
+        self._callers: dict[int, tuple[int, OnEnded]] = {}  # by item: since when, and who wants to know
+        self._num_lanes = 0
+        self._num_loaded = 10**6 if is_warm else 0
+        self._num_items = 0
+        self._num_running = 0
+        self._wake_ns = 0
+        self._waits_s: deque[float] = deque(maxlen=NUM_RECENT)
+        self._services_s: deque[float] = deque(maxlen=NUM_RECENT)
+        self._since_ns = world.now_ns
+        self.num_batches = self.num_done = self.num_dropped = 0
+        self.busy_s = 0.0  # of all lanes
+        self.items_s = 0.0  # the integral of how many items there are
+        self.sojourns_s = 0.0  # of the items that ended
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.batching)
+
+    @property
+    def service_s(self) -> float | None:
+        """Mean of the last batches."""
+        return sum(self._services_s) / len(self._services_s) if self._services_s else None
+
+    def submit(self, due_ns: int, on_ended: OnEnded) -> None:
+        self._count()
+        self._num_items += 1
+        self._callers[self._num_items] = self._world.now_ns, on_ended
+        self.batching.add(Item(self._num_items, due_ns))
+        self._ask()
+
+    def signals(self) -> PoolSignals:
+        return PoolSignals(
+            pool=self.name,
+            runs_in=self._shape.runs_in,
+            device=self._shape.device,
+            max_batch=self.max_batch,
+            num_waiting=len(self.batching),
+            num_in_service=self._num_running,
+            num_in_flight=self._num_lanes,
+            max_in_flight=self._limits().max_in_flight,
+            num_instances=min(self._num_loaded, self._num_lanes),
+            queue_wait_s=sum(self._waits_s) / len(self._waits_s) if self._waits_s else None,
+            service_s=self.service_s,
+        )
+
+    def _limits(self) -> lanes.Limits:
+        return lanes.limits(self._shape, self._num_lanes, self._cores.num_lanes, self._cores.num)
+
+    def _ask(self) -> None:
+        now_ns = self._world.now_ns
+        for decision in self.batching.decide(now_ns, self._limits().max_in_flight - self._num_lanes):
+            match decision:
+                case Run(items):
+                    self._start(items)
+                case Drop(item):
+                    self.num_dropped += 1
+                    self._end_item(item, Ended(now_ns, now_ns, 0))
+                case WakeAt(at_ns):
+                    self._wake(at_ns)
+
+    def _wake(self, at_ns: int) -> None:
+        """What is asked in vain does no harm, but costs: one alarm at a time, the earliest."""
+        if self._wake_ns and self._world.now_ns <= self._wake_ns <= at_ns:
+            return
+        self._wake_ns = at_ns
+
+        def rings() -> None:
+            if self._wake_ns == at_ns:
+                self._wake_ns = 0
+                self._ask()
+
+        self._world.at(at_ns, rings)
+
+    def _start(self, items: Sequence[Item]) -> None:
+        now_ns = self._world.now_ns
+        self._num_lanes += 1
+        self._num_running += len(items)
+        self.num_batches += 1
+        for item in items[-NUM_RECENT:]:
+            self._waits_s.append((now_ns - self._callers[item.id][0]) / NS)
+        if not lanes.uses_cores(self._shape):
+            self._load(items)
+            return
+        self._cores.num_lanes += 1
+        self._cores.take(lambda: self._load(items))
+
+    def _load(self, items: Sequence[Item]) -> None:
+        """Where no instance is free, one more is loaded first."""
+        num_wanted = 1 if self._shape.runs_in in ("loop", "async") else self._num_lanes
+        if num_wanted <= self._num_loaded or not self._service.cold_s:
+            self._begin(items, is_cold=False)
+            return
+        self._num_loaded += 1
+        self._world.after(self._service.cold_s, lambda: self._begin(items, is_cold=True))
+
+    def _begin(self, items: Sequence[Item], *, is_cold: bool) -> None:
+        began_ns = self._world.now_ns
+        took_s = self._service.sampled_s(len(items), self._chance)
+        end_s = ends_s(began_ns / NS - 1, took_s, self._slow) + 1  # the world begins at 1 s
+        self._world.at(round(end_s * NS), lambda: self._end(items, began_ns, is_cold=is_cold))
+
+    def _end(self, items: Sequence[Item], began_ns: int, *, is_cold: bool) -> None:
+        now_ns = self._world.now_ns
+        took_s = (now_ns - began_ns) / NS
+        self.busy_s += took_s
+        self._num_lanes -= 1
+        self._num_running -= len(items)
+        self._services_s.append(took_s)
+        self.batching.ended(items)
+        if not is_cold:
+            self.batching.took(len(items), took_s)
+        if lanes.uses_cores(self._shape):
+            self._cores.num_lanes -= 1
+            self._cores.give()
+        self.num_done += len(items)
+        for item in items:
+            self._end_item(item, Ended(began_ns, now_ns, len(items)))
+        self._ask()
+
+    def _end_item(self, item: Item, ended: Ended) -> None:
+        self._count()
+        since_ns, on_ended = self._callers.pop(item.id)
+        self.sojourns_s += (ended.ended_ns - since_ns) / NS
+        on_ended(ended)
+
+    def _count(self) -> None:
+        now_ns = self._world.now_ns
+        self.items_s += len(self._callers) * (now_ns - self._since_ns) / NS
+        self._since_ns = now_ns

@@ -1,0 +1,143 @@
+"""Scenarios: what is simulated, as a file says it.
+
+seed = 1
+duration_s = 60
+num_cores = 2
+
+[pools.detector]
+max_batch = 4
+service = { base_s = 0.01, per_item_s = 0.03, spread = "lognormal", cv = 0.2 }
+
+[stages.objects]
+pool = "detector"
+
+[[streams]]
+num = 8
+max_lag_s = 2.0
+arrivals = { per_s = 0.5 }
+
+[[phases]]
+at_s = 20
+load = 3.0
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from engine.decide.lanes import PoolShape, RunsIn
+from engine.simulate.arrivals import Arrivals, Phase
+from engine.simulate.services import Service, Slow
+from engine.spec.workflow import MEDIA
+from streams.decoding import from_toml
+from streams.errors import Malformed, UserError
+
+NotNegative = Annotated[float, Meta(ge=0)]
+MAX_STREAMS = 10_000  # that are told apart
+
+
+class SimulatedPoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rung on one kind of device."""
+
+    service: Service
+    max_batch: Annotated[int, Meta(ge=1, le=4096)] = 1
+    runs_in: RunsIn = "thread"
+    num_instances: Annotated[int, Meta(ge=1, le=1024)] = 0  # on a GPU of its own; 0: on the processor, as cores allow
+    max_async: Annotated[int, Meta(ge=1, le=100_000)] = 16
+    is_cold: bool = False  # nothing is loaded at the beginning
+
+    @property
+    def shape(self) -> PoolShape:
+        return PoolShape(
+            runs_in=self.runs_in,
+            device="cuda" if self.num_instances else "cpu",
+            num_instances=max(1, self.num_instances),
+            max_async=self.max_async,
+        )
+
+
+class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stage: which pool computes it, what it reads, and for what share of segments its gate is open."""
+
+    pool: str
+    inputs: tuple[str, ...] = (MEDIA,)
+    share: Annotated[float, Meta(ge=0, le=1)] = 1.0
+
+
+class StreamsSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Streams that are alike. `together`: a segment of each comes at the same moment."""
+
+    arrivals: Arrivals
+    num: Annotated[int, Meta(ge=1, le=MAX_STREAMS)] = 1
+    max_lag_s: NotNegative = 0.0  # 0: whatever comes is wanted however late
+    together: bool = False
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pools: dict[str, SimulatedPoolSpec]
+    stages: dict[str, StageSpec]
+    streams: tuple[StreamsSpec, ...]
+    duration_s: Annotated[float, Meta(gt=0, le=1e7)] = 60.0
+    warm_up_s: NotNegative = 0.0  # what comes before counts for nothing
+    num_cores: Annotated[int, Meta(ge=1, le=4096)] = 2
+    seed: int = 0
+    phases: tuple[Phase, ...] = ()
+    slow: tuple[Slow, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.pools and self.stages and self.streams):
+            raise UserError("a scenario needs [pools], [stages] and [[streams]]")
+        for name, stage in self.stages.items():
+            if stage.pool not in self.pools:
+                raise UserError(f"stage {name!r} has no pool {stage.pool!r}; there are {', '.join(self.pools)}")
+            for source in stage.inputs:
+                if source != MEDIA and source not in self.stages:
+                    raise UserError(f"stage {name!r} reads {source!r}; there are {', '.join([MEDIA, *self.stages])}")
+            if not stage.inputs:
+                raise UserError(f"stage {name!r} reads nothing; give it inputs")
+        for each in self.slow:
+            if each.pool not in self.pools:
+                raise UserError(f"[[slow]] names no pool {each.pool!r}; there are {', '.join(self.pools)}")
+        self.order()
+
+    def order(self) -> list[str]:
+        """Stages, each after those it reads. Raises UserError for a cycle."""
+        done: list[str] = []
+        left = dict(self.stages)
+        while left:
+            ready = [name for name, stage in left.items() if all(s == MEDIA or s in done for s in stage.inputs)]
+            if not ready:
+                raise UserError(f"the stages {', '.join(left)} wait for each other")
+            done += ready
+            for name in ready:
+                del left[name]
+        return done
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Raises UserError with the file, the place, and what would be right."""
+    try:
+        table = from_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"cannot read scenario {path}: {why}; give a TOML file") from error
+    except Malformed as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return scenario_of(table)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def scenario_of(table: dict[str, Any]) -> Scenario:
+    """Raises UserError."""
+    try:
+        return msgspec.convert(table, Scenario)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        what, _, place = str(error).partition(" - at ")
+        where = place.strip("`").removeprefix("$.") or "the scenario"
+        raise UserError(f"{where}: {what[:1].lower()}{what[1:]}") from error

@@ -1,0 +1,73 @@
+"""How long a batch takes, in a world where nothing is computed: a curve over its size, with a spread and bad days.
+
+    mean(b, t) = (base_s + per_item_s * b) * slow(t)
+
+`slow` is what `Slow` says of a stretch of time: a drift, a stall. The spread is exponential, lognormal with coefficient
+of variation `cv`, or none; with probability `straggle` a batch takes `straggle_times` as long.
+"""
+
+import math
+from collections.abc import Sequence
+from random import Random
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+NotNegative = Annotated[float, Meta(ge=0)]
+
+
+class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of one pool."""
+
+    base_s: NotNegative = 0.0
+    per_item_s: NotNegative = 0.0
+    spread: Literal["none", "exponential", "lognormal"] = "none"
+    cv: NotNegative = 0.0
+    straggle: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    straggle_times: Annotated[float, Meta(ge=1)] = 10.0
+    cold_s: NotNegative = 0.0  # to load an instance
+
+    def mean_s(self, batch_size: int) -> float:
+        return self.base_s + self.per_item_s * batch_size
+
+    def sampled_s(self, batch_size: int, chance: Random) -> float:
+        took_s = self.mean_s(batch_size)
+        if self.spread == "exponential":
+            took_s *= chance.expovariate(1.0)
+        elif self.spread == "lognormal" and self.cv > 0:
+            variance = math.log1p(self.cv**2)
+            took_s *= math.exp(chance.gauss(-variance / 2, math.sqrt(variance)))
+        if self.straggle and chance.random() < self.straggle:
+            took_s *= self.straggle_times
+        return took_s
+
+
+class Slow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """For a while a pool takes `times` as long; or, with `stalls`, what it does in that while does not go on."""
+
+    pool: str
+    from_s: NotNegative
+    to_s: NotNegative
+    times: Annotated[float, Meta(gt=0)] = 1.0
+    stalls: bool = False
+
+
+def ends_s(began_s: float, took_s: float, slow: Sequence[Slow]) -> float:
+    """When a batch that began then ends, given what it takes where nothing slows it down. `slow`: of its pool, in order
+    and apart."""
+    at_s, left_s = began_s, took_s
+    for each in slow:
+        if each.to_s <= at_s:
+            continue
+        if at_s < each.from_s:
+            if at_s + left_s <= each.from_s:
+                return at_s + left_s
+            left_s -= each.from_s - at_s
+            at_s = each.from_s
+        done_s = 0.0 if each.stalls else (each.to_s - at_s) / each.times
+        if left_s <= done_s:
+            return at_s + left_s * each.times
+        left_s -= done_s
+        at_s = each.to_s
+    return at_s + left_s
