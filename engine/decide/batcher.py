@@ -5,22 +5,47 @@ and of those that are never late, the one that came first. A batch is formed whe
 comes while the model is busy makes the next batch larger. It takes items while their weights fit into `max_batch`; an
 item that must run alone does. An item whose time is up is dropped when it is, not when its turn would have come.
 
-Items may name pieces of work that others want as well: two segments that reach into the same half minute of speech.
-Those that share one with the first item of a batch run with it, and nothing that shares one with a batch that runs is
-begun beside it: two lanes would do the same, or one would wait for the other. A lane takes what it can do meanwhile.
+**In time.** A larger batch takes longer: s(b), as was learned of the pool (`engine.decide.curve`). One that would make
+its first item late is made smaller, or its first items are dropped, whichever lets more be in time. For each i up to
+MAX_SKIPPED the items from the i-th on are tried: a batch as large as the i-th one's time allows, and behind it, as
+lanes come free, batches as large as their first one's time allows, with what cannot be in time left out. What is best
+has the largest
+
+    number in time - u (time that takes),    u = B / s(B) where a batch of B is waiting, else 0
+
+and drops nothing if that is as good: u is what the lane could do meanwhile. An item that comes while others wait for
+its place, and would be late behind those that are here, is dropped as it comes. Where nothing is to be done by any
+time, and while nothing was learned, batches are as large as they can be.
+
+A lane that is free waits for nothing. To put off a batch that is not full, as Symphony does, was tried: beside this
+rule it lost more than it won (docs/control.md).
+
+**Work that is shared.** Items may name pieces of work that others want as well: two segments that reach into the same
+half minute of speech. Those that share one with the first item of a batch run with it, and nothing that shares one with
+a batch that runs is begun beside it: two lanes would do the same, or one would wait for the other. A lane takes what it
+can do meanwhile.
+Source: Shen et al., Nexus (SOSP 2019), 6.3, and Chen et al., Symphony, arXiv 2308.07470, for dropping what would make
+batches small.
 """
 
 import heapq
+from bisect import insort
 from collections.abc import Hashable, Sequence
 
 import msgspec
 
+from engine.decide.curve import Curve
+
 
 class Item(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """Something to compute. `due_ns` (server's Unix time) is when it is worth nothing any more; 0: never."""
+    """Something to compute, in the server's Unix time. `due_ns` is when it is worth nothing any more to begin it; 0:
+    never. `done_ns` is by when it should be done; 0: whenever. `in_place` says that others wait elsewhere that would
+    come in its place."""
 
     id: int
     due_ns: int = 0
+    done_ns: int = 0
+    in_place: bool = False
     weight: float = 1.0  # of a full batch's `max_batch`
     alone: bool = False  # it came with others before, and the batch failed
     shared: frozenset[Hashable] = frozenset()  # pieces of work that other items may want as well
@@ -48,6 +73,10 @@ class WakeAt(msgspec.Struct, frozen=True, gc=False):
 
 Decision = Run | Drop | WakeAt
 NEVER = 1 << 63
+HOPELESS = "it would not be in time, and others wait that may be"
+HELD_UP = "waiting for it would have made more of the others late"
+MAX_SKIPPED = 64  # of the first ones
+MAX_AHEAD = 4  # full batches that are looked at
 
 
 class Batcher:
@@ -55,17 +84,22 @@ class Batcher:
 
     def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
-        self._waiting: list[tuple[int, int, Item]] = []
+        self._waiting: list[tuple[int, int, Item]] = []  # in order
         self._num_added = 0
+        self._unjudged: list[Item] = []  # that came since it was decided last, and in whose place others would come
         self._cancelled: set[int] = set()
         self._running: dict[Hashable, int] = {}  # shared work, with the number of batches that do it
+        self._ends_ns: dict[int, int] = {}  # of the batches that run, by their first item: when they are likely to end
+        self._curve = Curve()
 
     def __len__(self) -> int:
         return len(self._waiting) - len(self._cancelled)
 
     def add(self, item: Item) -> None:
         self._num_added += 1
-        heapq.heappush(self._waiting, (item.due_ns or NEVER, self._num_added, item))
+        insort(self._waiting, (item.due_ns or NEVER, self._num_added, item))
+        if item.in_place and item.done_ns:
+            self._unjudged.append(item)
 
     def cancel(self, id: int) -> None:
         """An item that waits is wanted no more."""
@@ -74,6 +108,7 @@ class Batcher:
 
     def ended(self, items: Sequence[Item]) -> None:
         """A batch runs no more."""
+        self._ends_ns.pop(items[0].id, None)
         for shared in _work_of(items):
             self._running[shared] -= 1
             if not self._running[shared]:
@@ -81,55 +116,148 @@ class Batcher:
 
     def took(self, batch_size: int, service_s: float) -> None:
         """A batch of so many took so long; none that waited for its model to be loaded."""
+        self._curve.note(batch_size, service_s)
 
     def decide(self, now_ns: int, num_free: int) -> list[Decision]:
         """What to do now that `num_free` lanes are free. What is told to run or dropped waits no longer; when a batch
         has come to its end, that is to be said (`ended`)."""
-        decisions: list[Decision] = []
+        self._forget_cancelled()
         waiting = self._waiting
-        while waiting and (waiting[0][0] < now_ns or waiting[0][2].id in self._cancelled):
-            _, _, item = heapq.heappop(waiting)
-            if item.id in self._cancelled:
-                self._cancelled.discard(item.id)
-            else:
-                decisions.append(Drop(item))
+        num_late = 0
+        while num_late < len(waiting) and waiting[num_late][0] < now_ns:
+            num_late += 1
+        decisions: list[Decision] = [Drop(item) for _, _, item in waiting[:num_late]]
+        del waiting[:num_late]
+        num_lanes = num_free + len(self._ends_ns)
+        decisions += [Drop(item, HOPELESS) for item in self._hopeless(now_ns, num_lanes)]
         for _ in range(num_free):
-            batch = self._next_batch()
+            if not waiting:
+                break
+            skipped, most = self._in_time(now_ns, num_lanes)
+            decisions += [Drop(item, HELD_UP) for _, _, item in waiting[:skipped]]
+            del waiting[:skipped]
+            batch = self._next_batch(most)
             if not batch:
                 break
+            self._ends_ns[batch[0].id] = now_ns + self._mean_ns(len(batch))
             for shared in _work_of(batch):
                 self._running[shared] = self._running.get(shared, 0) + 1
-            why = "a lane is free" if len(batch) < self._max_batch else "a lane is free and the batch is full"
-            decisions.append(Run(tuple(batch), why))
+            decisions.append(Run(tuple(batch), self._why(len(batch), most)))
         if waiting and waiting[0][0] != NEVER:
             decisions.append(WakeAt(waiting[0][0] + 1))
         return decisions
 
-    def _next_batch(self) -> list[Item]:
+    def _why(self, num: int, most: int) -> str:
+        if num >= self._max_batch:
+            return "a lane is free and the batch is full"
+        return "a lane is free and more would be late" if num >= most else "a lane is free"
+
+    def _forget_cancelled(self) -> None:
+        if self._cancelled:
+            self._waiting = [entry for entry in self._waiting if entry[2].id not in self._cancelled]
+            self._cancelled.clear()
+
+    def _hopeless(self, now_ns: int, num_lanes: int) -> list[Item]:
+        """Of those that have just come, what would not be in time behind those that wait: they wait no longer."""
+        unjudged, self._unjudged = self._unjudged, []
+        found: list[Item] = []
+        if not self._curve.is_known:
+            return found
+        for item in unjudged:
+            place = next((place for place, entry in enumerate(self._waiting) if entry[2] is item), None)
+            if place is not None and self._would_be_done_ns(now_ns, num_lanes, place) > item.done_ns:
+                found.append(item)
+                del self._waiting[place]
+        return found
+
+    def _would_be_done_ns(self, now_ns: int, num_lanes: int, num_before: int) -> int:
+        """When an item would be done that so many are before."""
+        num_full, num_with = divmod(num_before, self._max_batch)
+        free = sorted(max(now_ns, each) for each in self._ends_ns.values())
+        lanes_ns = [*([now_ns] * (num_lanes - len(free))), *free] or [now_ns]
+        full_ns = self._mean_ns(self._max_batch)
+        for _ in range(num_full):
+            heapq.heapreplace(lanes_ns, lanes_ns[0] + full_ns)
+        return lanes_ns[0] + self._mean_ns(num_with + 1)
+
+    # --- how many ------------------------------------------------------------------------------------------------
+
+    def _in_time(self, now_ns: int, num_lanes: int) -> tuple[int, int]:
+        """How many of the first ones to drop, and how large a batch of the next ones may be."""
+        most = self._max_batch
+        first = self._waiting[0][2]
+        if not (self._curve.is_known and first.done_ns) or now_ns + self._safe_ns(most) <= first.done_ns:
+            return 0, most
+        ahead = [item.done_ns or NEVER for _, _, item in self._waiting[: MAX_AHEAD * most]]
+        worth_ns = most / self._safe_ns(most) if len(ahead) > most else 0.0
+        best, skipped, size = -float("inf"), 0, most
+        for number in range(min(len(ahead), MAX_SKIPPED + 1)):
+            fits = self._fits(ahead[number] - now_ns, len(ahead) - number)
+            if not fits:
+                continue
+            num_in_time, took_ns = self._outcome(ahead, number, fits, now_ns, num_lanes)
+            value = num_in_time - worth_ns * took_ns
+            if value > best + 1e-9:
+                best, skipped, size = value, number, fits
+            if fits >= min(most, len(ahead) - number):
+                break  # to drop more only loses more
+        return skipped, size
+
+    def _fits(self, left_ns: int, num: int) -> int:
+        """How large a batch can be that is done in time; 0 where none can."""
+        low, high = 0, min(self._max_batch, num)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._safe_ns(middle) <= left_ns:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _outcome(self, ahead: Sequence[int], number: int, fits: int, now_ns: int, num_lanes: int) -> tuple[int, float]:
+        """How many are in time where a batch of so many from the `number`-th on is begun now, and how much time of a
+        lane that takes."""
+        took_ns = float(self._safe_ns(fits))
+        num_in_time, at_ns = fits, now_ns + took_ns / num_lanes
+        number += fits
+        while number < len(ahead):
+            fits = self._fits(ahead[number] - round(at_ns), len(ahead) - number)
+            if not fits:
+                number += 1
+                continue
+            num_in_time += fits
+            number += fits
+            took_ns += self._safe_ns(fits)
+            at_ns += self._safe_ns(fits) / num_lanes
+        return num_in_time, took_ns
+
+    def _mean_ns(self, batch_size: int) -> int:
+        return round(self._curve.mean_s(batch_size) * 1e9)
+
+    def _safe_ns(self, batch_size: int) -> int:
+        return round(self._curve.safe_s(batch_size) * 1e9)
+
+    # --- which ---------------------------------------------------------------------------------------------------
+
+    def _next_batch(self, most: int) -> list[Item]:
+        """The first of those that wait and may be begun, and what may run with it; they wait no longer."""
         batch: list[Item] = []
         weight = 0.0
-        waiting = self._waiting
-        passed_over: list[tuple[int, int, Item]] = []
-        while waiting:
-            item = waiting[0][2]
-            if item.id in self._cancelled:
-                heapq.heappop(waiting)
-                self._cancelled.discard(item.id)
-                continue
+        taken: list[int] = []
+        for place, (_, _, item) in enumerate(self._waiting):
             if item.shared and (
                 not self._running.keys().isdisjoint(item.shared) or (batch and batch[0].shared.isdisjoint(item.shared))
             ):
-                passed_over.append(heapq.heappop(waiting))
                 continue
-            if batch and (item.alone or weight + item.weight > self._max_batch):
+            if batch and (item.alone or weight + item.weight > most):
                 break
-            heapq.heappop(waiting)
+            taken.append(place)
             batch.append(item)
             weight += item.weight
-            if item.alone or weight >= self._max_batch:
+            if item.alone or weight >= most:
                 break
-        for entry in passed_over:
-            heapq.heappush(waiting, entry)
+        for place in reversed(taken):
+            del self._waiting[place]
         return batch
 
 

@@ -111,11 +111,12 @@ class SimulatedPool:
         """Mean of the last batches."""
         return sum(self._services_s) / len(self._services_s) if self._services_s else None
 
-    def submit(self, due_ns: int, on_ended: OnEnded) -> None:
+    def submit(self, item: Item, on_ended: OnEnded) -> None:
+        """`item`: by whatever number."""
         self._count()
         self._num_items += 1
         self._callers[self._num_items] = self._world.now_ns, on_ended
-        self.batching.add(Item(self._num_items, due_ns))
+        self.batching.add(msgspec.structs.replace(item, id=self._num_items))
         self._ask()
 
     def signals(self) -> PoolSignals:

@@ -12,7 +12,7 @@ from functools import partial
 
 from engine.decide import lateness
 from engine.decide.admission import Wants, credit
-from engine.decide.batcher import Batcher
+from engine.decide.batcher import Batcher, Item
 from engine.simulate.arrivals import times_s
 from engine.simulate.pools import Batching, Cores, Ended, SimulatedPool
 from engine.simulate.report import PoolReport, Report, Segments
@@ -56,6 +56,7 @@ class _Stage:
         self.num_taken = 0
         self.is_taking = False  # what is late is over at once, and would have the next one taken
         self.lead_ns = 0
+        self.behind_ns = 0  # of the stages behind it alone
         self.behind: list[str] = []
 
 
@@ -174,14 +175,17 @@ class _Run:
 
     def _submit(self, stage: _Stage, segment: _Segment) -> None:
         self._estimate()
-        expires_ns = 0
-        if segment.due_ns:
-            expires_ns = segment.due_ns - min(stage.lead_ns, round(segment.lag_s * NS / 2))
         stage.num_taken += 1
-        if lateness.is_late(expires_ns, self.world.now_ns):
+        item = Item(0)
+        if segment.due_ns:
+            half_ns = round(segment.lag_s * NS / 2)
+            done_ns = segment.due_ns - min(stage.behind_ns, half_ns)
+            expires_ns = segment.due_ns - min(stage.lead_ns, half_ns)
+            item = Item(0, expires_ns, done_ns, in_place=bool(stage.waiting))
+        if lateness.is_late(item.due_ns, self.world.now_ns):
             self._ended(stage, segment, Ended(self.world.now_ns, self.world.now_ns, 0))
         else:
-            stage.pool.submit(expires_ns, partial(self._ended, stage, segment))
+            stage.pool.submit(item, partial(self._ended, stage, segment))
 
     def _ended(self, stage: _Stage, segment: _Segment, ended: Ended) -> None:
         stage.num_taken -= 1
@@ -212,3 +216,4 @@ class _Run:
         leads_ns = lateness.leads_ns(sources, {name: stage.pool.service_s for name, stage in self.stages.items()})
         for name, stage in self.stages.items():
             stage.lead_ns = leads_ns[name]
+            stage.behind_ns = max((leads_ns[each] for each in stage.behind), default=0)

@@ -1,0 +1,267 @@
+"""How many segments are answered in time: the engine's batcher and admission against others' published ways to form
+batches, in the simulator, in which all else is the same (bench/policies.py).
+
+A pool of one of three kinds of service time (a detector on a GPU, one on a processor, a recogniser of speech), with
+segments that are due `slack` full batches after they come, is offered a share of what it can do at most. Every figure
+is the share of segments answered in time, over that of the limit: a lane that could be shared out at will among items
+and knew when each comes (each takes s(B) / B of a lane; those that cannot be in time are left out; no schedule does
+better). Others' parameters are chosen in hindsight, for each row the best.
+
+    control.py [--quick] [--plot control.png]
+"""
+
+import argparse
+import csv
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from measure import at_least, keep, num_cores, say
+from policies import Clipper, Dropping, Fifo, Nexus, Symphony, Triton
+
+from engine.decide.batcher import Batcher
+from engine.simulate.arrivals import times_s
+from engine.simulate.pools import Batching
+from engine.simulate.run import BatchingOf, run
+from engine.simulate.scenario import Scenario, SimulatedPoolSpec, scenario_of
+from engine.simulate.services import ends_s
+from engine.simulate.world import World
+
+TRACES = Path(__file__).parents[2] / "shared" / "data" / "traces"
+MOST = 4000  # segments a run, about
+CURVES: dict[str, tuple[float, float, int, int]] = {  # base_s, per_item_s, max_batch, lanes
+    "detector, GPU": (0.020, 0.002, 32, 1),
+    "detector, processor": (0.005, 0.035, 4, 2),
+    "speech": (0.300, 0.100, 8, 2),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    curve: str
+    load: float
+    slack: float = 3.0
+    arrivals: Mapping[str, Any] = field(default_factory=lambda: {"kind": "poisson"})
+    num: int = 1
+    together: bool = False
+    phases: tuple[tuple[float, float], ...] = ()  # from when, as a share of the run; how many times the load
+    slow: tuple[float, float, float] = ()  # type: ignore[assignment]  # from, to, as shares; times (0: it stalls)
+    cold_s: float = 0.0
+    straggle: float = 0.0
+
+    def scenario(self, seed: int, num: int = MOST) -> Scenario:
+        base_s, per_item_s, most, lanes = CURVES[self.curve]
+        full_s = base_s + per_item_s * most
+        per_s = self.load * lanes * most / full_s
+        seconds = max(num / per_s, 40 * full_s)
+        service = {"base_s": base_s, "per_item_s": per_item_s, "spread": "lognormal", "cv": 0.1}
+        service |= {"cold_s": self.cold_s, "straggle": self.straggle}
+        slow = []
+        if self.slow:
+            since, until, times = self.slow
+            slow = [{"pool": "p", "from_s": since * seconds, "to_s": until * seconds, "stalls": not times}]
+            slow[0]["times"] = times or 1.0
+        return scenario_of(
+            {
+                "seed": seed,
+                "duration_s": seconds,
+                "pools": {
+                    "p": {
+                        "max_batch": most,
+                        "num_instances": lanes,
+                        "service": service,
+                        "is_cold": bool(self.cold_s),
+                    }
+                },
+                "stages": {"s": {"pool": "p"}},
+                "streams": [
+                    {
+                        "num": self.num,
+                        "together": self.together,
+                        "max_lag_s": self.slack * full_s,
+                        "arrivals": dict(self.arrivals) | {"per_s": per_s / self.num},
+                    }
+                ],
+                "phases": [{"at_s": at * seconds, "load": load} for at, load in self.phases],
+                "slow": slow,
+            }
+        )
+
+
+def trace(name: str) -> dict[str, Any]:
+    """Intervals between requests to a service of Azure's, November 2023 (CC-BY; Patel et al., Splitwise, ISCA 2024)."""
+    with (TRACES / f"AzureLLMInferenceTrace_{name}.csv").open() as file:
+        came = [datetime.fromisoformat(line["TIMESTAMP"][:26]) for line in csv.DictReader(file)]
+    intervals = [(after - before).total_seconds() for before, after in itertools.pairwise(came)]
+    return {"kind": "trace", "intervals": intervals}
+
+
+def rows() -> Iterator[Row]:
+    for curve in CURVES:
+        for load in (0.2, 0.5, 0.8, 1.0, 1.4, 2.0):
+            yield Row(f"Poisson, load {load:g}", curve, load)
+        for load in (0.5, 0.8, 1.4):
+            yield Row(f"Poisson, load {load:g}, tight", curve, load, slack=1.5)
+        yield Row("Poisson, load 2, slack", curve, 2.0, slack=10.0)
+        for load in (0.5, 0.9):
+            yield Row(f"bursty (CV 4), load {load:g}", curve, load, arrivals={"kind": "bursty", "cv": 4.0})
+        yield Row("16 cameras at one moment, load 0.8", curve, 0.8, arrivals={"kind": "regular"}, num=16, together=True)
+        yield Row("64 cameras, each in its own time, load 0.95", curve, 0.95, arrivals={"kind": "regular"}, num=64)
+        yield Row("step x3 and back, from load 0.5", curve, 0.5, phases=((0.3, 3.0), (0.6, 1.0)))
+        yield Row(
+            "day and night",
+            curve,
+            1.0,
+            phases=tuple((at / 8, (0.2, 0.5, 1.0, 1.4)[min(at, 7 - at)]) for at in range(8)),
+        )
+        yield Row("twice as slow from the middle on", curve, 0.8, slow=(0.5, 1.0, 2.0))
+        yield Row("stalls for a tenth of the run", curve, 0.7, slow=(0.4, 0.5, 0.0))
+        yield Row("one batch in 50 takes ten times as long", curve, 0.7, straggle=0.02)
+        if TRACES.exists():
+            yield Row("Azure, code (CV 13), load 0.6", curve, 0.6, arrivals=trace("code"))
+            yield Row("Azure, conversation (CV 1.1), load 0.9", curve, 0.9, arrivals=trace("conv"))
+
+
+Made = Callable[[], Batching]
+
+
+def policies(pool: SimulatedPoolSpec, lag_s: float) -> dict[str, list[Made]]:
+    """By name, with each setting that is tried, for a pool whose items are due so long after they come."""
+    most, mean_s = pool.max_batch, pool.service.mean_s
+    sizes = sorted({min(size, most) for size in (1, 2, 4, 8, 16, 32)})
+    return {
+        "ours": [partial(Batcher, most)],
+        "first come": [partial(Fifo, size) for size in sizes],
+        "dropping": [partial(Dropping, size) for size in sizes],
+        "Triton": [partial(Triton, most, share * mean_s(most)) for share in (0.0, 0.5, 1.0)],
+        "Clipper": [partial(Clipper, most, lag_s)],
+        "Nexus": [partial(Nexus, most, mean_s, lag_s)],
+        "Symphony": [partial(Symphony, most, mean_s, lag_s)],
+    }
+
+
+def by(make: Made) -> BatchingOf:
+    return lambda name, pool: make()
+
+
+def limit(scenario: Scenario) -> float:
+    """The share of segments that could be in time at most: see above."""
+    (streams,), pool = scenario.streams, scenario.pools["p"]
+    each_s = pool.service.mean_s(pool.max_batch) / pool.max_batch / pool.num_instances
+    slow = list(scenario.slow)
+    came: list[float] = []
+    world = World(scenario.seed)
+    chance = world.chance("arrivals/0")
+    for stream in range(1 if streams.together else streams.num):
+        first = 0.0 if streams.together else chance.random()
+        own = world.chance(f"arrivals/0/{stream}")
+        times = times_s(streams.arrivals, scenario.phases, own, first)
+        came += itertools.takewhile(lambda at_s: at_s < scenario.duration_s, times)
+    came = sorted(came * (streams.num if streams.together else 1))
+    free_s, num = 0.0, 0
+    for at_s in came:
+        done_s = ends_s(max(free_s, at_s), each_s, slow)
+        if done_s <= at_s + streams.max_lag_s:
+            free_s, num = done_s, num + 1
+    return num / max(1, len(came))
+
+
+def measured(job: tuple[Row, int, int]) -> tuple[Row, int, dict[str, list[float]], float]:
+    """Of a row and a seed, what each policy comes to with each of its settings; and the limit."""
+    row, seed, num = job
+    scenario = row.scenario(seed, num)
+    tried = policies(scenario.pools["p"], scenario.streams[0].max_lag_s)
+    found = {name: [run(scenario, by(make)).in_time for make in made] for name, made in tried.items()}
+    return row, seed, found, limit(scenario)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a fifth of the segments, one seed")
+    parser.add_argument("--plot", type=Path, help="where to draw the table")
+    asked = parser.parse_args()
+    seeds, num = ((1,), MOST // 5) if asked.quick else ((1, 2, 3, 4, 5), MOST)
+    began_s = time.perf_counter()
+    table: list[dict[str, Any]] = []
+    every = list(rows())
+    with ProcessPoolExecutor(num_cores()) as workers:
+        done = workers.map(measured, [(row, seed, num) for row in every for seed in seeds])
+        for row, of_row in itertools.groupby(done, key=lambda each: each[0]):
+            table.append(line(row, list(of_row)))
+            say(told(table[-1]))
+    say(f"{time.perf_counter() - began_s:.0f} s")
+    others = [max(value for name, value in each["shares"].items() if name != "ours") for each in table]
+    ratios = [each["shares"]["ours"] / best for each, best in zip(table, others, strict=True)]
+    keep(
+        "control",
+        {
+            "rows": table,
+            "num_seeds": len(seeds),
+            "first_or_within_a_percent": at_least(sum(ratio >= 0.99 for ratio in ratios) / len(ratios), 0.9),
+            "worst_against_the_best_other": at_least(min(ratios), 0.9),
+            "worst_against_the_limit": at_least(min(each["shares"]["ours"] for each in table), 0.95),
+            "median_against_the_limit": statistics.median(each["shares"]["ours"] for each in table),
+        },
+    )
+    if asked.plot:
+        draw(table, asked.plot)
+
+
+def line(row: Row, found: Sequence[tuple[Row, int, dict[str, list[float]], float]]) -> dict[str, Any]:
+    """What stands in the table: means over the seeds, of each policy's best setting, over the limit."""
+    limits = [most for *_, most in found]
+    shares: dict[str, float] = {}
+    spread: dict[str, tuple[float, float]] = {}
+    for name in found[0][2]:
+        by_setting = [
+            [values[name][setting] / most for (_, _, values, most) in found]
+            for setting in range(len(found[0][2][name]))
+        ]
+        best = max(by_setting, key=statistics.fmean)
+        shares[name], spread[name] = round(statistics.fmean(best), 4), (round(min(best), 4), round(max(best), 4))
+    return {
+        "name": row.name,
+        "curve": row.curve,
+        "limit": round(statistics.fmean(limits), 4),
+        "shares": shares,
+        "spread": spread,
+    }
+
+
+def told(each: Mapping[str, Any]) -> str:
+    cells = " ".join(f"{name} {share:.3f}" for name, share in each["shares"].items())
+    return f"{each['curve']:20} {each['name']:44} limit {each['limit']:.3f}  {cells}"
+
+
+def draw(table: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The table as a picture: a row a line, a policy a column, the greener the nearer to the limit."""
+    from matplotlib import pyplot
+
+    names = list(table[0]["shares"])
+    shares = [[each["shares"][name] for name in names] for each in table]
+    figure, axes = pyplot.subplots(figsize=(11, 0.24 * len(table) + 1.5))
+    axes.imshow(shares, cmap="RdYlGn", vmin=0.3, vmax=1.0, aspect="auto")
+    for at, row in enumerate(shares):
+        for column, share in enumerate(row):
+            weight = "bold" if share >= max(row) - 0.01 else "normal"
+            axes.text(column, at, f"{share:.2f}", ha="center", va="center", fontsize=7, weight=weight)
+    axes.set_xticks(range(len(names)), names)
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(table)), [f"{each['curve']}: {each['name']}" for each in table], fontsize=7)
+    axes.set_title("Segments answered in time, over what could be (bold: within a percent of the best)", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Ways to form batches that others have published, to hold the engine's own against: each as its source describes it,
+with the service times of the pool given where its source takes them as measured ahead (ours learns them).
+Each is an `engine.simulate.pools.Batching`.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from engine.decide.batcher import NEVER, Decision, Drop, Item, Run, WakeAt
+
+Mean = Callable[[int], float]  # what a batch of so many takes, s
+
+
+class Fifo:
+    """First come, first served, as many as wait and `most` at most; nothing is dropped. What Ray Serve does with
+    `batch_wait_timeout_s` = 0, and anybody does without thinking."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.waiting: deque[Item] = deque()
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def add(self, item: Item) -> None:
+        self.waiting.append(item)
+
+    def ended(self, items: Sequence[Item]) -> None: ...
+
+    def took(self, batch_size: int, service_s: float) -> None: ...
+
+    def decide(self, now_ns: int, num_free: int) -> list[Decision]:
+        decisions: list[Decision] = []
+        for _ in range(num_free):
+            if not self.waiting:
+                break
+            decisions.append(self.run(min(self.most, len(self.waiting))))
+        return decisions
+
+    def run(self, num: int) -> Run:
+        return Run(tuple(self.waiting.popleft() for _ in range(num)), "")
+
+
+class Dropping(Fifo):
+    """The same, but what is past its time to begin is dropped: what this engine did before it learned service times."""
+
+    def decide(self, now_ns: int, num_free: int) -> list[Decision]:
+        dropped: list[Decision] = [Drop(item) for item in self.waiting if 0 < item.due_ns < now_ns]
+        self.waiting = deque(item for item in self.waiting if not 0 < item.due_ns < now_ns)
+        decisions = dropped + super().decide(now_ns, num_free)
+        due_ns = min((item.due_ns for item in self.waiting if item.due_ns), default=NEVER)
+        return decisions if due_ns == NEVER else [*decisions, WakeAt(due_ns + 1)]
+
+
+class Triton(Fifo):
+    """NVIDIA Triton's dynamic batcher: a full batch goes at once, a smaller one when its first item has waited for
+    `max_queue_delay`. Source: Triton's documentation, Dynamic Batcher."""
+
+    def __init__(self, most: int, delay_s: float) -> None:
+        super().__init__(most)
+        self.delay_ns = round(delay_s * 1e9)
+        self.since: deque[int] = deque()
+        self.new = 0
+
+    def add(self, item: Item) -> None:
+        super().add(item)
+        self.new += 1
+
+    def decide(self, now_ns: int, num_free: int) -> list[Decision]:
+        self.since.extend([now_ns] * self.new)
+        self.new = 0
+        decisions: list[Decision] = []
+        for _ in range(num_free):
+            num = min(self.most, len(self.waiting))
+            if not num or (num < self.most and now_ns - self.since[0] < self.delay_ns):
+                break
+            for _ in range(num):
+                self.since.popleft()
+            decisions.append(self.run(num))
+        if self.waiting and num_free > len(decisions):
+            decisions.append(WakeAt(self.since[0] + self.delay_ns))
+        return decisions
+
+
+class Clipper(Fifo):
+    """The size of batches rises by one while they are over within the time there is, and falls by a tenth where one is
+    not. Source: Crankshaw et al., Clipper (NSDI 2017), 4.3.1."""
+
+    def __init__(self, most: int, lag_s: float) -> None:
+        super().__init__(most)
+        self.limit = most
+        self.size = 1.0
+        self.lag_s = lag_s
+
+    def took(self, batch_size: int, service_s: float) -> None:
+        if service_s > self.lag_s / 2:  # one batch is waited for, on the worst day
+            self.size *= 0.9
+        elif batch_size >= int(self.size):
+            self.size += 1
+        self.size = min(max(self.size, 1.0), self.limit)
+        self.most = int(self.size)
+
+
+class Nexus(Fifo):
+    """A size is planned of which two batches are over within the time there is; what would make a batch smaller is
+    dropped. Source: Shen et al., Nexus (SOSP 2019), 4.1 and 6.3 (early drop)."""
+
+    def __init__(self, most: int, mean_s: Mean, lag_s: float) -> None:
+        sizes = [size for size in range(1, most + 1) if 2 * mean_s(size) <= lag_s]
+        super().__init__(max(sizes, default=1))
+        self.mean_s = mean_s
+
+    def fits(self, item: Item, size: int, now_ns: int) -> bool:
+        return not item.done_ns or now_ns + self.mean_s(size) * 1e9 <= item.done_ns
+
+    def decide(self, now_ns: int, num_free: int) -> list[Decision]:
+        decisions: list[Decision] = []
+        for _ in range(num_free):
+            while self.waiting:
+                first = self.waiting[0]
+                if self.fits(first, min(self.most, len(self.waiting)), now_ns):
+                    break
+                decisions.append(Drop(self.waiting.popleft()))
+            if not self.waiting:
+                break
+            decisions.append(self.run(min(self.most, len(self.waiting))))
+        return decisions
+
+
+class Symphony(Nexus):
+    """A batch is put off until it could not grow any more and be in time: until its first item's time, less what one
+    more would take. Source: Chen et al., Symphony, arXiv 2308.07470, 4 (deferred batch scheduling)."""
+
+    def decide(self, now_ns: int, num_free: int) -> list[Decision]:
+        decisions: list[Decision] = []
+        for _ in range(num_free):
+            while self.waiting and not self.fits(self.waiting[0], min(self.most, len(self.waiting)), now_ns):
+                decisions.append(Drop(self.waiting.popleft()))
+            if not self.waiting:
+                break
+            num = self.largest(now_ns)
+            last_ns = self.waiting[0].done_ns - round(self.mean_s(num + 1) * 1e9)
+            if num < self.most and now_ns < last_ns:
+                decisions.append(WakeAt(last_ns))
+                break
+            decisions.append(self.run(num))
+        return decisions
+
+    def largest(self, now_ns: int) -> int:
+        first = self.waiting[0]
+        sizes = range(1, min(self.most, len(self.waiting)) + 1)
+        return max((size for size in sizes if self.fits(first, size, now_ns)), default=1)

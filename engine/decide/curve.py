@@ -1,0 +1,73 @@
+"""How long a batch takes by its size, learned from batches that ran. Pure.
+
+A line, mean(b) = a + c b with a, c >= 0, by least squares in which what is old counts less: each batch weighs DECAY of
+the one after it, so that about 1 / (1 - DECAY) of them count, and a drift is followed within as many. While all batches
+were of one size nothing is known of the slope: a larger one is taken to take as long as several, a smaller one as long
+as that one, which is the worst either can be.
+
+`spread` is how far batches were from what the line said, on average, as a share of it and at most all of it, times
+1.25 (of a normal distribution the mean distance is sigma / 1.25); `safe_s` adds SAFE of it. Of one that took more than
+OUTLIER times what the line says nothing is learned unless the next one does as well: a stall is not how long batches
+take. Nor is anything learned of batches that were interrupted, or that waited for their model to be loaded: whoever
+tells of them leaves those out.
+Source: Ljung, System Identification (1999), 11.2, for recursive least squares with forgetting.
+"""
+
+DECAY = 0.95
+OUTLIER = 4.0
+SAFE = 1.0
+MIN_BATCHES = 3  # before which nothing is said
+
+
+class Curve:
+    """Of one pool."""
+
+    def __init__(self) -> None:
+        self._num = 0
+        self._weight = self._b = self._s = self._bb = self._bs = 0.0  # sums
+        self._base_s = self._per_item_s = 0.0
+        self.spread = 0.0
+        self._is_odd = False
+
+    @property
+    def is_known(self) -> bool:
+        return self._num >= MIN_BATCHES
+
+    def note(self, batch_size: int, service_s: float) -> None:
+        """A batch of so many took so long."""
+        said_s = self.mean_s(batch_size)
+        if self.is_known and said_s > 0:
+            was_odd, self._is_odd = self._is_odd, service_s > OUTLIER * said_s
+            if self._is_odd and not was_odd:
+                return
+            off = 1.25 * min(abs(service_s / said_s - 1), 1.0)
+            self.spread = DECAY * self.spread + (1 - DECAY) * off if self._num > MIN_BATCHES else off
+        self._num += 1
+        self._weight = DECAY * self._weight + 1
+        self._b = DECAY * self._b + batch_size
+        self._s = DECAY * self._s + service_s
+        self._bb = DECAY * self._bb + batch_size * batch_size
+        self._bs = DECAY * self._bs + batch_size * service_s
+        self._fit()
+
+    def _fit(self) -> None:
+        mean_b, mean_s = self._b / self._weight, self._s / self._weight
+        variance = self._bb / self._weight - mean_b * mean_b
+        if variance <= 1e-6 * mean_b * mean_b:
+            self._base_s, self._per_item_s = 0.0, mean_s / mean_b
+            self._flat_s = mean_s
+            return
+        slope = (self._bs / self._weight - mean_b * mean_s) / variance
+        slope = min(max(slope, 0.0), mean_s / mean_b)  # a >= 0
+        self._base_s, self._per_item_s = mean_s - slope * mean_b, slope
+        self._flat_s = 0.0
+
+    def mean_s(self, batch_size: int) -> float:
+        """What a batch of so many takes, on average; 0 while nothing is known."""
+        if not self._num:
+            return 0.0
+        return max(self._flat_s, self._base_s + self._per_item_s * batch_size)
+
+    def safe_s(self, batch_size: int) -> float:
+        """What it hardly takes more than."""
+        return self.mean_s(batch_size) * (1 + SAFE * self.spread)
