@@ -29,7 +29,8 @@ batches small.
 """
 
 import heapq
-from bisect import insort
+import math
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Hashable, Sequence
 
 import msgspec
@@ -75,8 +76,8 @@ Decision = Run | Drop | WakeAt
 NEVER = 1 << 63
 HOPELESS = "it would not be in time, and others wait that may be"
 HELD_UP = "waiting for it would have made more of the others late"
-MAX_SKIPPED = 64  # of the first ones
-MAX_AHEAD = 4  # full batches that are looked at
+MAX_SKIPPED = 32
+MAX_AHEAD = 2
 
 
 class Batcher:
@@ -91,6 +92,7 @@ class Batcher:
         self._running: dict[Hashable, int] = {}  # shared work, with the number of batches that do it
         self._ends_ns: dict[int, int] = {}  # of the batches that run, by their first item: when they are likely to end
         self._curve = Curve()
+        self._table_ns: list[int] = []
 
     def __len__(self) -> int:
         return len(self._waiting) - len(self._cancelled)
@@ -117,6 +119,7 @@ class Batcher:
     def took(self, batch_size: int, service_s: float) -> None:
         """A batch of so many took so long; none that waited for its model to be loaded."""
         self._curve.note(batch_size, service_s)
+        self._table_ns = []
 
     def decide(self, now_ns: int, num_free: int) -> list[Decision]:
         """What to do now that `num_free` lanes are free. What is told to run or dropped waits no longer; when a batch
@@ -186,56 +189,35 @@ class Batcher:
         """How many of the first ones to drop, and how large a batch of the next ones may be."""
         most = self._max_batch
         first = self._waiting[0][2]
-        if not (self._curve.is_known and first.done_ns) or now_ns + self._safe_ns(most) <= first.done_ns:
+        if not (self._curve.is_known and first.done_ns):
+            return 0, most
+        table = self._safe_ns()
+        if now_ns + table[-1] <= first.done_ns:
             return 0, most
         ahead = [item.done_ns or NEVER for _, _, item in self._waiting[: MAX_AHEAD * most]]
-        worth_ns = most / self._safe_ns(most) if len(ahead) > most else 0.0
-        best, skipped, size = -float("inf"), 0, most
+        worth_ns = most / max(1, table[-1]) if len(ahead) > most else 0.0
+        best, skipped, size = -math.inf, 0, most
         for number in range(min(len(ahead), MAX_SKIPPED + 1)):
-            fits = self._fits(ahead[number] - now_ns, len(ahead) - number)
+            fits = bisect_right(table, ahead[number] - now_ns, 0, min(most, len(ahead) - number))
             if not fits:
                 continue
-            num_in_time, took_ns = self._outcome(ahead, number, fits, now_ns, num_lanes)
+            num_in_time, took_ns = _outcome(table, ahead, number, fits, now_ns, num_lanes)
             value = num_in_time - worth_ns * took_ns
             if value > best + 1e-9:
                 best, skipped, size = value, number, fits
-            if fits >= min(most, len(ahead) - number):
-                break  # to drop more only loses more
+            if fits == most:
+                break
         return skipped, size
 
-    def _fits(self, left_ns: int, num: int) -> int:
-        """How large a batch can be that is done in time; 0 where none can."""
-        low, high = 0, min(self._max_batch, num)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._safe_ns(middle) <= left_ns:
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
-    def _outcome(self, ahead: Sequence[int], number: int, fits: int, now_ns: int, num_lanes: int) -> tuple[int, float]:
-        """How many are in time where a batch of so many from the `number`-th on is begun now, and how much time of a
-        lane that takes."""
-        took_ns = float(self._safe_ns(fits))
-        num_in_time, at_ns = fits, now_ns + took_ns / num_lanes
-        number += fits
-        while number < len(ahead):
-            fits = self._fits(ahead[number] - round(at_ns), len(ahead) - number)
-            if not fits:
-                number += 1
-                continue
-            num_in_time += fits
-            number += fits
-            took_ns += self._safe_ns(fits)
-            at_ns += self._safe_ns(fits) / num_lanes
-        return num_in_time, took_ns
+    def _safe_ns(self) -> list[int]:
+        """What a batch of 1, 2, .. `max_batch` hardly takes more than."""
+        if not self._table_ns:
+            sizes = range(1, self._max_batch + 1)
+            self._table_ns = [round(self._curve.safe_s(size) * 1e9) for size in sizes]
+        return self._table_ns
 
     def _mean_ns(self, batch_size: int) -> int:
         return round(self._curve.mean_s(batch_size) * 1e9)
-
-    def _safe_ns(self, batch_size: int) -> int:
-        return round(self._curve.safe_s(batch_size) * 1e9)
 
     # --- which ---------------------------------------------------------------------------------------------------
 
@@ -259,6 +241,24 @@ class Batcher:
         for place in reversed(taken):
             del self._waiting[place]
         return batch
+
+
+def _outcome(
+    table_ns: Sequence[int], ahead: Sequence[int], number: int, fits: int, now_ns: int, num_lanes: int
+) -> tuple[int, int]:
+    """How many are in time where a batch of so many from the `number`-th on is begun now, and how much time of a lane
+    that takes. `table_ns`: what batches of 1, 2, .. take; `ahead`: by when each is to be done, in about that order."""
+    took_ns, num_in_time, num = 0, 0, len(ahead)
+    while fits:
+        took_ns += table_ns[fits - 1]
+        num_in_time += fits
+        number += fits
+        at_ns = now_ns + took_ns // num_lanes
+        number = bisect_left(ahead, at_ns + table_ns[0], number)  # those before cannot be
+        if number == num:
+            break
+        fits = bisect_right(table_ns, ahead[number] - at_ns, 0, min(len(table_ns), num - number))
+    return num_in_time, took_ns
 
 
 def _work_of(batch: Sequence[Item]) -> frozenset[Hashable]:

@@ -45,6 +45,15 @@ def leads_ns(sources: Mapping[str, Sequence[str]], service_s: Mapping[str, float
     return found
 
 
+def behind_ns(sources: Mapping[str, Sequence[str]], leads_ns: Mapping[str, int]) -> dict[str, int]:
+    """Of what is read, the longest lead of those that read it."""
+    behind: dict[str, int] = {}
+    for id, read in sources.items():
+        for source in read:
+            behind[source] = max(leads_ns[id], behind.get(source, 0))
+    return behind
+
+
 def is_late(due_ns: int, now_ns: int) -> bool:
     """Whether something due then is worth nothing now."""
     return 0 < due_ns < now_ns

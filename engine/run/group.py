@@ -65,6 +65,7 @@ class Group:
     stages: dict[str, GroupStage]
     rule: Readiness
     is_leaving: bool = False
+    num_pending: int | None = None  # messages the server holds for it, as the last one that came said
     lag_s: float | None = None
     drained: anyio.Event = field(default_factory=anyio.Event)
     storing: Storing = field(init=False)
@@ -326,6 +327,8 @@ class Group:
             inputs_of(told, self.stream, stage.params, hold.media if hold is not None else {}),
             partial(self._computed, told, span),
             due_ns=told.expires_ns,
+            done_ns=lateness.expires_ns(told.stage.running, told.key, told.due_ns, stage.rule.behind_ns),
+            in_place=bool(self.num_pending),
             alone=told.event.num_delivered > 1,
             emit=partial(self._emit, told) if pool.is_async else no_word,
             span=span.item,
@@ -372,8 +375,9 @@ class Group:
         service_s = {id: stage.pool.service_s for id, stage in self.stages.items()}
         sources = {id: stage.rule.running.planned.sources for id, stage in self.stages.items()}
         leads_ns = lateness.leads_ns(sources, service_s)
+        behind_ns = lateness.behind_ns(sources, leads_ns)
         for id, stage in self.stages.items():
-            stage.rule.lead_ns = leads_ns[id]
+            stage.rule.lead_ns, stage.rule.behind_ns = leads_ns[id], behind_ns.get(id, 0)
 
     def _failed(self, told: Compute, span: WorkSpan, error: Exception, ran: Done | None = None) -> None:
         if ran is not None:

@@ -124,6 +124,7 @@ class Pool:
         self._num_lanes = 0
         self._num_tickets = 0
         self._num_batches = 0
+        self._num_noted = 0  # batches that were not interrupted
         self._news = anyio.Event()
         self._is_kept = False
         self._wake_ns = 0
@@ -145,16 +146,19 @@ class Pool:
         on_done: OnDone,
         *,
         due_ns: int = 0,
+        done_ns: int = 0,
+        in_place: bool = False,
         alone: bool = False,
         emit: Emit = no_word,
         span: str = "",
     ) -> Ticket:
-        """Have an item computed; `on_done` is called with what became of it, once, unless it is canceled."""
+        """Have an item computed; `on_done` is called with what became of it, once, unless it is canceled. By when, and
+        what that means: `engine.decide.batcher.Item`."""
         self._num_tickets += 1
         ticket = Ticket(self, self._num_tickets, inputs, on_done, emit, time.time_ns(), span)
         self._tickets[ticket.id] = ticket
         shared = self._shared_work(inputs) if self._shares else frozenset[Hashable]()
-        self._batcher.add(Item(ticket.id, due_ns, alone=alone, shared=shared))
+        self._batcher.add(Item(ticket.id, due_ns, done_ns, in_place=in_place, alone=alone, shared=shared))
         self._wake()
         return ticket
 
@@ -388,4 +392,7 @@ class Pool:
     def _note_service(self, batch_size: int, service_s: float) -> None:
         self._services_s.append(service_s)
         self._service_times.note(batch_size, service_s)
+        self._num_noted += 1
+        if self._num_noted > self._instances.num_loaded:  # the first of each warms it up
+            self._batcher.took(batch_size, service_s)
         self._on_batch(batch_size, service_s)

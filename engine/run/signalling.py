@@ -96,20 +96,18 @@ class Meters:
         ]
 
 
-def stream_signals(
-    stream: str, groups: Sequence[tuple[Group, int | None]], *, frame_bytes: int, cache_bytes: int
-) -> StreamSignals:
-    """What is known of a stream, by its groups and what the server holds for each, where that is known."""
-    pending = [num for _, num in groups if num is not None]
-    lags = [group.lag_s for group, _ in groups if group.lag_s is not None]
+def stream_signals(stream: str, groups: Sequence[Group], *, frame_bytes: int, cache_bytes: int) -> StreamSignals:
+    """What is known of a stream, by its groups."""
+    pending = [group.num_pending for group in groups if group.num_pending is not None]
+    lags = [group.lag_s for group in groups if group.lag_s is not None]
     gaps: Counter[str] = Counter()
-    for group, _ in groups:
+    for group in groups:
         gaps.update(group.storing.gaps)
     return StreamSignals(
         stream=stream,
         num_waiting=max(pending) if pending else None,
-        num_in_service=sum(group.num_taken for group, _ in groups),
-        num_stored=sum(group.storing.num_stored for group, _ in groups),
+        num_in_service=sum(group.num_taken for group in groups),
+        num_stored=sum(group.storing.num_stored for group in groups),
         gaps=dict(gaps),
         lag_s=max(lags) if lags else None,
         frame_bytes=frame_bytes,

@@ -66,7 +66,6 @@ class _Served:
     pools: list[Pool]
     pulls: list[Pull] = field(default_factory=list)
     scopes: list[anyio.CancelScope] = field(default_factory=list)
-    num_pending: int | None = None  # messages the server holds for it, as the last one that came said
 
     @property
     def stage_ids(self) -> frozenset[str]:
@@ -328,8 +327,8 @@ class Worker:
                     for arrival in arrivals:
                         self._outbox.send(arrival.reply, again(0))
                     break
-                served.num_pending = arrivals[-1].num_pending
-                self._credit.note_waiting(served.place, served.pools, served.num_pending)
+                served.group.num_pending = arrivals[-1].num_pending
+                self._credit.note_waiting(served.place, served.pools, served.group.num_pending)
                 for arrival in arrivals:
                     served.group.take(arrival)
         left = pull.waiting
@@ -386,7 +385,7 @@ class Worker:
         cache = self._caches.get(stream)
         return stream_signals(
             stream,
-            [(served.group, served.num_pending) for served in groups],
+            [served.group for served in groups],
             frame_bytes=self._frames.bytes_of(stream),
             cache_bytes=cache.num_bytes if cache is not None else 0,
         )

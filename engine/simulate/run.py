@@ -197,10 +197,11 @@ class _Run:
     def _resolve(self, stage: _Stage, segment: _Segment, *, is_gap: bool = False) -> None:
         """A stage has said what it has to say of a segment."""
         segment.num_open -= 1
+        is_over = not segment.num_open
         segment.is_whole = segment.is_whole and not is_gap
         for name in stage.behind:
             self._arrive(self.stages[name], segment, is_gap=is_gap)
-        if not segment.num_open and segment.counts:
+        if is_over and segment.counts:
             took_s = (self.world.now_ns - segment.came_ns) / NS
             is_late = bool(segment.due_ns) and self.world.now_ns > segment.due_ns
             self.segments.note(
@@ -214,6 +215,6 @@ class _Run:
         self._estimated_ns = self.world.now_ns
         sources: Mapping[str, tuple[str, ...]] = {name: stage.spec.inputs for name, stage in self.stages.items()}
         leads_ns = lateness.leads_ns(sources, {name: stage.pool.service_s for name, stage in self.stages.items()})
+        behind_ns = lateness.behind_ns(sources, leads_ns)
         for name, stage in self.stages.items():
-            stage.lead_ns = leads_ns[name]
-            stage.behind_ns = max((leads_ns[each] for each in stage.behind), default=0)
+            stage.lead_ns, stage.behind_ns = leads_ns[name], behind_ns.get(name, 0)

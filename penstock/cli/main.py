@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import anyio
 
 from engine.run.telemetry import configure_logging, product_version
-from penstock.cli import annotate, live, mcp, models, new, search, show, store, story, transcript
+from penstock.cli import annotate, live, mcp, models, new, search, show, simulate, store, story, transcript
 from penstock.cli.terminal import harmless
 from streams.errors import PenstockError, UserError, first_error
 
@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 
     new.add_command(commands)
     models.add_command(commands)
+    simulate.add_command(commands)
     story.add_command(commands, _until_done)
     search.add_command(commands, _until_done)
     transcript.add_command(commands, _until_done)

@@ -146,3 +146,96 @@ def test_every_item_runs_once_or_is_dropped_once_and_no_batch_is_too_heavy(
                     assert at_ns > now_ns
     assert sorted(seen) == sorted(set(range(len(items))) - canceled)
     assert len(waiting) == 0
+
+
+# --- in time -------------------------------------------------------------------------------------------------
+
+MS = 1_000_000
+
+
+def knowing(max_batch: int, base_ms: float, per_item_ms: float, *items: Item) -> Batcher:
+    """That has learned what batches take."""
+    made = batcher(max_batch, *items)
+    for size in (1, 2, max_batch) * 5:
+        made.took(size, (base_ms + per_item_ms * size) / 1000)
+    return made
+
+
+def wanted(id: int, done_ms: float, in_place: bool = False) -> Item:
+    return Item(id, due_ns=round(done_ms * MS) - 1, done_ns=round(done_ms * MS), in_place=in_place)
+
+
+def test_a_batch_is_made_smaller_where_its_first_item_would_be_late() -> None:
+    """20 + 10 b: of the first one's 45 ms two can be done, and all the others after that."""
+    waiting = knowing(8, 20, 10, wanted(0, 45), *(wanted(id, 500) for id in range(1, 8)))
+    (run, *_) = waiting.decide(0, 1)
+    assert isinstance(run, Run)
+    assert [item.id for item in run.items] == [0, 1]
+    assert run.why == "a lane is free and more would be late"
+    assert ids(waiting.decide(40 * MS, 1)) == [[2, 3, 4, 5, 6, 7]]
+
+
+def test_where_more_wait_than_a_batch_holds_one_is_dropped_for_many() -> None:
+    """Two in 40 ms, or eight in 100: while a full batch waits, a lane is worth 8 in 100 ms."""
+    waiting = knowing(8, 20, 10, wanted(0, 45), *(wanted(id, 101) for id in range(1, 20)))
+    drop, run, *_ = waiting.decide(0, 1)
+    assert isinstance(drop, Drop)
+    assert (drop.item.id, drop.why) == (0, "waiting for it would have made more of the others late")
+    assert isinstance(run, Run)
+    assert [item.id for item in run.items] == list(range(1, 9))
+
+
+def test_what_cannot_be_in_time_any_more_runs_as_long_as_its_time_is_not_up() -> None:
+    waiting = knowing(4, 20, 10, Item(1, due_ns=90 * MS, done_ns=10 * MS), Item(2, due_ns=90 * MS, done_ns=10 * MS))
+    assert ids(waiting.decide(0, 1)) == [[1, 2]]
+
+
+def test_what_is_to_be_done_by_no_time_fills_batches() -> None:
+    assert ids(knowing(4, 500, 100, *(Item(id) for id in range(6))).decide(0, 2)) == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_who_comes_too_late_to_be_in_time_gives_its_place_to_another() -> None:
+    waiting = knowing(2, 0, 50, wanted(0, 300), wanted(1, 300))
+    assert ids(waiting.decide(0, 1)) == [[0, 1]]  # until 100 ms
+    for id in (2, 3, 4, 5):
+        waiting.add(wanted(id, 220, in_place=id >= 4))  # two of them from 100 to 200, the others from 200 to 300
+    dropped = [each.item.id for each in waiting.decide(10 * MS, 0) if isinstance(each, Drop)]
+    assert dropped == [4, 5]
+    waiting.add(wanted(6, 220))  # nobody would come in its place
+    assert not [each for each in waiting.decide(10 * MS, 0) if isinstance(each, Drop)]
+
+
+DUES = st.lists(st.tuples(st.integers(1, 400), st.integers(0, 60), st.booleans()), min_size=1, max_size=40)
+
+
+@given(DUES, st.integers(1, 8), st.integers(0, 30), st.integers(1, 20), st.integers(1, 3))
+def test_a_free_lane_waits_for_nothing_and_what_runs_is_in_time_if_it_can_be(
+    dues: list[tuple[int, int, bool]], max_batch: int, base_ms: int, per_item_ms: int, num_lanes: int
+) -> None:
+    waiting = knowing(max_batch, base_ms, per_item_ms)
+    came = sorted(enumerate(dues), key=lambda each: each[1][1])
+    running: list[tuple[int, tuple[Item, ...]]] = []
+    seen: list[int] = []
+    now = 0
+    while came or running or len(waiting):
+        moments = [at for at, _ in running] + [at * MS for _, (_, at, _) in came[:1]]
+        now = min(moments, default=now) if not len(waiting) or len(running) == num_lanes else now
+        for each in [each for each in running if each[0] <= now]:
+            running.remove(each)
+            waiting.ended(each[1])
+        while came and came[0][1][1] * MS <= now:
+            id, (lag, at, in_place) = came.pop(0)
+            waiting.add(wanted(id, at + lag, in_place))
+        free = num_lanes - len(running)
+        for told in waiting.decide(now, free):
+            if isinstance(told, Run):
+                took = round((base_ms + per_item_ms * len(told.items)) * MS)
+                running.append((now + took, told.items))
+                seen += [item.id for item in told.items]
+                first = min(item.done_ns for item in told.items)
+                alone = round((base_ms + per_item_ms) * MS)
+                assert now + took <= first + MS or now + alone > first - MS  # a line that is learned is off by a little
+            elif isinstance(told, Drop):
+                seen.append(told.item.id)
+        assert not len(waiting) or len(running) == num_lanes
+    assert sorted(seen) == list(range(len(dues)))

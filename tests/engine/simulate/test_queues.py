@@ -3,6 +3,7 @@
 import heapq
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from engine.simulate.arrivals import Arrivals, times_s
 from engine.simulate.report import Report
 from engine.simulate.run import run
-from engine.simulate.scenario import scenario_of
+from engine.simulate.scenario import Scenario, scenario_of
 from engine.simulate.services import Service
 from engine.simulate.world import World
 
@@ -117,6 +118,16 @@ def test_batches_of_constant_service_are_as_worked_out() -> None:
     assert [took for _, took in by_came] == pytest.approx(stays, abs=1e-6)
 
 
+def came_of(scenario: Scenario) -> list[list[float]]:
+    """When each stream's segments come, by the same chance."""
+    world, (streams,) = World(scenario.seed), scenario.streams
+    every = [
+        times_s(streams.arrivals, scenario.phases, world.chance(f"arrivals/0/{stream}"))
+        for stream in range(streams.num)
+    ]
+    return [list(takewhile(lambda at_s: at_s < scenario.duration_s, times)) for times in every]
+
+
 @pytest.mark.parametrize("lag_s", [0.0, 4.0])
 def test_littles_law_holds_in_every_run_and_everything_is_accounted_for(lag_s: float) -> None:
     table = {
@@ -140,6 +151,7 @@ def test_littles_law_holds_in_every_run_and_everything_is_accounted_for(lag_s: f
         per_s = (pool.num_done + pool.num_dropped) / found.seconds
         assert pool.num_there == pytest.approx(per_s * pool.stays_s, rel=1e-6)
     segments = found.segments
+    assert segments.num == sum(map(len, came_of(scenario_of(table))))
     assert segments.num_in_time + segments.num_gaps + segments.num_late == segments.num
     assert bool(segments.num_gaps) == bool(lag_s)
     again = run(scenario_of(table))
