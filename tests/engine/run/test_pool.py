@@ -534,3 +534,37 @@ class Static(InThread):
 
 async def test_what_it_shares_may_be_said_by_a_static_method(pool_of: MakePool) -> None:
     assert await outcomes(pool_of(Static), [1, 2]) == [2, 4]
+
+
+async def test_a_pool_learns_what_batches_take_and_makes_one_smaller_that_would_be_late(
+    pool_of: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on with what is computed: 10 s, and 10 s for each item."""
+    now_ns = [10**18]
+
+    def timed(operator: Operator, batch: Sequence[Inputs]) -> tuple[Any, int, int]:
+        began_ns = now_ns[0]
+        now_ns[0] += (10 + 10 * len(batch)) * 10**9
+        return operator.process(batch), began_ns, now_ns[0]
+
+    monkeypatch.setattr("engine.run.instances._timed", timed)
+    pool = pool_of(InThread, num_cores=1)
+    monkeypatch.setattr(pool, "_now_ns", lambda: now_ns[0])
+    for num in (1, 1, 2, 4, 1, 2, 4):  # the first warms it up
+        await pool.process([item(1)] * num)
+    InThread.batches.clear()
+    over, told = anyio.Event(), list[Done]()
+
+    def note(done: Done) -> None:
+        told.append(done)
+        if len(told) == 4:
+            over.set()
+
+    for number, done_s in enumerate((35, 10**4, 10**4, 10**4)):
+        due_ns = now_ns[0] + done_s * 10**9
+        pool.submit(item(number), note, due_ns=due_ns, done_ns=due_ns)
+    with anyio.fail_after(30):
+        await over.wait()
+    assert InThread.batches == [[0, 1], [2, 3]]  # two are over in 30 s, four in 50
+    assert [done.error for done in told] == [None] * 4
+    assert told[0].why == "a lane is free and more would be late"
