@@ -39,6 +39,7 @@ import cv2
 import numpy as np
 from measure import Spread, at_least, at_most, keep, num_cores, say, spread
 
+from engine.run.cores import Cores
 from engine.run.frames import FrameStore
 from engine.spec.operator import Media
 from operators.media import decoders
@@ -124,7 +125,7 @@ def torchcodec_rate(python: str, path: Path) -> float:
 
 async def times_decoded(segments: Sequence[Segment]) -> float:
     """How often a segment is decoded that five stages look at, one after the other."""
-    store = FrameStore(anyio.CapacityLimiter(num_cores()))
+    store = FrameStore(Cores(num_cores()))
     specs = [FrameSpec(interval_ns=400_000_000, tensor=TensorSpec(side, side)) for side in (224, 320, 416, 512, 640)]
     for number, spec in enumerate(specs):
         store.serve("s", f"stage-{number}", [spec])

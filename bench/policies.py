@@ -22,6 +22,10 @@ class Fifo:
     def __len__(self) -> int:
         return len(self.waiting)
 
+    @property
+    def first(self) -> Item | None:
+        return self.waiting[0] if self.waiting else None
+
     def add(self, item: Item) -> None:
         self.waiting.append(item)
 

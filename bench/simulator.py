@@ -29,8 +29,9 @@ from measure import at_most, keep, say
 
 from engine.decide.batcher import Batcher, Item
 from engine.decide.lanes import PoolShape
+from engine.run.cores import Cores as WorkerCores
 from engine.run.done import Done
-from engine.run.pool import Capacity, Pool
+from engine.run.pool import Pool
 from engine.simulate.arrivals import Arrivals, times_s
 from engine.simulate.pools import Cores, Ended, SimulatedPool
 from engine.simulate.report import quantile
@@ -156,7 +157,7 @@ async def calibrated(operator: type[Operator]) -> tuple[float, float, float]:
     coefficient of variation about it."""
     took: list[tuple[int, float]] = []
     async with anyio.create_task_group() as tasks:
-        pool = Pool(operator, Settings(), Device(), Capacity(1), tasks)
+        pool = Pool(operator, Settings(), Device(), WorkerCores(1), tasks)
         await pool.process([NOTHING])
         for size in sorted({1, 2, operator.max_batch // 2, operator.max_batch}) * CALIBRATION:
             began_s = time.perf_counter()
@@ -180,7 +181,7 @@ async def ran(operator: type[Operator], came_s: Sequence[float]) -> dict[str, fl
             over.set()
 
     async with anyio.create_task_group() as tasks:
-        pool = Pool(operator, Settings(), Device(), Capacity(1), tasks)
+        pool = Pool(operator, Settings(), Device(), WorkerCores(1), tasks)
         for size in (1, 2, 2, operator.max_batch, operator.max_batch):
             await pool.process([NOTHING] * size)
         began_s = time.time()

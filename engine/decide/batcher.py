@@ -97,6 +97,11 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._waiting) - len(self._cancelled)
 
+    @property
+    def first(self) -> Item | None:
+        """Whose turn comes first."""
+        return next((item for _, _, item in self._waiting if item.id not in self._cancelled), None)
+
     def add(self, item: Item) -> None:
         self._num_added += 1
         insort(self._waiting, (item.due_ns or NEVER, self._num_added, item))

@@ -17,6 +17,8 @@ import anyio
 import anyio.to_thread
 
 from engine.decide import keeping
+from engine.decide.cores import urgent_ns
+from engine.run.cores import Cores
 from engine.spec.operator import Demand, Media, by_kind
 from streams.errors import Transient
 from streams.records import Segment
@@ -79,14 +81,12 @@ class Hold:
 class FrameStore:
     """One for each worker and device. `on_decoded` is told of every decode."""
 
-    def __init__(
-        self, limiter: anyio.CapacityLimiter, max_bytes: int = DEFAULT_MAX_BYTES, on_decoded: OnDecoded | None = None
-    ) -> None:
+    def __init__(self, cores: Cores, max_bytes: int = DEFAULT_MAX_BYTES, on_decoded: OnDecoded | None = None) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self.decoded_by: Counter[str] = Counter()  # what decoded it
         self.decode_s = 0.0
-        self._limiter = limiter
+        self._cores = cores
         self._on_decoded = on_decoded
         self._kept: OrderedDict[Place, _Decoded] = OrderedDict()
         self._demands: dict[str, dict[str, tuple[Demand, ...]]] = {}  # by stream and group
@@ -126,9 +126,9 @@ class FrameStore:
             if not kept.num_pins and keeping.is_over(kind, groups, kept.done_by):
                 self._drop((stream, index, kind))
 
-    async def hold(self, stream: str, segments: Sequence[Segment], demands: Sequence[Demand]) -> Hold:
-        """These demands of these segments, decoded. Raises Permanent where one cannot be had, Transient where it takes
-        too long."""
+    async def hold(self, stream: str, segments: Sequence[Segment], demands: Sequence[Demand], due_ns: int = 0) -> Hold:
+        """These demands of these segments, decoded; by when they should be (server's Unix time), 0: whenever. Raises
+        Permanent where one cannot be had, Transient where it takes too long."""
         pinned: list[Place] = []
         products: dict[int, dict[Any, Any]] = {segment.index: {} for segment in segments}
         decodings: list[Decoding] = []
@@ -141,7 +141,7 @@ class FrameStore:
                     self._pin(kept)
                     pinned.append(place)
                     if any(demand not in kept.products for demand in wanted):
-                        decodings += await self._decode(segment, place, kept, wanted)
+                        decodings += await self._decode(segment, place, kept, wanted, due_ns)
                     self._kept.move_to_end(place)
                     products[segment.index] |= {demand: kept.products[demand] for demand in wanted}
         except BaseException:
@@ -150,7 +150,9 @@ class FrameStore:
         media = {segment.index: Media(segment, products[segment.index]) for segment in segments}
         return Hold(media, decodings, partial(self._unpin, pinned))
 
-    async def _decode(self, segment: Segment, place: Place, kept: _Decoded, wanted: Sequence[Demand]) -> list[Decoding]:
+    async def _decode(
+        self, segment: Segment, place: Place, kept: _Decoded, wanted: Sequence[Demand], due_ns: int
+    ) -> list[Decoding]:
         """What is not there yet, for all groups that will ask; none where another has done it."""
         stream, _, kind = place
         async with kept.lock:
@@ -163,7 +165,7 @@ class FrameStore:
             if all(each in kept.products for each in wanted):
                 return []
             alone = anyio.CapacityLimiter(1)
-            async with self._limiter:  # waiting for a core is no part of decoding
+            async with self._cores.turn(urgent_ns(due_ns, time.time_ns())):  # waiting for a core is no part of decoding
                 began_ns = time.time_ns()
                 try:
                     with anyio.fail_after(TIMEOUT_S):

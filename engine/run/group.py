@@ -303,7 +303,7 @@ class Group:
         stage.pool.num_ahead += 1
         try:
             wanted = stage.demands_for(inputs_of(told, self.stream, stage.params, {}))
-            hold = await self.host.frames.hold(self.stream, segments, wanted)
+            hold = await self.host.frames.hold(self.stream, segments, wanted, told.expires_ns)
         except (Permanent, Transient) as error:
             self._failed(told, span, error)
             return

@@ -57,19 +57,16 @@ class Instances:
             return False
         return True
 
-    async def call(self, batch: list[Inputs], limiter: anyio.CapacityLimiter | None) -> Answer:
-        """Have a batch processed, with a core of `limiter`'s where one is needed. Raises what the operator raises, and
-        TimeoutError past its time."""
+    async def call(self, batch: list[Inputs]) -> Answer:
+        """Have a batch processed. Raises what the operator raises, and TimeoutError past its time."""
         operator = self._operator
-        alone = anyio.CapacityLimiter(1)
-        async with limiter or alone:  # waiting for a core is no part of the operator's time
-            with anyio.fail_after(operator.timeout_s):
-                own = anyio.CapacityLimiter(1)
-                if operator.runs_in == "process":
-                    await _started(own)
-                    call = (operator, self._knobs, self._device, batch)
-                    return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=own)
-                return await self._call_in_thread(batch, own)
+        with anyio.fail_after(operator.timeout_s):
+            own = anyio.CapacityLimiter(1)
+            if operator.runs_in == "process":
+                await _started(own)
+                call = (operator, self._knobs, self._device, batch)
+                return await anyio.to_process.run_sync(_in_child, *call, cancellable=True, limiter=own)
+            return await self._call_in_thread(batch, own)
 
     def call_now(self, batch: list[Inputs]) -> Answer:
         """Have a batch processed in the event loop."""

@@ -23,7 +23,9 @@ import structlog
 
 from engine.decide import lanes
 from engine.decide.batcher import Batcher, Drop, Item, Run, WakeAt
+from engine.decide.cores import urgency_of
 from engine.decide.signals import PoolSignals
+from engine.run.cores import Cores
 from engine.run.done import Canceled, Done, Late, OnDone
 from engine.run.instances import Answer, Instances, encoded, translated
 from engine.run.service_times import ServiceTimes
@@ -67,15 +69,6 @@ class Lane:
         self.scope = anyio.CancelScope()
 
 
-class Capacity:
-    """What all pools of a worker share: as many batches compute on the processor at once as there are cores."""
-
-    def __init__(self, num_cores: int) -> None:
-        self.num_cores = num_cores
-        self.num_lanes = 0  # of pools that use cores
-        self.limiter = anyio.CapacityLimiter(num_cores)
-
-
 def no_word(text: str, *, anew: bool = False) -> None:
     """For partial output that nobody listens to."""
 
@@ -88,7 +81,7 @@ class Pool:
         operator: type[Operator],
         knobs: Settings,
         device: Device,
-        capacity: Capacity,
+        cores: Cores,
         tasks: anyio.abc.TaskGroup,
         *,
         name: str = "",
@@ -105,7 +98,7 @@ class Pool:
         self._shares = own is not Operator.shared_work.__func__  # type: ignore[attr-defined]
         self._device = device
         self._instances = Instances(operator, knobs, device)
-        self._capacity = capacity
+        self._cores = cores
         self._tasks = tasks
         self._now_ns = now_ns
         self._on_change = on_change
@@ -116,7 +109,7 @@ class Pool:
             max_async=operator.max_in_flight,
         )
         self._batcher = Batcher(self.max_batch)
-        self._cores = capacity.limiter if lanes.uses_cores(self._shape) else None
+        self._uses_cores = lanes.uses_cores(self._shape)
         self._tickets: dict[int, Ticket] = {}  # that wait
         self._num_running = 0
         self.num_held_back = 0  # outputs that were not computed, for their gate was shut; kept by groups
@@ -234,7 +227,7 @@ class Pool:
     # --- doing what the rules say --------------------------------------------------------------------------------
 
     def _limits(self) -> lanes.Limits:
-        return lanes.limits(self._shape, self._num_lanes, self._capacity.num_lanes, self._capacity.num_cores)
+        return lanes.limits(self._shape, self._num_lanes, self._cores.num_lanes, self._cores.num)
 
     def _wake(self) -> None:
         if not self._is_kept:
@@ -248,19 +241,42 @@ class Pool:
         while self._tickets:
             self._news = anyio.Event()
             self._wake_ns = 0
-            for decision in self._batcher.decide(self._now_ns(), self._limits().max_in_flight - self._num_lanes):
-                match decision:
-                    case Drop(item):
-                        self._drop(item)
-                    case Run(items, why):
-                        self._start(items, why)
-                    case WakeAt(at_ns):
-                        self._wake_ns = at_ns
+            self._decide(0 if self._uses_cores else self._limits().max_in_flight - self._num_lanes)
+            self._want_core()
             if self._tickets:
                 wait_s = max(0.0, (self._wake_ns - self._now_ns()) / 1e9) if self._wake_ns else 3600.0
                 with anyio.move_on_after(wait_s):
                     await self._news.wait()
         self._is_kept = False
+
+    def _decide(self, num_free: int) -> None:
+        for decision in self._batcher.decide(self._now_ns(), num_free):
+            match decision:
+                case Drop(item):
+                    self._drop(item)
+                case Run(items, why):
+                    self._start(items, why)
+                case WakeAt(at_ns):
+                    self._wake_ns = at_ns
+
+    def _want_core(self) -> None:
+        if self._uses_cores and self._tickets and self._num_lanes < self._cores.num:
+            self._cores.want(self)
+
+    @property
+    def urgent_ns(self) -> int:
+        """By when the first of its items is to be done."""
+        oldest = next(iter(self._tickets.values()), None)
+        return urgency_of(self._batcher.first, oldest.since_ns if oldest is not None else self._now_ns())
+
+    def granted(self) -> bool:
+        """A core is its own: whether it begins a batch on it."""
+        num_before = self._num_lanes
+        self._decide(1)
+        if self._num_lanes == num_before:  # what waits shares its work with what runs
+            return False
+        self._want_core()
+        return True
 
     def _drop(self, item: Item) -> None:
         ticket = self._tickets.pop(item.id)
@@ -275,8 +291,8 @@ class Pool:
             self._waits_s.append((now_ns - ticket.since_ns) / 1e9)
         self._num_running += len(tickets)
         self._num_lanes += 1
-        if lanes.uses_cores(self._shape):
-            self._capacity.num_lanes += 1
+        if self._uses_cores:
+            self._cores.num_lanes += 1
         self._num_batches += 1
         self._instances.note_children(self._num_lanes)
         lane = Lane(tickets, items, self._num_batches, why)
@@ -310,15 +326,16 @@ class Pool:
         self._batcher.ended(lane.items)
         self._num_running -= len(lane.tickets)
         self._num_lanes -= 1
-        if lanes.uses_cores(self._shape):
-            self._capacity.num_lanes -= 1
+        if self._uses_cores:
+            self._cores.num_lanes -= 1
+            self._cores.give()
         self._news.set()
         self._on_change()
 
     async def _run(self, lane: Lane, tickets: Sequence[Ticket], why: str) -> None:
         started_ns = time.time_ns()
         try:
-            answer: Answer | Exception = await self._instances.call([ticket.inputs for ticket in tickets], self._cores)
+            answer: Answer | Exception = await self._instances.call([ticket.inputs for ticket in tickets])
         except Exception as error:
             answer = error
         for ticket in self._ran(lane, tickets, why, started_ns, answer):

@@ -8,7 +8,8 @@ import anyio
 import anyio.abc
 
 from engine.decide.lanes import is_worker_to_end
-from engine.run.pool import Capacity, Pool
+from engine.run.cores import Cores
+from engine.run.pool import Pool
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Device
 from engine.spec.plan import PlannedStage, settings_of
@@ -31,7 +32,7 @@ class Pools:
         on_change: Callable[[], None],
         on_batch: Callable[[str, int, float], None],
     ) -> None:
-        self.capacity = Capacity(num_cores)
+        self.cores = Cores(num_cores)
         self._catalogue = catalogue
         self._now_ns = now_ns
         self._on_change = on_change
@@ -72,7 +73,7 @@ class Pools:
             operator,
             settings_of(operator.Knobs, planned.rung.knobs),
             Device(planned.rung.device),
-            self.capacity,
+            self.cores,
             tasks,
             name=name,
             now_ns=self._now_ns,

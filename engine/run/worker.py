@@ -106,7 +106,7 @@ class Worker:
         self._pools = Pools(
             catalogue, assignment.num_cores, ledger.clock.now_ns, self._credit.note_change, self._meters.served
         )
-        self._frames = FrameStore(self._pools.capacity.limiter, on_decoded=self._on_decoded)
+        self._frames = FrameStore(self._pools.cores, on_decoded=self._on_decoded)
         machine = Machine(num_cores=assignment.num_cores, has_gpu=assignment.has_gpu)
         self._offers = offers(catalogue, devices_of(machine))
         self._registry: Registry | None = None

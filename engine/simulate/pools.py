@@ -11,6 +11,7 @@ import msgspec
 
 from engine.decide import lanes
 from engine.decide.batcher import Decision, Drop, Item, Run, WakeAt
+from engine.decide.cores import urgency_of, whose_turn
 from engine.decide.signals import PoolSignals
 from engine.simulate.services import Service, Slow, ends_s
 from engine.simulate.world import NS, World
@@ -22,6 +23,8 @@ class Batching(Protocol):
     """What decides which of a pool's waiting items run: the engine's batcher, or another to hold it against."""
 
     def __len__(self) -> int: ...
+    @property
+    def first(self) -> Item | None: ...
     def add(self, item: Item) -> None: ...
     def decide(self, now_ns: int, num_free: int) -> Sequence[Decision]: ...
     def ended(self, items: Sequence[Item]) -> None: ...
@@ -41,26 +44,30 @@ OnEnded = Callable[[Ended], None]
 
 
 class Cores:
-    """What pools share: as many batches compute at once as there are cores, first come, first served."""
+    """What pools share: as many batches compute at once as there are cores. A core that is free goes to the pool whose
+    work is the most urgent (`engine.decide.cores`), which forms its batch then."""
 
     def __init__(self, num: int) -> None:
         self.num = num
         self.num_lanes = 0
-        self._num_busy = 0
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._num_free = num
+        self._wanting: list[SimulatedPool] = []
 
-    def take(self, begin: Callable[[], None]) -> None:
-        if self._num_busy < self.num:
-            self._num_busy += 1
-            begin()
-        else:
-            self._waiting.append(begin)
+    def want(self, pool: "SimulatedPool") -> None:
+        if pool not in self._wanting:
+            self._wanting.append(pool)
+            self.offer()
+
+    def offer(self) -> None:
+        while self._num_free and self._wanting:
+            pool = whose_turn(self._wanting)
+            self._wanting.remove(pool)
+            self._num_free -= 1
+            if not pool.granted():
+                self._num_free += 1
 
     def give(self) -> None:
-        if self._waiting:
-            self._waiting.popleft()()
-        else:
-            self._num_busy -= 1
+        self._num_free += 1
 
 
 class SimulatedPool:
@@ -137,9 +144,35 @@ class SimulatedPool:
     def _limits(self) -> lanes.Limits:
         return lanes.limits(self._shape, self._num_lanes, self._cores.num_lanes, self._cores.num)
 
+    @property
+    def urgent_ns(self) -> int:
+        """By when the first of its items is to be done."""
+        first = self.batching.first
+        return urgency_of(first, self._callers[first.id][0] if first is not None else self._world.now_ns)
+
+    def granted(self) -> bool:
+        """A core is free for it: whether it begins a batch."""
+        num_before = self._num_lanes
+        self._do(1)
+        if self._num_lanes == num_before:
+            return False
+        self._want()
+        return True
+
+    def _want(self) -> None:
+        if len(self.batching) and self._num_lanes < self._cores.num:
+            self._cores.want(self)
+
     def _ask(self) -> None:
+        if lanes.uses_cores(self._shape):
+            self._do(0)
+            self._want()
+        else:
+            self._do(self._limits().max_in_flight - self._num_lanes)
+
+    def _do(self, num_free: int) -> None:
         now_ns = self._world.now_ns
-        for decision in self.batching.decide(now_ns, self._limits().max_in_flight - self._num_lanes):
+        for decision in self.batching.decide(now_ns, num_free):
             match decision:
                 case Run(items):
                     self._start(items)
@@ -169,11 +202,9 @@ class SimulatedPool:
         self.num_batches += 1
         for item in items[-NUM_RECENT:]:
             self._waits_s.append((now_ns - self._callers[item.id][0]) / NS)
-        if not lanes.uses_cores(self._shape):
-            self._load(items)
-            return
-        self._cores.num_lanes += 1
-        self._cores.take(lambda: self._load(items))
+        if lanes.uses_cores(self._shape):
+            self._cores.num_lanes += 1
+        self._load(items)
 
     def _load(self, items: Sequence[Item]) -> None:
         """Where no instance is free, one more is loaded first."""
@@ -207,6 +238,7 @@ class SimulatedPool:
         for item in items:
             self._end_item(item, Ended(began_ns, now_ns, len(items)))
         self._ask()
+        self._cores.offer()
 
     def _end_item(self, item: Item, ended: Ended) -> None:
         self._count()

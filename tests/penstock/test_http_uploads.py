@@ -375,12 +375,12 @@ async def test_operators_are_listed_with_what_they_take(here: Site) -> None:
     listed = {each["capability"]: each for each in (await here.http.get("/v1/operators")).json()["operators"]}
     assert {"count_packets", "toy_read", "toy_total"} <= set(listed)
     counting = listed["count_packets"]
-    assert counting["inputs"] == [{"name": "media", "type": "media", "many": False}]
+    assert counting["inputs"] == [{"name": "media", "type": "media", "many": False, "optional": False}]
     assert counting["output"] == "Counted"
     assert counting["params"]["$defs"]["CountParams"]["properties"]["weight"] == {"type": "integer", "default": 1}
     (rung,) = counting["rungs"]
     assert (rung["rung"], rung["implementation"], rung["missing"]) == ("count_packets-loop", "loop", None)
-    assert listed["toy_total"]["inputs"] == [{"name": "numbers", "type": "Number", "many": True}]
+    assert listed["toy_total"]["inputs"] == [{"name": "numbers", "type": "Number", "many": True, "optional": False}]
 
 
 # --- what has to be there as a whole -------------------------------------------------------------------------------

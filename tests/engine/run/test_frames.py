@@ -10,6 +10,7 @@ import pytest
 import toys
 from conftest import Eventually
 
+from engine.run.cores import Cores
 from engine.run.frames import FrameStore
 from streams.errors import Permanent
 from streams.records import Segment
@@ -59,7 +60,7 @@ MakeStore = Callable[[int], FrameStore]
 
 @pytest.fixture
 async def store_of() -> AsyncIterator[MakeStore]:
-    yield lambda max_bytes: FrameStore(anyio.CapacityLimiter(2), max_bytes)
+    yield lambda max_bytes: FrameStore(Cores(2), max_bytes)
 
 
 async def test_one_decode_serves_all_who_will_ask(store_of: MakeStore) -> None:

@@ -15,9 +15,10 @@ from conftest import Eventually
 from doubling import Doubled, InLoop, InProcess, InThread, StuckProcess
 
 from engine.run import pool as pools
+from engine.run.cores import Cores
 from engine.run.done import Canceled, Done, Late
 from engine.run.instances import MAX_STUCK, Instances
-from engine.run.pool import Capacity, Pool
+from engine.run.pool import Pool
 from engine.spec.operator import Device, Emit, Entry, Inputs, Operator, Settings
 from streams.errors import Permanent, Transient
 
@@ -39,7 +40,7 @@ async def pool_of() -> AsyncIterator[MakePool]:
     async with anyio.create_task_group() as tasks:
 
         def make(operator: type[Operator], num_cores: int = 2) -> Pool:
-            return Pool(operator, Settings(), Device(), Capacity(num_cores), tasks)
+            return Pool(operator, Settings(), Device(), Cores(num_cores), tasks)
 
         yield make
         tasks.cancel_scope.cancel()
@@ -330,7 +331,7 @@ async def test_on_a_gpu_it_is_loaded_as_often_as_it_says_however_many_cores_ther
 ) -> None:
     Parallel.let_go, Parallel.most, Parallel.num_loaded = threading.Event(), 0, 0
     async with anyio.create_task_group() as lanes:
-        pool = Pool(Parallel, Settings(), Device("cuda"), Capacity(16), lanes)
+        pool = Pool(Parallel, Settings(), Device("cuda"), Cores(16), lanes)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(outcomes, pool, range(6))
             await eventually(lambda: len(Parallel.running) == 1)
@@ -345,7 +346,7 @@ async def test_what_is_late_is_dropped_when_it_is_though_no_lane_is_free(
     Stuck.let_go = threading.Event()
     now_ns = 1000
     async with anyio.create_task_group() as lanes:
-        pool = Pool(Patient, Settings(), Device(), Capacity(1), lanes, now_ns=lambda: now_ns)
+        pool = Pool(Patient, Settings(), Device(), Cores(1), lanes, now_ns=lambda: now_ns)
         found: list[Done] = []
         pool.submit(item(7), found.append)
         await eventually(lambda: pool.signals().num_in_service == 1)
@@ -424,7 +425,7 @@ async def test_a_child_that_is_canceled_as_it_starts_is_the_next_one_s(monkeypat
         await instances.warm_up()
     assert scope.cancelled_caught
     assert num_started == 1
-    outputs, _, _ = await instances.call([item(3)], None)
+    outputs, _, _ = await instances.call([item(3)])
     assert outputs == [toys.Number(value=6)]
     assert num_started == 1
 
@@ -445,15 +446,15 @@ class Parallel(Doubled):
         self.running.discard(number)
 
 
-async def test_pools_share_their_worker_s_capacity(eventually: Eventually) -> None:
+async def test_pools_share_their_worker_s_cores(eventually: Eventually) -> None:
     Parallel.let_go, Parallel.most = threading.Event(), 0
-    capacity = Capacity(2)
+    cores = Cores(2)
     async with anyio.create_task_group() as lanes:
-        pools = [Pool(Parallel, Settings(), Device(), capacity, lanes) for _ in range(2)]
+        pools = [Pool(Parallel, Settings(), Device(), cores, lanes) for _ in range(2)]
         async with anyio.create_task_group() as tasks:
             for number, pool in enumerate(pools):
                 tasks.start_soon(outcomes, pool, range(10 * number, 10 * number + 3))
-            await eventually(lambda: len(Parallel.running) == 2 and capacity.limiter.statistics().tasks_waiting == 1)
+            await eventually(lambda: len(Parallel.running) == 2 and cores.num_wanting == 1)
             Parallel.let_go.set()
     assert Parallel.most == 2
 
@@ -568,3 +569,27 @@ async def test_a_pool_learns_what_batches_take_and_makes_one_smaller_that_would_
     assert InThread.batches == [[0, 1], [2, 3]]  # two are over in 30 s, four in 50
     assert [done.error for done in told] == [None] * 4
     assert told[0].why == "a lane is free and more would be late"
+
+
+async def test_a_batch_is_formed_when_there_is_a_core_for_it(pool_of: MakePool, eventually: Eventually) -> None:
+    """What came while another pool had the only core makes it larger."""
+    cores = Cores(1)
+    over, told = anyio.Event(), list[Done]()
+
+    def note(done: Done) -> None:
+        told.append(done)
+        if len(told) == 4:
+            over.set()
+
+    async with anyio.create_task_group() as lanes:
+        pool = Pool(InThread, Settings(), Device(), cores, lanes)
+        async with cores.turn(0):
+            pool.submit(item(1), note)
+            await eventually(lambda: cores.num_wanting == 1)
+            for number in (2, 3, 4):
+                pool.submit(item(number), note)
+            assert pool.signals().num_in_flight == 0
+        with anyio.fail_after(30):
+            await over.wait()
+    assert InThread.batches == [[1, 2, 3, 4]]
+    assert {done.batch_size for done in told} == {4}
