@@ -9,6 +9,7 @@ what the stream may lag, so that a model slower than that still computes what ca
 """
 
 from collections.abc import Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import Any
 
 from engine.decide.running_graph import RunningStage
@@ -34,13 +35,14 @@ def expires_ns(stage: RunningStage, key: Key, due_ns: int, lead_ns: int = 0) -> 
 
 
 def leads_ns(sources: Mapping[str, Sequence[str]], service_s: Mapping[str, float | None]) -> dict[str, int]:
-    """The leads of stages, by what each reads and what a batch of each lately took (None: not known). Each stands after
-    those it reads."""
+    """The leads of stages, by what each reads and what a batch of each lately took (None: not known)."""
     found: dict[str, int] = {}
     behind: dict[str, int] = {}  # by what is read, the longest lead of those that read it
-    for id in reversed(list(sources)):
-        lead_ns = found[id] = round((service_s.get(id) or 0.0) * 1e9) + behind.get(id, 0)
-        for source in sources[id]:
+    for id in reversed([*TopologicalSorter(sources).static_order()]):
+        lead_ns = round((service_s.get(id) or 0.0) * 1e9) + behind.get(id, 0)
+        if id in sources:
+            found[id] = lead_ns
+        for source in sources.get(id, ()):
             behind[source] = max(lead_ns, behind.get(source, 0))
     return found
 

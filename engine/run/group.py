@@ -35,6 +35,7 @@ from engine.decide.retry import cause_of
 from engine.run.done import Canceled, Done, Late
 from engine.run.frames import Hold
 from engine.run.host import GroupStage, Host
+from engine.run.leads import ESTIMATE_NS
 from engine.run.pool import Ticket, no_word
 from engine.run.segment_cache import SegmentCache
 from engine.run.spans import WorkSpan
@@ -51,7 +52,6 @@ from streams.wire.pull import DONE, Arrival, again
 
 log = structlog.get_logger(__name__)
 
-ESTIMATE_NS = 1_000_000_000  # how old what is known of batches may be
 BROKEN_PAUSE_S = 1.0  # before a message comes again of which something could not be read or stored
 
 
@@ -93,6 +93,7 @@ class Group:
     def serve(self, stages: Sequence[GroupStage]) -> None:
         """Go by these from now on: the same stages, perhaps asked for by other jobs."""
         self.stages = {stage.rule.id: stage for stage in stages}
+        self.host.leads.serve(self.stream, self.name, self.stages)
         self.rule.serve([stage.rule for stage in stages])
         self._estimate(self._estimated_ns)  # these are new to the rule, what their pools take is not
         demands = [demand for stage in stages for demand in stage.demands]
@@ -153,6 +154,7 @@ class Group:
         computes by itself is told."""
         self.is_leaving = True
         self.host.frames.leave(self.stream, self.name)
+        self.host.leads.leave(self.stream, self.name, self.stages)
         if cancel:
             while self._tickets:
                 self._tickets.popitem()[1].cancel()
@@ -372,12 +374,9 @@ class Group:
     def _estimate(self, now_ns: int) -> None:
         """How long what is begun now will take, by what batches took."""
         self._estimated_ns = now_ns
-        service_s = {id: stage.pool.service_s for id, stage in self.stages.items()}
-        sources = {id: stage.rule.running.planned.sources for id, stage in self.stages.items()}
-        leads_ns = lateness.leads_ns(sources, service_s)
-        behind_ns = lateness.behind_ns(sources, leads_ns)
+        leads = self.host.leads.of(self.stream, now_ns)
         for id, stage in self.stages.items():
-            stage.rule.lead_ns, stage.rule.behind_ns = leads_ns[id], behind_ns.get(id, 0)
+            stage.rule.lead_ns, stage.rule.behind_ns = leads.with_it.get(id, 0), leads.behind.get(id, 0)
 
     def _failed(self, told: Compute, span: WorkSpan, error: Exception, ran: Done | None = None) -> None:
         if ran is not None:

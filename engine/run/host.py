@@ -12,6 +12,7 @@ from engine.decide.instructions import StageRule
 from engine.decide.retry import RetryPolicy
 from engine.run.frames import FrameStore
 from engine.run.journal import Journal
+from engine.run.leads import LeadsOfStreams
 from engine.run.pool import Pool
 from engine.run.spans import WorkSpans
 from engine.spec.operator import Demand, Inputs
@@ -39,6 +40,7 @@ class Host:
     ledger: Ledger
     outbox: Outbox
     frames: FrameStore
+    leads: LeadsOfStreams
     journal: Journal
     spans: WorkSpans
     policy: RetryPolicy

@@ -30,6 +30,7 @@ from engine.run.frames import FrameStore
 from engine.run.group import Group
 from engine.run.host import GroupStage, Host
 from engine.run.journal import Journal, tell_stories
+from engine.run.leads import LeadsOfStreams
 from engine.run.pool import Pool
 from engine.run.pools import Pools
 from engine.run.registry import Registry, following, open_registry
@@ -106,6 +107,7 @@ class Worker:
         self._pools = Pools(
             catalogue, assignment.num_cores, ledger.clock.now_ns, self._credit.note_change, self._meters.served
         )
+        self._leads = LeadsOfStreams()
         self._frames = FrameStore(self._pools.cores, on_decoded=self._on_decoded)
         machine = Machine(num_cores=assignment.num_cores, has_gpu=assignment.has_gpu)
         self._offers = offers(catalogue, devices_of(machine))
@@ -199,6 +201,7 @@ class Worker:
             ledger=self._ledger,
             outbox=self._outbox,
             frames=self._frames,
+            leads=self._leads,
             journal=self._journal,
             spans=self._spans,
             policy=self._assignment.retry,

@@ -47,9 +47,10 @@ class Cores:
     """What pools share: as many batches compute at once as there are cores. A core that is free goes to the pool whose
     work is the most urgent (`engine.decide.cores`), which forms its batch then."""
 
-    def __init__(self, num: int) -> None:
+    def __init__(self, num: int, turn: "Turn" = whose_turn) -> None:
         self.num = num
         self.num_lanes = 0
+        self._turn = turn
         self._num_free = num
         self._wanting: list[SimulatedPool] = []
 
@@ -60,7 +61,7 @@ class Cores:
 
     def offer(self) -> None:
         while self._num_free and self._wanting:
-            pool = whose_turn(self._wanting)
+            pool = self._turn(self._wanting)
             self._wanting.remove(pool)
             self._num_free -= 1
             if not pool.granted():
@@ -68,6 +69,9 @@ class Cores:
 
     def give(self) -> None:
         self._num_free += 1
+
+
+Turn = Callable[[Sequence["SimulatedPool"]], "SimulatedPool"]
 
 
 class SimulatedPool:

@@ -13,8 +13,9 @@ from functools import partial
 from engine.decide import lateness
 from engine.decide.admission import Wants, credit
 from engine.decide.batcher import Batcher, Item
+from engine.decide.cores import whose_turn
 from engine.simulate.arrivals import times_s
-from engine.simulate.pools import Batching, Cores, Ended, SimulatedPool
+from engine.simulate.pools import Batching, Cores, Ended, SimulatedPool, Turn
 from engine.simulate.report import PoolReport, Report, Segments
 from engine.simulate.scenario import Scenario, SimulatedPoolSpec, StageSpec, StreamsSpec
 from engine.simulate.world import NS, World
@@ -60,16 +61,17 @@ class _Stage:
         self.behind: list[str] = []
 
 
-def run(scenario: Scenario, batching_of: BatchingOf = usual) -> Report:
-    """What became of it. Deterministic: the same scenario and seed give the same report."""
-    return _Run(scenario, batching_of).report()
+def run(scenario: Scenario, batching_of: BatchingOf = usual, turn: Turn = whose_turn) -> Report:
+    """What became of it; by the engine's own batchers and turns, or by others. Deterministic: the same scenario and
+    seed give the same report."""
+    return _Run(scenario, batching_of, turn).report()
 
 
 class _Run:
-    def __init__(self, scenario: Scenario, batching_of: BatchingOf) -> None:
+    def __init__(self, scenario: Scenario, batching_of: BatchingOf, turn: Turn) -> None:
         self.scenario = scenario
         self.world = World(scenario.seed)
-        cores = Cores(scenario.num_cores)
+        cores = Cores(scenario.num_cores, turn)
         self.pools = {
             name: SimulatedPool(
                 self.world,

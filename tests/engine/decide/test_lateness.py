@@ -54,6 +54,7 @@ def test_a_lead_is_what_a_stage_takes_and_the_longest_way_behind_it() -> None:
     took_s = {"a": 0.5, "b": 0.1, "c": 2.0, "d": 0.25}
     found = {id: lead_ns / 1e9 for id, lead_ns in leads_ns(stages, took_s).items()}
     assert found == {"a": 2.75, "b": 0.35, "c": 2.25, "d": 0.25}
+    assert leads_ns(dict(reversed(stages.items())), took_s) == leads_ns(stages, took_s)
     assert set(leads_ns(stages, {"a": None, "d": 0.25}).values()) == {250_000_000}
 
 
