@@ -194,7 +194,9 @@ class _Run:
         if ended.batch_size:
             segment.computed_s += (ended.ended_ns - ended.began_ns) / NS / ended.batch_size
         self._resolve(stage, segment, is_gap=not ended.batch_size)
-        self._take(stage)
+        for each in self.stages.values():
+            if each.pool is stage.pool:  # what it gave back is room for all of them
+                self._take(each)
 
     def _resolve(self, stage: _Stage, segment: _Segment, *, is_gap: bool = False) -> None:
         """A stage has said what it has to say of a segment."""
