@@ -2,6 +2,7 @@
 compute with the same."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +80,25 @@ def pixels() -> NDArray[np.float32]:
     return (4 * by_formula(2 * 3 * SIDE * SIDE, 999)).astype(np.float32).reshape(2, 3, SIDE, SIDE)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32]], counted: str = "") -> None:
+    """In the format that the hub's are in; `counted` is a tensor of whole numbers, which nobody needs."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [len(data), len(data) + tensor.nbytes]}
+        data += tensor.tobytes()
+    if counted:
+        header[counted] = {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}
+    said = json.dumps(header).encode()
+    path.write_bytes(len(said).to_bytes(8, "little") + said + data)
+
+
 def write(kind: str, folder: Path) -> Path:
     """In the files' own formats."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     folder.mkdir(parents=True, exist_ok=True)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    data = b""
-    for name, tensor in weights(kind).items():
-        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [len(data), len(data) + tensor.nbytes]}
-        data += tensor.tobytes()
-    header["text_model.embeddings.position_ids"] = {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}
-    said = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(len(said).to_bytes(8, "little") + said + data)
+    write_tensors(folder / "model.safetensors", weights(kind), "text_model.embeddings.position_ids")
     words = ["<unk>", "</s>", "<start>", "<end>", *WORDS.split()]
     tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -25,7 +25,7 @@ class Curve:
     def __init__(self) -> None:
         self._num = 0
         self._weight = self._b = self._s = self._bb = self._bs = 0.0  # sums
-        self._base_s = self._per_item_s = 0.0
+        self._base_s = self._per_item_s = self._flat_s = 0.0
         self.spread = 0.0
         self._is_odd = False
 

@@ -31,7 +31,12 @@ def expires_ns(stage: RunningStage, key: Key, due_ns: int, lead_ns: int = 0) -> 
     """When it is too late to begin an output; never (0) where it is wanted however late."""
     if not due_ns or not stage.is_prompt(key):
         return 0
-    return due_ns - min(lead_ns, round(stage.max_lag_s * 1e9 / 2))
+    return latest_ns(due_ns, lead_ns, stage.max_lag_s)
+
+
+def latest_ns(due_ns: int, lead_ns: int, max_lag_s: float) -> int:
+    """When something is to be begun for what takes so long from then on, of a stream that may lag so much."""
+    return due_ns - min(lead_ns, round(max_lag_s * 1e9 / 2))
 
 
 def leads_ns(sources: Mapping[str, Sequence[str]], service_s: Mapping[str, float | None]) -> dict[str, int]:

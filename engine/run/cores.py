@@ -74,8 +74,11 @@ class Cores:
                 claim = whose_turn(self._wanting)
                 self._wanting.remove(claim)
                 self._num_free -= 1
-                if not claim.granted():
-                    self._num_free += 1
+                has_use = False
+                try:
+                    has_use = claim.granted()
+                finally:  # one that raises has none, and keeps none from the others
+                    self._num_free += not has_use
         finally:
             self._is_offering = False
 

@@ -36,10 +36,10 @@ from engine.run.done import Canceled, Done, Late
 from engine.run.frames import Hold
 from engine.run.host import GroupStage, Host
 from engine.run.leads import ESTIMATE_NS
-from engine.run.pool import Ticket, no_word
 from engine.run.segment_cache import SegmentCache
 from engine.run.spans import WorkSpan
 from engine.run.storing import Storing
+from engine.run.tickets import Ticket, no_word
 from engine.run.work import empty_result_of, inputs_of, result_of
 from engine.spec.operator import Media
 from engine.spec.workflow import MEDIA

@@ -18,7 +18,6 @@ import anyio
 import anyio.abc
 import anyio.to_process
 import anyio.to_thread
-import msgspec
 import structlog
 
 from engine.decide import lanes
@@ -29,6 +28,7 @@ from engine.run.cores import Cores
 from engine.run.done import Canceled, Done, Late, OnDone
 from engine.run.instances import Answer, Instances, encoded, translated
 from engine.run.service_times import ServiceTimes
+from engine.run.tickets import Lane, Ticket, no_word
 from engine.spec.operator import Device, Emit, Inputs, Operator, Settings
 from engine.spec.spending import noting
 
@@ -37,40 +37,6 @@ log = structlog.get_logger(__name__)
 NUM_RECENT = 64  # items and batches that the means are over
 AGAIN = "run again alone, for the batch failed"
 UNWANTED_S = 1.0  # what a process may finish that nobody wants any more: to start another takes about as long
-
-
-class Ticket(msgspec.Struct, eq=False, gc=False):
-    """An item that was handed in."""
-
-    pool: "Pool"
-    id: int
-    inputs: Inputs
-    on_done: OnDone
-    emit: Emit
-    since_ns: int  # Unix time
-    span: str
-    lane: "Lane | None" = None  # once it runs
-    is_wanted: bool = True
-    is_settled: bool = False
-
-    def cancel(self) -> None:
-        """It is wanted no more: one that waits will not run, a batch of which nobody wants anything is ended."""
-        self.pool.cancel(self)
-
-
-class Lane:
-    """A batch that runs."""
-
-    def __init__(self, tickets: Sequence[Ticket], items: Sequence[Item], number: int, why: str) -> None:
-        self.tickets = tickets
-        self.items = items
-        self.number = number  # in its pool
-        self.why = why
-        self.scope = anyio.CancelScope()
-
-
-def no_word(text: str, *, anew: bool = False) -> None:
-    """For partial output that nobody listens to."""
 
 
 class Pool:
@@ -241,8 +207,9 @@ class Pool:
         while self._tickets:
             self._news = anyio.Event()
             self._wake_ns = 0
-            self._decide(0 if self._uses_cores else self._limits().max_in_flight - self._num_lanes)
-            self._want_core()
+            self._want_core()  # where one is free it is decided at once what runs on it
+            if self._tickets:
+                self._decide(0 if self._uses_cores else self._limits().max_in_flight - self._num_lanes)
             if self._tickets:
                 wait_s = max(0.0, (self._wake_ns - self._now_ns()) / 1e9) if self._wake_ns else 3600.0
                 with anyio.move_on_after(wait_s):

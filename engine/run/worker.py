@@ -366,9 +366,9 @@ class Worker:
 
     def signals(self) -> WorkerSignals:
         """All that is known here, as things stand."""
-        by_stream: dict[str, list[_Served]] = {}
+        by_stream: dict[str, list[Group]] = {}
         for served in self._served.values():
-            by_stream.setdefault(served.group.stream, []).append(served)
+            by_stream.setdefault(served.group.stream, []).append(served.group)
         return WorkerSignals(
             worker=self._assignment.name,
             node=self._assignment.node,
@@ -384,14 +384,10 @@ class Worker:
             clock_offset_s=None if self._ledger.clock.error_ns is None else self._ledger.clock.offset_ns / 1e9,
         )
 
-    def _stream_signals(self, stream: str, groups: Sequence[_Served]) -> StreamSignals:
-        cache = self._caches.get(stream)
-        return stream_signals(
-            stream,
-            [served.group for served in groups],
-            frame_bytes=self._frames.bytes_of(stream),
-            cache_bytes=cache.num_bytes if cache is not None else 0,
-        )
+    def _stream_signals(self, stream: str, groups: Sequence[Group]) -> StreamSignals:
+        cache_bytes = self._caches[stream].num_bytes if stream in self._caches else 0
+        frame_bytes = self._frames.bytes_of(stream)
+        return stream_signals(stream, groups, frame_bytes=frame_bytes, cache_bytes=cache_bytes)
 
 
 def _ancestors(groups: Sequence[RunningGroup]) -> dict[str, dict[str, frozenset[str]]]:

@@ -169,8 +169,8 @@ class SimulatedPool:
 
     def _ask(self) -> None:
         if lanes.uses_cores(self._shape):
-            self._do(0)
             self._want()
+            self._do(0)
         else:
             self._do(self._limits().max_in_flight - self._num_lanes)
 

@@ -180,9 +180,8 @@ class _Run:
         stage.num_taken += 1
         item = Item(0)
         if segment.due_ns:
-            half_ns = round(segment.lag_s * NS / 2)
-            done_ns = segment.due_ns - min(stage.behind_ns, half_ns)
-            expires_ns = segment.due_ns - min(stage.lead_ns, half_ns)
+            done_ns = lateness.latest_ns(segment.due_ns, stage.behind_ns, segment.lag_s)
+            expires_ns = lateness.latest_ns(segment.due_ns, stage.lead_ns, segment.lag_s)
             item = Item(0, expires_ns, done_ns, in_place=bool(stage.waiting))
         if lateness.is_late(item.due_ns, self.world.now_ns):
             self._ended(stage, segment, Ended(self.world.now_ns, self.world.now_ns, 0))

@@ -1,6 +1,5 @@
 """The embedding, against a plain reference."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_towers import write_tensors
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from operators import weights
@@ -44,13 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("attention.output.LayerNorm", "output.LayerNorm"):
             shapes |= {f"{layer}.{name}.weight": (SIZE,), f"{layer}.{name}.bias": (SIZE,)}
     tensors = {name: by_chance.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    data = b""
-    for name, tensor in tensors.items():
-        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [len(data), len(data) + tensor.nbytes]}
-        data += tensor.tobytes()
-    said = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(len(said).to_bytes(8, "little") + said + data)
+    write_tensors(folder / "model.safetensors", tensors)
     tokenizer = Tokenizer(models.WordPiece({word: at for at, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

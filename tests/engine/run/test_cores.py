@@ -105,3 +105,15 @@ async def test_whatever_happens_no_more_run_than_there_are_cores_and_none_is_los
     with anyio.fail_after(5):
         async with cores.turn(0), cores.turn(0), cores.turn(0):
             assert cores.num_wanting == 0
+
+
+async def test_one_that_raises_keeps_no_core_from_the_others() -> None:
+    class Broken(Claim):
+        def granted(self) -> bool:
+            raise ValueError("of its own")
+
+    cores, seen = Cores(1), list[int]()
+    with pytest.raises(ValueError, match="of its own"):
+        cores.want(Broken(cores, 1))
+    cores.want(Claim(cores, 2, seen=seen))
+    assert seen == [2]
