@@ -123,6 +123,11 @@ def find(name: str) -> Found | None:
     return None
 
 
+def lacking(name: str) -> str | None:
+    """That some weights are not here, and what brings them, in one line; None where they are."""
+    return None if find(name) is not None else f"{name} is not here ({named(name).advice})"
+
+
 def _places(weights: Weights) -> Iterable[tuple[Where, dict[str, tuple[Path, ...]]]]:
     if own := os.environ.get(PLACE):
         yield "path", {file.name: (Path(own) / weights.name / file.name,) for file in weights.files}

@@ -30,7 +30,7 @@ class Arrivals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: Literal["regular", "poisson", "bursty", "trace"] = "regular"
     cv: Annotated[float, Meta(gt=0, le=50)] = 1.0
     jitter: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    intervals: tuple[float, ...] = ()  # of a trace, s
+    intervals: tuple[Annotated[float, Meta(ge=0)], ...] = ()  # of a trace, s
 
 
 class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -34,8 +34,9 @@ from engine.spec.workflow import MEDIA
 from streams.decoding import from_toml
 from streams.errors import Malformed, UserError
 
-NotNegative = Annotated[float, Meta(ge=0)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e7)]
 MAX_STREAMS = 10_000  # that are told apart
+MAX_SEGMENTS = 5_000_000  # each takes a while and some memory
 
 
 class SimulatedPoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,6 +101,13 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for each in self.slow:
             if each.pool not in self.pools:
                 raise UserError(f"[[slow]] names no pool {each.pool!r}; there are {', '.join(self.pools)}")
+        for streams in self.streams:
+            if streams.arrivals.kind == "trace" and not sum(streams.arrivals.intervals) > 0:
+                raise UserError("arrivals of a trace need intervals, in seconds, that are not all 0")
+        most = max((1.0, *(phase.load for phase in self.phases)))
+        num = sum(streams.num * streams.arrivals.per_s for streams in self.streams) * most * self.duration_s
+        if not num <= MAX_SEGMENTS:
+            raise UserError(f"up to {num:.3g} segments would come; make it fewer than {MAX_SEGMENTS:.3g}")
         self.order()
 
     def order(self) -> list[str]:

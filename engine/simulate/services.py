@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-NotNegative = Annotated[float, Meta(ge=0)]
+NotNegative = Annotated[float, Meta(ge=0, le=1e7)]
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,7 +25,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spread: Literal["none", "exponential", "lognormal"] = "none"
     cv: NotNegative = 0.0
     straggle: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    straggle_times: Annotated[float, Meta(ge=1)] = 10.0
+    straggle_times: Annotated[float, Meta(ge=1, le=1e6)] = 10.0
     cold_s: NotNegative = 0.0  # to load an instance
 
     def mean_s(self, batch_size: int) -> float:
@@ -49,7 +49,7 @@ class Slow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pool: str
     from_s: NotNegative
     to_s: NotNegative
-    times: Annotated[float, Meta(gt=0)] = 1.0
+    times: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     stalls: bool = False
 
 

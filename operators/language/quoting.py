@@ -71,9 +71,7 @@ class Nearest(Operator):
 
     @classmethod
     def missing(cls, knobs: QuoteKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
-        if knobs.by == "meaning" and weights.find(embedding.NAME) is None:
-            return f"{embedding.NAME} is not here ({weights.named(embedding.NAME).advice})"
-        return None
+        return weights.lacking(embedding.NAME) if knobs.by == "meaning" else None
 
     def load(self, device: Device) -> None:
         if self.knobs.by == "meaning":

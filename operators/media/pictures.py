@@ -21,7 +21,7 @@ from operators.media.references import is_unordered, unreferenced
 from operators.media.taking import Behind, Each, Frames, Listed, Product, Scaled, Taken, Tensors, taking
 from streams.errors import Permanent
 from streams.media.probe import BAD_MEDIA, time_ns
-from streams.records import Packet, Segment, Track
+from streams.records import MediaInfo, Packet, Segment, Track
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class FrameSpec:
     def decode(cls, segment: Segment, wanted: Sequence["FrameSpec"]) -> Mapping["FrameSpec", "Frames | Tensors"]:
         """Pictures for all of them, by one decode (engine.spec.operator.Demand)."""
         return _decode_pictures(segment, wanted)
+
+
+def no_pictures(media: MediaInfo | None) -> str | None:
+    """That a source has none, in one line; None where it has, or where nothing is known of it."""
+    return "the source has no pictures" if media is not None and "video" not in media.codecs else None
 
 
 def tensors(media: Media, spec: FrameSpec) -> Tensors:

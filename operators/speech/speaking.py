@@ -83,7 +83,7 @@ class SmallVoice(Speaking):
 
     @classmethod
     def missing(cls, knobs: Settings, machine: Machine, media: MediaInfo | None) -> str | None:
-        return None if weights.find(NAME) else f"{NAME} is not here ({weights.named(NAME).advice})"
+        return weights.lacking(NAME)
 
     def load(self, device: Device) -> None:
         model = weights.folder_of(NAME) / "hibari.onnx"

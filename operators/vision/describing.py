@@ -26,7 +26,7 @@ from operators.failures import failure
 from operators.language.asking import AsksModel, Model, ModelKnobs
 from operators.language.drafts import Draft
 from operators.language.endpoints import Endpoint, endpoint_of, place, that_see
-from operators.media.pictures import FrameSpec, frames
+from operators.media.pictures import FrameSpec, frames, no_pictures
 from operators.media.taking import Frames
 from operators.media.writing import jpeg
 from operators.seen import Description, Descriptions, Moment
@@ -81,8 +81,8 @@ class Describing(AsksModel):
 
     @classmethod
     def missing(cls, knobs: ModelKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
-        if media is not None and "video" not in media.codecs:
-            return "the source has no pictures"
+        if (why := no_pictures(media)) is not None:
+            return why
         endpoint = endpoint_of(knobs.model)
         if endpoint is None or not endpoint.sees:
             return f"{place()} names no endpoint that sees{knobs.model and f' as {knobs.model}'} (docs/models.md)"

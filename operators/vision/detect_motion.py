@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from engine.spec.operator import Inputs, Machine, Map, Operator, Rung, Scope, Settings
 from operators.capabilities import DETECT_MOTION
-from operators.media.pictures import FrameSpec, frames
+from operators.media.pictures import FrameSpec, frames, no_pictures
 from operators.seen import Bounds, Motion, Movement
 from streams.records import MediaInfo
 
@@ -58,7 +58,7 @@ class DetectMotion(Operator):
 
     @classmethod
     def missing(cls, knobs: MotionKnobs, machine: Machine, media: MediaInfo | None) -> str | None:
-        return "the source has no pictures" if media is not None and "video" not in media.codecs else None
+        return no_pictures(media)
 
     def demands(self) -> tuple[Any, ...]:
         return (self._spec,)

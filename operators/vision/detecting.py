@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from engine.spec.operator import Device, Inputs, Machine, Operator, Settings
 from operators import weights
 from operators.capabilities import DETECT_OBJECTS, DetectObjectsParams
-from operators.media.pictures import FrameSpec, tensors
+from operators.media.pictures import FrameSpec, no_pictures, tensors
 from operators.media.pixels import TensorSpec
 from operators.media.taking import Tensors, tensors_of
 from operators.seen import DetectedObject, Objects
@@ -106,10 +106,7 @@ class Detecting(Operator):
 
     @classmethod
     def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
-        if media is not None and "video" not in media.codecs:
-            return "the source has no pictures"
-        name = cls.weights_of(knobs)
-        return None if weights.find(name) is not None else f"{name} is not here ({weights.named(name).advice})"
+        return no_pictures(media) or weights.lacking(cls.weights_of(knobs))
 
     def demands(self) -> tuple[Any, ...]:
         return (self._spec,)

@@ -23,7 +23,7 @@ from engine.spec.operator import Device, Inputs, Machine, Operator, Rung, Settin
 from operators import weights
 from operators.capabilities import EMBED_FRAMES
 from operators.language import embedding
-from operators.media.pictures import FrameSpec, tensors
+from operators.media.pictures import FrameSpec, no_pictures, tensors
 from operators.seen import FrameVectors, Look
 from operators.vision.coco import NAMES
 from operators.vision.towers import Towers, takes
@@ -61,9 +61,7 @@ class Embedding(Operator):
 
     @classmethod
     def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
-        if media is not None and "video" not in media.codecs:
-            return "the source has no pictures"
-        return _not_here(cls.name)
+        return no_pictures(media) or weights.lacking(cls.name)
 
     def demands(self) -> tuple[Any, ...]:
         return (self._spec,)
@@ -118,7 +116,7 @@ class ByWords(Operator):
 
     @classmethod
     def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
-        return _not_here(embedding.NAME)
+        return weights.lacking(embedding.NAME)
 
     def load(self, device: Device) -> None:
         self._embedder = embedding.load()
@@ -136,10 +134,6 @@ class ByWords(Operator):
                     looks.append(Look(rows.setdefault(text, len(rows)), each.start_ns, each.end_ns))
         said = [LABELLED.format(text) if text in LABELS else text for text in rows]
         return packed(self.name, self._embedder.vectors(said), tuple(sorted(looks)), tuple(rows))
-
-
-def _not_here(name: str) -> str | None:
-    return None if weights.find(name) is not None else f"{name} is not here ({weights.named(name).advice})"
 
 
 def packed(
