@@ -7,7 +7,7 @@ is the share of segments answered in time, over that of the limit: a lane that c
 and knew when each comes (each takes s(B) / B of a lane; those that cannot be in time are left out; no schedule does
 better). Others' parameters are chosen in hindsight, for each row the best.
 
-Then whole workflows on two cores that their stages share; a core goes to whom it is most urgent for, or first come.
+Then whole workflows on two cores that their stages share, and what each rule of the engine is worth there.
 
     control.py [--quick] [--plot control.png]
 """
@@ -173,7 +173,7 @@ GRAPHS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     ),
 }
 NUM_CORES = 2
-LOADS = ((0.8, "poisson"), (0.8, "bursty"), (1.4, "poisson"), (2.0, "poisson"))
+LOADS = ((0.8, "poisson"), (0.8, "bursty"), (1.4, "poisson"), (2.0, "poisson"), (2.0, "regular"))
 
 
 def graph(name: str, load: float, kind: str, seed: int, num: int) -> Scenario:
@@ -184,7 +184,7 @@ def graph(name: str, load: float, kind: str, seed: int, num: int) -> Scenario:
     return scenario_of(shape | {"pools": pools, "stages": stages, "streams": streams})
 
 
-def first_come(wanting: Sequence[SimulatedPool]) -> SimulatedPool:
+def first_come(wanting: Sequence[SimulatedPool], now_ns: int) -> SimulatedPool:
     return wanting[0]
 
 
@@ -192,26 +192,35 @@ def nexus(name: str, pool: SimulatedPoolSpec) -> Batching:
     return Nexus(pool.max_batch, pool.service.mean_s, 1.0)  # a third of the time there is, for each of three steps
 
 
-WAYS: dict[str, tuple[BatchingOf, Turn]] = {
-    "ours": (usual, whose_turn),
-    "ours, cores first come": (usual, first_come),
-    "dropping, cores first come": (lambda name, pool: Dropping(pool.max_batch), first_come),
-    "Nexus, cores first come": (nexus, first_come),
-    "first come": (lambda name, pool: Fifo(pool.max_batch), first_come),
+def earliest(wanting: Sequence[SimulatedPool], now_ns: int) -> SimulatedPool:
+    return min(wanting, key=lambda pool: pool.urgent_ns)
+
+
+# How batches are formed, who has a core, and whether it is asked of each segment if it is begun.
+WAYS: dict[str, tuple[BatchingOf, Turn, bool]] = {
+    "ours": (usual, whose_turn, True),
+    "ours, all begun": (usual, whose_turn, False),
+    "ours, the earliest first": (usual, earliest, True),
+    "our batches alone": (usual, first_come, False),
+    "dropping": (lambda name, pool: Dropping(pool.max_batch), first_come, False),
+    "Nexus": (nexus, first_come, False),
+    "first come": (lambda name, pool: Fifo(pool.max_batch), first_come, False),
 }
 
 
 def of_graph(job: tuple[str, float, str, Sequence[int], int]) -> dict[str, Any]:
     """What share of segments was answered, whole and in time, and of computing was wasted, by each way."""
     name, load, kind, seeds, num = job
-    shares, wasted = {}, {}
-    for way, (batching_of, turn) in WAYS.items():
-        found = [run(graph(name, load, kind, seed, num), batching_of, turn) for seed in seeds]
+    shares, wasted, least = {}, {}, {}
+    for way, (batching_of, turn, asks) in WAYS.items():
+        found = [run(graph(name, load, kind, seed, num), batching_of, turn, asks_passage=asks) for seed in seeds]
         shares[way] = round(statistics.fmean(each.in_time for each in found), 4)
         wasted[way] = round(
             statistics.fmean(each.segments.wasted_s / max(each.segments.computed_s, 1e-9) for each in found), 4
         )
-    return {"name": f"{name}, {kind}, load {load:g}", "in_time": shares, "wasted": wasted}
+        least[way] = round(statistics.fmean(each.segments.shares[0] for each in found), 4)
+    title = f"{name}, {kind}, load {load:g}"
+    return {"name": title, "in_time": shares, "wasted": wasted, "least_of_a_stream": least}
 
 
 Made = Callable[[], Batching]
@@ -263,7 +272,10 @@ def measured(job: tuple[Row, int, int]) -> tuple[Row, int, dict[str, list[float]
     row, seed, num = job
     scenario = row.scenario(seed, num)
     tried = policies(scenario.pools["p"], scenario.streams[0].max_lag_s)
-    found = {name: [run(scenario, by(make)).in_time for make in made] for name, made in tried.items()}
+    found = {
+        name: [run(scenario, by(make), asks_passage=name == "ours").in_time for make in made]
+        for name, made in tried.items()
+    }
     return row, seed, found, limit(scenario)
 
 

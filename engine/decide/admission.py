@@ -8,6 +8,9 @@ group hold more messages than that pool could use: what it has taken and is not 
 has gone on to one that is slower. Groups that share a pool share its room, by what the server holds for each, up to two
 batches; a group that is idle is lent one message, so that it can say that it is idle no more.
 
+What is wanted whenever gives way to what is due (`engine.decide.cores`), so what of it waits in a pool takes no room
+from a group of a live stream: a recording that was taken would keep its place, and cameras would wait at the server.
+
 What is taken is held in memory, so a worker takes nothing more while its frames are over their budget, as long as
 something is under way that will give them back.
 
@@ -39,6 +42,13 @@ def room(pool: PoolSignals, num_taken: int = 0) -> int:
     that."""
     usable = (pool.max_in_flight + 1) * pool.max_batch
     return usable - max(num_taken, pool.num_ahead + pool.num_waiting + pool.num_in_service)
+
+
+def without_patient(pool: PoolSignals) -> PoolSignals:
+    """As a group sees it that is of a live stream."""
+    if not pool.num_patient:
+        return pool
+    return msgspec.structs.replace(pool, num_waiting=max(0, pool.num_waiting - pool.num_patient))
 
 
 def is_held_back(frame_bytes: int, max_frame_bytes: int, *, has_taken: bool) -> bool:
@@ -76,8 +86,13 @@ class Wants:
         return max(1, num * want // max(1, self._sums.get(pool, 0)))
 
 
-def credit(group: str, num_taken: int, pools: Sequence[PoolSignals], wants: Wants) -> Credit:
-    """What a group that uses these pools may take, beside what it has taken and not finished."""
+def credit(
+    group: str, num_taken: int, pools: Sequence[PoolSignals], wants: Wants, *, is_prompt: bool = False
+) -> Credit:
+    """What a group that uses these pools may take, beside what it has taken and not finished. `is_prompt`: it is of a
+    live stream."""
+    if is_prompt:
+        pools = [without_patient(pool) for pool in pools]
     hungriest, most = pools[0], room(pools[0], num_taken)
     for pool in pools:
         if pool.num_ahead + pool.num_waiting >= pool.max_batch and pool.wait_ahead_s > MAX_WAIT_S:

@@ -13,8 +13,7 @@ has the largest
 
     number in time - u (time that takes),    u = B / s(B) where a batch of B is waiting, else 0
 
-and drops nothing if that is as good: u is what the lane could do meanwhile. An item that comes while others wait for
-its place, and would be late behind those that are here, is dropped as it comes. Where nothing is to be done by any
+and drops nothing if that is as good: u is what the lane could do meanwhile. Where nothing is to be done by any
 time, and while nothing was learned, batches are as large as they can be.
 
 A lane that is free waits for nothing. To put off a batch that is not full, as Symphony does, was tried: beside this
@@ -28,7 +27,6 @@ Source: Shen et al., Nexus (SOSP 2019), 6.3, and Chen et al., Symphony, arXiv 23
 batches small.
 """
 
-import heapq
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Hashable, Sequence
@@ -40,13 +38,11 @@ from engine.decide.curve import Curve
 
 class Item(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Something to compute, in the server's Unix time. `due_ns` is when it is worth nothing any more to begin it; 0:
-    never. `done_ns` is by when it should be done; 0: whenever. `in_place` says that others wait elsewhere that would
-    come in its place."""
+    never. `done_ns` is by when it should be done; 0: whenever."""
 
     id: int
     due_ns: int = 0
     done_ns: int = 0
-    in_place: bool = False
     weight: float = 1.0  # of a full batch's `max_batch`
     alone: bool = False  # it came with others before, and the batch failed
     shared: frozenset[Hashable] = frozenset()  # pieces of work that other items may want as well
@@ -74,7 +70,6 @@ class WakeAt(msgspec.Struct, frozen=True, gc=False):
 
 Decision = Run | Drop | WakeAt
 NEVER = 1 << 63
-HOPELESS = "it would not be in time, and others wait that may be"
 HELD_UP = "waiting for it would have made more of the others late"
 MAX_SKIPPED = 32
 MAX_AHEAD = 2
@@ -87,7 +82,6 @@ class Batcher:
         self._max_batch = max_batch
         self._waiting: list[tuple[int, int, Item]] = []  # in order
         self._num_added = 0
-        self._unjudged: list[Item] = []  # that came since it was decided last, and in whose place others would come
         self._cancelled: set[int] = set()
         self._running: dict[Hashable, int] = {}  # shared work, with the number of batches that do it
         self._ends_ns: dict[int, int] = {}  # of the batches that run, by their first item: when they are likely to end
@@ -98,15 +92,37 @@ class Batcher:
         return len(self._waiting) - len(self._cancelled)
 
     @property
+    def num_patient(self) -> int:
+        """Of those that wait, how many are never late; they stand last."""
+        return len(self._waiting) - bisect_left(self._waiting, (NEVER,))
+
+    @property
     def first(self) -> Item | None:
         """Whose turn comes first."""
         return next((item for _, _, item in self._waiting if item.id not in self._cancelled), None)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as much waits as a batch takes."""
+        return len(self) >= self._max_batch
+
+    @property
+    def takes_ns(self) -> int:
+        """How long a batch of what waits would take; 0 while nothing is known."""
+        return self._mean_ns(min(max(1, len(self)), self._max_batch))
+
+    @property
+    def unit_s(self) -> float | None:
+        """Seconds of a lane that an item takes in a full batch; None while nothing is known."""
+        return self._curve.mean_s(self._max_batch) / self._max_batch if self._curve.is_known else None
+
+    def running_s(self, now_ns: int) -> float:
+        """What the batches that run still take, together."""
+        return sum(max(0, ends_ns - now_ns) for ends_ns in self._ends_ns.values()) / 1e9
+
     def add(self, item: Item) -> None:
         self._num_added += 1
         insort(self._waiting, (item.due_ns or NEVER, self._num_added, item))
-        if item.in_place and item.done_ns:
-            self._unjudged.append(item)
 
     def cancel(self, id: int) -> None:
         """An item that waits is wanted no more."""
@@ -137,7 +153,6 @@ class Batcher:
         decisions: list[Decision] = [Drop(item) for _, _, item in waiting[:num_late]]
         del waiting[:num_late]
         num_lanes = num_free + len(self._ends_ns)
-        decisions += [Drop(item, HOPELESS) for item in self._hopeless(now_ns, num_lanes)]
         for _ in range(num_free):
             if not waiting:
                 break
@@ -164,29 +179,6 @@ class Batcher:
         if self._cancelled:
             self._waiting = [entry for entry in self._waiting if entry[2].id not in self._cancelled]
             self._cancelled.clear()
-
-    def _hopeless(self, now_ns: int, num_lanes: int) -> list[Item]:
-        """Of those that have just come, what would not be in time behind those that wait: they wait no longer."""
-        unjudged, self._unjudged = self._unjudged, []
-        found: list[Item] = []
-        if not self._curve.is_known:
-            return found
-        for item in unjudged:
-            place = next((place for place, entry in enumerate(self._waiting) if entry[2] is item), None)
-            if place is not None and self._would_be_done_ns(now_ns, num_lanes, place) > item.done_ns:
-                found.append(item)
-                del self._waiting[place]
-        return found
-
-    def _would_be_done_ns(self, now_ns: int, num_lanes: int, num_before: int) -> int:
-        """When an item would be done that so many are before."""
-        num_full, num_with = divmod(num_before, self._max_batch)
-        free = sorted(max(now_ns, each) for each in self._ends_ns.values())
-        lanes_ns = [*([now_ns] * (num_lanes - len(free))), *free] or [now_ns]
-        full_ns = self._mean_ns(self._max_batch)
-        for _ in range(num_full):
-            heapq.heapreplace(lanes_ns, lanes_ns[0] + full_ns)
-        return lanes_ns[0] + self._mean_ns(num_with + 1)
 
     # --- how many ------------------------------------------------------------------------------------------------
 

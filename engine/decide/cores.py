@@ -6,10 +6,15 @@ whenever counts as to be done PATIENCE_S after it came: it gives way to what is 
 
 So segments that came earlier are brought to their end before others are begun: a cheap stage behind a dear one does not
 wait its turn among all, while what was computed for its segments spoils.
-Source: Jackson, Scheduling a production line to minimize maximum tardiness (1955), for the earliest due first.
+
+But a batch that could grow is left to grow while others want the core and its first item can wait for the longest of
+them: only what is *ripe* goes by its time, and what is not comes after. A batch is ripe that is full, or whose first
+item would be late behind that one. Nobody waits for a core that is free.
+Source: Jackson, Scheduling a production line to minimize maximum tardiness (1955), for the earliest due first; Chen et
+al., Symphony, arXiv 2308.07470, for putting off what could be larger.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from engine.decide.batcher import Item
@@ -23,6 +28,14 @@ class Wants(Protocol):
     @property
     def urgent_ns(self) -> int:
         """By when what it wants it for is to be done (server's Unix time)."""
+
+    @property
+    def takes_ns(self) -> int:
+        """How long it would have the core, as far as is known."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether waiting would make nothing larger."""
 
 
 W = TypeVar("W", bound=Wants)
@@ -38,6 +51,18 @@ def urgency_of(first: Item | None, since_ns: int) -> int:
     return urgent_ns(first.done_ns or first.due_ns if first is not None else 0, since_ns)
 
 
-def whose_turn(wanting: Iterable[W]) -> W:
+def whose_turn(wanting: Sequence[W], now_ns: int) -> W:
     """Of equals the one that asked first."""
-    return min(wanting, key=lambda each: each.urgent_ns)
+    if len(wanting) == 1:
+        return wanting[0]
+    takes_ns = [each.takes_ns for each in wanting]
+    longest = max(takes_ns)
+    longest_other = longest if takes_ns.count(longest) > 1 else max(t for t in takes_ns if t != longest)
+
+    def order(place: int) -> tuple[bool, int]:
+        each, own_ns = wanting[place], takes_ns[place]
+        other_ns = longest_other if own_ns == longest else longest
+        can_wait = not each.is_full and now_ns + own_ns + other_ns <= each.urgent_ns
+        return can_wait, each.urgent_ns
+
+    return wanting[min(range(len(wanting)), key=order)]

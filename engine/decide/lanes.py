@@ -20,6 +20,7 @@ import msgspec
 
 HELD_S = 10.0  # past its time, after which a thread has its worker ended
 
+CORES = "cores"
 RunsIn = Literal["loop", "thread", "process", "async"]
 
 
@@ -43,6 +44,18 @@ class Limits(msgspec.Struct, frozen=True):
 def uses_cores(shape: PoolShape) -> bool:
     """Whether a batch needs a core of its own."""
     return shape.device == "cpu" and shape.runs_in in ("thread", "process")
+
+
+def resource_of(shape: PoolShape, pool: str) -> str:
+    """What a pool's batches take up: the cores that all pools share, or what is its own."""
+    return CORES if uses_cores(shape) else pool
+
+
+def num_shared(shape: PoolShape, num_cores: int) -> int:
+    """How many batches that can be of at once."""
+    if uses_cores(shape):
+        return num_cores
+    return limits(shape, 0, 0, num_cores).max_in_flight
 
 
 def limits(shape: PoolShape, num_lanes_here: int, num_lanes_everywhere: int, num_cores: int) -> Limits:

@@ -35,6 +35,7 @@ class PoolSignals(Record, frozen=True, omit_defaults=False):
     num_in_flight: int  # batches that run
     max_in_flight: int
     num_instances: int  # times it is loaded
+    num_patient: int = 0  # of those that wait, what is wanted whenever
     num_ahead: int = 0  # items to come, whose media are being decoded for it
     queue_wait_s: float | None = None  # mean of the last items that were taken
     service_s: float | None = None  # mean of the last batches

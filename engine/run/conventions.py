@@ -153,6 +153,7 @@ PROCESS_DURATION = Metric(
     "messaging.process.duration", "gauge", "s", "Time that batches took to be computed"
 )  # histogram
 WAITING = Metric("penstock.pool.waiting", "gauge", "{item}", "Items that wait for their turn")
+PATIENT = Metric("penstock.pool.patient", "gauge", "{item}", "Of those that wait, what is wanted whenever")
 AHEAD = Metric("penstock.pool.ahead", "gauge", "{item}", "Items to come, whose media are being decoded")
 IN_SERVICE = Metric("penstock.pool.in_service", "gauge", "{item}", "Items in batches that run")
 IN_FLIGHT = Metric("penstock.pool.in_flight", "gauge", "{batch}", "Batches that run")

@@ -1,6 +1,7 @@
 """The cores of a worker: who computes on the processor has one, as `engine.decide.cores` says."""
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -14,6 +15,10 @@ class Claim(Protocol):
 
     @property
     def urgent_ns(self) -> int: ...
+    @property
+    def takes_ns(self) -> int: ...
+    @property
+    def is_full(self) -> bool: ...
 
     def granted(self) -> bool:
         """A core is its own, until `give`: whether it has a use for it."""
@@ -22,8 +27,9 @@ class Claim(Protocol):
 class Cores:
     """One for each worker. A claim has one core at a time for each time it wanted one."""
 
-    def __init__(self, num: int) -> None:
+    def __init__(self, num: int, now_ns: Callable[[], int] = time.time_ns) -> None:
         self.num = num
+        self._now_ns = now_ns  # the server's time
         self.num_lanes = 0  # of pools: batches that run or wait for one; kept by these
         self._num_free = num
         self._wanting: list[Claim] = []
@@ -71,7 +77,7 @@ class Cores:
         self._is_offering = True
         try:
             while self._num_free and self._wanting:
-                claim = whose_turn(self._wanting)
+                claim = whose_turn(self._wanting, self._now_ns())
                 self._wanting.remove(claim)
                 self._num_free -= 1
                 has_use = False
@@ -84,7 +90,10 @@ class Cores:
 
 
 class _Turn:
-    """Of something that is done once."""
+    """Of something that is done once, alone."""
+
+    takes_ns = 0
+    is_full = True
 
     def __init__(self, urgent_ns: int) -> None:
         self.urgent_ns = urgent_ns

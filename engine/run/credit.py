@@ -9,7 +9,7 @@ import anyio
 from engine.decide.admission import HELD_BACK, Credit, Wants, credit
 from engine.run.pool import Pool
 
-Line = tuple[str, ...]  # the names of the pools of a group: groups that use the same wait for the same
+Line = tuple[bool, tuple[str, ...]]  # whether live, and the names of its pools: groups of one line wait for the same
 
 
 class CreditDesk:
@@ -47,22 +47,26 @@ class CreditDesk:
             await self._news.wait()
             self._news = anyio.Event()
             for line, (pools, let_go) in list(self._full.items()):
-                if self._credit("", 0, pools).num:
+                if self._credit("", 0, pools, is_prompt=line[0]).num:
                     del self._full[line]
                     let_go.set()
 
-    async def of(self, group: str, num_taken: Callable[[], int], pools: Sequence[Pool]) -> int:
-        """How many messages a group may take now, beside those it has taken and not finished, once it is any."""
-        while not (lent := self._credit(group, num_taken(), pools)).num:
-            if self._credit(group, 0, pools).num:
+    async def of(
+        self, group: str, num_taken: Callable[[], int], pools: Sequence[Pool], *, is_prompt: bool = False
+    ) -> int:
+        """How many messages a group may take now, beside those it has taken and not finished, once it is any.
+        `is_prompt`: it is of a live stream."""
+        while not (lent := self._credit(group, num_taken(), pools, is_prompt=is_prompt)).num:
+            if self._credit(group, 0, pools, is_prompt=is_prompt).num:
                 let_go = self._busy.setdefault(group, anyio.Event())
             else:
-                line = tuple(pool.name for pool in pools)
+                line = is_prompt, tuple(pool.name for pool in pools)
                 _, let_go = self._full.setdefault(line, (pools, anyio.Event()))
             await let_go.wait()
         return lent.num
 
-    def _credit(self, group: str, num_taken: int, pools: Sequence[Pool]) -> Credit:
+    def _credit(self, group: str, num_taken: int, pools: Sequence[Pool], *, is_prompt: bool) -> Credit:
         if self._is_held_back():
             return HELD_BACK
-        return credit(group, num_taken, [pool.signals(with_history=False) for pool in pools], self._wants)
+        signals = [pool.signals(with_history=False) for pool in pools]
+        return credit(group, num_taken, signals, self._wants, is_prompt=is_prompt)

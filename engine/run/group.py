@@ -5,18 +5,15 @@ Everything here happens in the event loop and most of it at once; only what must
 decoding, computing, storing) comes back later, by a callback, and each output by itself.
 """
 
-import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import anyio
 import anyio.abc
-import msgspec
 import structlog
 
-from engine.decide import joins, lateness
+from engine.decide import joins
 from engine.decide.instructions import (
     Acknowledge,
     Compute,
@@ -32,19 +29,13 @@ from engine.decide.instructions import (
 )
 from engine.decide.readiness import Readiness
 from engine.decide.retry import cause_of
-from engine.run.done import Canceled, Done, Late
-from engine.run.frames import Hold
+from engine.run.computing import Computing
 from engine.run.host import GroupStage, Host
-from engine.run.leads import ESTIMATE_NS
 from engine.run.segment_cache import SegmentCache
-from engine.run.spans import WorkSpan
 from engine.run.storing import Storing
-from engine.run.tickets import Ticket, no_word
-from engine.run.work import empty_result_of, inputs_of, result_of
-from engine.spec.operator import Media
 from engine.spec.workflow import MEDIA
 from streams import subjects
-from streams.errors import LinkError, PenstockError, Permanent, Transient, UserError
+from streams.errors import LinkError, PenstockError, UserError
 from streams.subjects import Address
 from streams.wire import ledger as ledgers
 from streams.wire.ledger import Stored
@@ -70,14 +61,13 @@ class Group:
     drained: anyio.Event = field(default_factory=anyio.Event)
     storing: Storing = field(init=False)
     _arrivals: dict[int, Arrival] = field(default_factory=dict)
-    _tickets: dict[int, Ticket] = field(default_factory=dict)
-    _holds: dict[int, Hold] = field(default_factory=dict)
-    _estimated_ns: int = 0  # Unix time
+    _computing: Computing = field(init=False)
     _todo: deque[Instruction] = field(default_factory=deque)
     _is_doing: bool = False
 
     def __post_init__(self) -> None:
         self.storing = Storing(self.host, self.cache, self._on_stands, self._on_not_stored)
+        self._computing = Computing(self.host, self.stream, self.rule, self.storing, self._do)
 
     @staticmethod
     def of(
@@ -93,9 +83,9 @@ class Group:
     def serve(self, stages: Sequence[GroupStage]) -> None:
         """Go by these from now on: the same stages, perhaps asked for by other jobs."""
         self.stages = {stage.rule.id: stage for stage in stages}
-        self.host.leads.serve(self.stream, self.name, self.stages)
+        self.host.ways.serve(self.stream, self.name, self.stages)
         self.rule.serve([stage.rule for stage in stages])
-        self._estimate(self._estimated_ns)  # these are new to the rule, what their pools take is not
+        self._computing.serve(self.stages)
         demands = [demand for stage in stages for demand in stage.demands]
         if demands:
             self.host.frames.serve(self.stream, self.name, demands)
@@ -107,6 +97,11 @@ class Group:
     @property
     def stream(self) -> str:
         return self.cache.stream
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether what it makes is worth nothing when it is late."""
+        return any(stage.rule.running.max_lag_s for stage in self.stages.values())
 
     @property
     def num_taken(self) -> int:
@@ -154,12 +149,9 @@ class Group:
         computes by itself is told."""
         self.is_leaving = True
         self.host.frames.leave(self.stream, self.name)
-        self.host.leads.leave(self.stream, self.name, self.stages)
+        self.host.ways.leave(self.stream, self.name, self.stages)
         if cancel:
-            while self._tickets:
-                self._tickets.popitem()[1].cancel()
-            while self._holds:
-                self._holds.popitem()[1].let_go()
+            self._computing.cancel()
             for root, arrival in list(self._arrivals.items()):
                 self.rule.forget(root)
                 self._finish(
@@ -233,12 +225,13 @@ class Group:
                     self._todo += self.rule.found(told, found, self.host.now_ns())
             case Compute(is_empty=True):
                 self._note(told, "hold back", told.why)
-                self._hold_back(told)
+                self._computing.hold_back(told)
             case Compute():
                 self._note(told, "compute", told.why)
-                self._compute(told)
+                self._computing.compute(told)
             case GiveGap():
                 self._note(told, f"gap: {told.cause}", told.why)
+                self._computing.passed(told)
                 self.storing.gap(told)
             case Acknowledge(root):
                 arrival = self._arrivals.get(root)
@@ -276,114 +269,6 @@ class Group:
             self._do(self.rule.abandoned(read, BROKEN_PAUSE_S, cause_of(error)))
         if found is not None:
             self._do(self.rule.found(read, found, self.host.now_ns()))
-
-    # --- computing -----------------------------------------------------------------------------------------------
-
-    def _compute(self, told: Compute) -> None:
-        stage = self.stages[told.stage.id]
-        span = self.host.spans.begin(told, self.stream)
-        if stage.demands:
-            self.host.tasks.start_soon(self._decode, told, stage, span)
-        else:
-            self._submit(told, stage, span, None)
-
-    def _hold_back(self, told: Compute) -> None:
-        """Its gate is shut: nothing is decoded or called for it."""
-        stage = self.stages[told.stage.id]
-        stage.pool.num_held_back += 1
-        record = empty_result_of(told, stage.empty, self.stream, self.host.worker, time.time_ns())
-        self.storing.result(told, record, stage.empty, self.host.spans.begin(told, self.stream))
-
-    async def _decode(self, told: Compute, stage: GroupStage, span: WorkSpan) -> None:
-        """Have what the stage looks at decoded, ahead of its turn."""
-        segments = [
-            known.value.segment
-            for found in (told.inputs.get(MEDIA, {}),)
-            for known in found.values()
-            if isinstance(known.value, Media)
-        ]
-        stage.pool.num_ahead += 1
-        try:
-            wanted = stage.demands_for(inputs_of(told, self.stream, stage.params, {}))
-            hold = await self.host.frames.hold(self.stream, segments, wanted, told.expires_ns)
-        except (Permanent, Transient) as error:
-            self._failed(told, span, error)
-            return
-        except Exception as error:  # a decoder's own
-            log.error("not_decoded", stage=told.stage.name, key=str(told.key), exc_info=error)
-            self._failed(told, span, Permanent(f"decoding raised {type(error).__name__}: {error}"))
-            return
-        finally:
-            stage.pool.num_ahead -= 1
-        if not self.rule.is_wanted(told):  # its messages were handed back meanwhile
-            hold.let_go()
-            span.end(error="canceled")
-            return
-        span.decoded(hold.decodings)
-        self._holds[id(told)] = hold
-        self._submit(told, stage, span, hold)
-
-    def _submit(self, told: Compute, stage: GroupStage, span: WorkSpan, hold: Hold | None) -> None:
-        pool = stage.pool
-        ticket = pool.submit(
-            inputs_of(told, self.stream, stage.params, hold.media if hold is not None else {}),
-            partial(self._computed, told, span),
-            due_ns=told.expires_ns,
-            done_ns=lateness.expires_ns(told.stage.running, told.key, told.due_ns, stage.rule.behind_ns),
-            in_place=bool(self.num_pending),
-            alone=told.event.num_delivered > 1,
-            emit=partial(self._emit, told) if pool.is_async else no_word,
-            span=span.item,
-        )
-        self._tickets[id(told)] = ticket
-
-    def _emit(self, told: Compute, text: str, *, anew: bool = False) -> None:
-        """Pass on what comes while an output is being made, to those who listen for their job's drafts."""
-        for job in told.stage.running.jobs:
-            said = {
-                "job": job,
-                "stream": self.stream,
-                "stage": told.stage.name,
-                "first": told.key.first,
-                "last": told.key.last,
-                "text": text,
-                **({"anew": True} if anew else {}),
-            }
-            self.host.outbox.send(subjects.partials(job, self.stream), msgspec.json.encode(said))
-
-    def _computed(self, told: Compute, span: WorkSpan, ran: Done) -> None:
-        self._tickets.pop(id(told), None)
-        hold = self._holds.pop(id(told), None) if self._holds else None
-        if hold is not None:
-            hold.let_go()
-        if isinstance(ran.error, Late):
-            self._do(self.rule.late(told, lateness.said_of(told.due_ns, self.host.now_ns())))
-        elif isinstance(ran.error, Canceled):
-            span.end(error="canceled")
-            self._do(self.rule.abandoned(told, 0.0, "it was canceled"))
-        elif ran.error is not None:
-            self._failed(told, span, ran.error, ran)
-        else:
-            span.ran(ran)
-            if told.expires_ns and ran.ended_ns > self._estimated_ns + ESTIMATE_NS:
-                self._estimate(ran.ended_ns)
-            decoded = (hold.decode_s, hold.decode_path) if hold is not None else ()
-            record = result_of(told, ran, self.stream, self.host.worker, *decoded)
-            self.storing.result(told, record, ran.output, span)
-
-    def _estimate(self, now_ns: int) -> None:
-        """How long what is begun now will take, by what batches took."""
-        self._estimated_ns = now_ns
-        leads = self.host.leads.of(self.stream, now_ns)
-        for id, stage in self.stages.items():
-            stage.rule.lead_ns, stage.rule.behind_ns = leads.with_it.get(id, 0), leads.behind.get(id, 0)
-
-    def _failed(self, told: Compute, span: WorkSpan, error: Exception, ran: Done | None = None) -> None:
-        if ran is not None:
-            span.ran(ran)
-        span.end(error=cause_of(error))
-        log.warning("stage_failed", stage=told.stage.name, key=str(told.key), error=cause_of(error))
-        self._do(self.rule.failed(told, error, 0.5 + self.host.random.random()))
 
     # --- stored --------------------------------------------------------------------------------------------------
 

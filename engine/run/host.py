@@ -2,19 +2,20 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import anyio.abc
 
 from engine.decide.instructions import StageRule
+from engine.decide.passage import Opens
 from engine.decide.retry import RetryPolicy
 from engine.run.frames import FrameStore
 from engine.run.journal import Journal
-from engine.run.leads import LeadsOfStreams
 from engine.run.pool import Pool
 from engine.run.spans import WorkSpans
+from engine.run.ways import Ways
 from engine.spec.operator import Demand, Inputs
 from streams.wire.ledger import Ledger
 from streams.wire.outbox import Outbox
@@ -30,6 +31,7 @@ class GroupStage:
     demands: tuple[Demand, ...] = ()
     demands_for: Callable[[Inputs], tuple[Demand, ...]] = lambda inputs: ()  # of one output
     empty: Any = None  # what is stored where its gate is shut
+    opens: Opens = field(default_factory=Opens)
 
 
 @dataclass(slots=True)
@@ -40,7 +42,7 @@ class Host:
     ledger: Ledger
     outbox: Outbox
     frames: FrameStore
-    leads: LeadsOfStreams
+    ways: Ways
     journal: Journal
     spans: WorkSpans
     policy: RetryPolicy

@@ -30,6 +30,7 @@ def samples(signals: WorkerSignals) -> Iterator[Sample]:
 def _of_pool(pool: PoolSignals) -> Iterator[Sample]:
     told = {names.POOL: pool.pool}
     yield Sample(names.WAITING, pool.num_waiting, told)
+    yield Sample(names.PATIENT, pool.num_patient, told)
     yield Sample(names.AHEAD, pool.num_ahead, told)
     yield Sample(names.IN_SERVICE, pool.num_in_service, told)
     yield Sample(names.IN_FLIGHT, pool.num_in_flight, told)

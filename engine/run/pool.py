@@ -10,7 +10,6 @@ A thread cannot be ended; what it returns is passed over.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
@@ -27,14 +26,13 @@ from engine.decide.signals import PoolSignals
 from engine.run.cores import Cores
 from engine.run.done import Canceled, Done, Late, OnDone
 from engine.run.instances import Answer, Instances, encoded, translated
-from engine.run.service_times import ServiceTimes
-from engine.run.tickets import Lane, Ticket, no_word
+from engine.run.tally import Tally
+from engine.run.tickets import Lane, Ticket, no_word, nothing
 from engine.spec.operator import Device, Emit, Inputs, Operator, Settings
 from engine.spec.spending import noting
 
 log = structlog.get_logger(__name__)
 
-NUM_RECENT = 64  # items and batches that the means are over
 AGAIN = "run again alone, for the batch failed"
 UNWANTED_S = 1.0  # what a process may finish that nobody wants any more: to start another takes about as long
 
@@ -76,22 +74,18 @@ class Pool:
         )
         self._batcher = Batcher(self.max_batch)
         self._uses_cores = lanes.uses_cores(self._shape)
+        self.resource = lanes.resource_of(self._shape, self.name)
+        self.num_shared_lanes = lanes.num_shared(self._shape, cores.num)  # of its resource
         self._tickets: dict[int, Ticket] = {}  # that wait
         self._num_running = 0
-        self.num_held_back = 0  # outputs that were not computed, for their gate was shut; kept by groups
+        self.tally = Tally()
         self.num_ahead = 0  # items to come, whose media are being decoded; kept by whoever has that done
         self._num_lanes = 0
-        self._num_tickets = 0
         self._num_batches = 0
-        self._num_noted = 0  # batches that were not interrupted
         self._news = anyio.Event()
         self._is_kept = False
         self._wake_ns = 0
-        self._waits_s: deque[float] = deque(maxlen=NUM_RECENT)
-        self._services_s: deque[float] = deque(maxlen=NUM_RECENT)
-        self._service_times = ServiceTimes()
         self._on_batch = on_batch
-        self._num_done = self._num_failed = self._num_late = 0
 
     async def warm_up(self) -> bool:
         """Load the first instance ahead of the work, once; whether it was done now."""
@@ -106,18 +100,18 @@ class Pool:
         *,
         due_ns: int = 0,
         done_ns: int = 0,
-        in_place: bool = False,
         alone: bool = False,
         emit: Emit = no_word,
         span: str = "",
+        on_begun: Callable[[], None] = nothing,
     ) -> Ticket:
-        """Have an item computed; `on_done` is called with what became of it, once, unless it is canceled. By when, and
-        what that means: `engine.decide.batcher.Item`."""
-        self._num_tickets += 1
-        ticket = Ticket(self, self._num_tickets, inputs, on_done, emit, time.time_ns(), span)
+        """Have an item computed; `on_done` is called with what became of it, once, unless it is canceled, and
+        `on_begun` when its batch begins. By when, and what that means: `engine.decide.batcher.Item`."""
+        self.tally.num_arrived += 1
+        ticket = Ticket(self, self.tally.num_arrived, inputs, on_done, emit, time.time_ns(), span, on_begun)
         self._tickets[ticket.id] = ticket
         shared = self._shared_work(inputs) if self._shares else frozenset[Hashable]()
-        self._batcher.add(Item(ticket.id, due_ns, done_ns, in_place=in_place, alone=alone, shared=shared))
+        self._batcher.add(Item(ticket.id, due_ns, done_ns, alone=alone, shared=shared))
         self._wake()
         return ticket
 
@@ -158,7 +152,17 @@ class Pool:
     @property
     def service_s(self) -> float | None:
         """Mean of the last batches; None before the first."""
-        return sum(self._services_s) / len(self._services_s) if self._services_s else None
+        return self.tally.service_s
+
+    @property
+    def unit_s(self) -> float | None:
+        """Seconds of a lane that an item takes in a full batch; None while nothing is known."""
+        return self._batcher.unit_s
+
+    @property
+    def running_s(self) -> float:
+        """What the batches that run still take, together, as far as is known."""
+        return self._batcher.running_s(self._now_ns())
 
     @property
     def overdue_s(self) -> float:
@@ -167,26 +171,27 @@ class Pool:
 
     def signals(self, *, with_history: bool = True) -> PoolSignals:
         """As things stand. Without history, service times by batch size are left out: credit is asked for often."""
-        limits = self._limits()
+        limits, tally = self._limits(), self.tally
         return PoolSignals(
             pool=self.name,
             runs_in=self.operator.runs_in,
             device=self._device.kind,
             max_batch=self.max_batch,
             num_waiting=len(self._tickets),
+            num_patient=self._batcher.num_patient,
             num_in_service=self._num_running,
             num_in_flight=self._num_lanes,
             max_in_flight=limits.max_in_flight,
             num_instances=self._instances.num_loaded,
             num_ahead=self.num_ahead,
-            queue_wait_s=sum(self._waits_s) / len(self._waits_s) if self._waits_s else None,
-            service_s=self.service_s,
-            service_times=self._service_times.so_far() if with_history else (),
-            num_arrived=self._num_tickets,
-            num_done=self._num_done,
-            num_failed=self._num_failed,
-            num_late=self._num_late,
-            num_held_back=self.num_held_back,
+            queue_wait_s=tally.queue_wait_s,
+            service_s=tally.service_s,
+            service_times=tally.service_times.so_far() if with_history else (),
+            num_arrived=tally.num_arrived,
+            num_done=tally.num_done,
+            num_failed=tally.num_failed,
+            num_late=tally.num_late,
+            num_held_back=tally.num_held_back,
             why=limits.why,
         )
 
@@ -236,6 +241,16 @@ class Pool:
         oldest = next(iter(self._tickets.values()), None)
         return urgency_of(self._batcher.first, oldest.since_ns if oldest is not None else self._now_ns())
 
+    @property
+    def takes_ns(self) -> int:
+        """How long its next batch would take, as far as is known."""
+        return self._batcher.takes_ns
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its next batch would be full."""
+        return self._batcher.is_full
+
     def granted(self) -> bool:
         """A core is its own: whether it begins a batch on it."""
         num_before = self._num_lanes
@@ -248,14 +263,13 @@ class Pool:
     def _drop(self, item: Item) -> None:
         ticket = self._tickets.pop(item.id)
         now_ns = time.time_ns()
-        self._num_late += 1
+        self.tally.num_late += 1
         self._tell(ticket, Done(None, b"", Late(), now_ns, now_ns, 1))
 
     def _start(self, items: Sequence[Item], why: str) -> None:
         tickets = [self._tickets.pop(item.id) for item in items]
         now_ns = time.time_ns()
-        for ticket in tickets[-NUM_RECENT:]:
-            self._waits_s.append((now_ns - ticket.since_ns) / 1e9)
+        self.tally.note_waits((now_ns - ticket.since_ns) / 1e9 for ticket in tickets)
         self._num_running += len(tickets)
         self._num_lanes += 1
         if self._uses_cores:
@@ -265,6 +279,7 @@ class Pool:
         lane = Lane(tickets, items, self._num_batches, why)
         for ticket in tickets:
             ticket.lane = lane
+            ticket.on_begun()
         if self._shape.runs_in == "loop":
             try:
                 self._run_now(lane, tickets, why)
@@ -361,9 +376,9 @@ class Pool:
     def _settle(self, ticket: Ticket, done: Done) -> None:
         ticket.is_settled = True
         if done.error is None:
-            self._num_done += 1
+            self.tally.num_done += 1
         else:
-            self._num_failed += 1
+            self.tally.num_failed += 1
         self._tell(ticket, done)
 
     @staticmethod
@@ -374,9 +389,7 @@ class Pool:
             log.error("not_taken", exc_info=error)
 
     def _note_service(self, batch_size: int, service_s: float) -> None:
-        self._services_s.append(service_s)
-        self._service_times.note(batch_size, service_s)
-        self._num_noted += 1
-        if self._num_noted > self._instances.num_loaded:  # the first of each warms it up
+        self.tally.note_batch(batch_size, service_s)
+        if self.tally.num_batches > self._instances.num_loaded:  # the first of each warms it up
             self._batcher.took(batch_size, service_s)
         self._on_batch(batch_size, service_s)

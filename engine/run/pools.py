@@ -32,7 +32,7 @@ class Pools:
         on_change: Callable[[], None],
         on_batch: Callable[[str, int, float], None],
     ) -> None:
-        self.cores = Cores(num_cores)
+        self.cores = Cores(num_cores, now_ns)
         self._catalogue = catalogue
         self._now_ns = now_ns
         self._on_change = on_change

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
@@ -26,6 +26,7 @@ class Ticket(msgspec.Struct, eq=False, gc=False):
     emit: Emit
     since_ns: int  # Unix time
     span: str
+    on_begun: Callable[[], None]
     lane: Lane | None = None  # once it runs
     is_wanted: bool = True
     is_settled: bool = False
@@ -48,3 +49,7 @@ class Lane:
 
 def no_word(text: str, *, anew: bool = False) -> None:
     """For partial output that nobody listens to."""
+
+
+def nothing() -> None:
+    """For whoever need not be told."""

@@ -30,7 +30,6 @@ from engine.run.frames import FrameStore
 from engine.run.group import Group
 from engine.run.host import GroupStage, Host
 from engine.run.journal import Journal, tell_stories
-from engine.run.leads import LeadsOfStreams
 from engine.run.pool import Pool
 from engine.run.pools import Pools
 from engine.run.registry import Registry, following, open_registry
@@ -38,6 +37,7 @@ from engine.run.segment_cache import SegmentCache
 from engine.run.signalling import Meters, say_signals, stream_signals
 from engine.run.spans import WorkSpans
 from engine.run.starting import start_again, where_to_start
+from engine.run.ways import Ways
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, Span
 from engine.spec.operator import Fold, Machine
@@ -107,7 +107,7 @@ class Worker:
         self._pools = Pools(
             catalogue, assignment.num_cores, ledger.clock.now_ns, self._credit.note_change, self._meters.served
         )
-        self._leads = LeadsOfStreams()
+        self._ways = Ways(assignment.num_cores, self._pools.all)
         self._frames = FrameStore(self._pools.cores, on_decoded=self._on_decoded)
         machine = Machine(num_cores=assignment.num_cores, has_gpu=assignment.has_gpu)
         self._offers = offers(catalogue, devices_of(machine))
@@ -201,7 +201,7 @@ class Worker:
             ledger=self._ledger,
             outbox=self._outbox,
             frames=self._frames,
-            leads=self._leads,
+            ways=self._ways,
             journal=self._journal,
             spans=self._spans,
             policy=self._assignment.retry,
@@ -319,7 +319,8 @@ class Worker:
         with anyio.CancelScope() as scope:
             served.scopes.append(scope)
             while not served.group.is_leaving:
-                num = await self._credit.of(served.place, lambda: served.group.num_taken, served.pools)
+                taken = served.place, lambda: served.group.num_taken, served.pools
+                num = await self._credit.of(*taken, is_prompt=served.group.is_prompt)
                 try:
                     arrivals = await pull.take(num)
                 except LinkError as error:
@@ -346,9 +347,9 @@ class Worker:
         return is_held_back(self._frames.pinned_bytes, self._frames.max_bytes, has_taken=has_taken)
 
     def _on_decoded(self, stream: str, segment: Segment, kind: type, began_ns: int, ended_ns: int) -> None:
-        self._journal.note(
-            stream, str(segment.index), "", "decode", f"{kind.__name__} in {(ended_ns - began_ns) / 1e9:.3f} s"
-        )
+        took_s = (ended_ns - began_ns) / 1e9
+        self._ways.note_decoded(stream, took_s)
+        self._journal.note(stream, str(segment.index), "", "decode", f"{kind.__name__} in {took_s:.3f} s")
 
     def _unfinished(self) -> list[Arrival]:
         """What this worker has taken and not yet done."""

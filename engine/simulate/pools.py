@@ -5,13 +5,14 @@ What is asked when, and what is done about it, is as in `engine.run.pool`; the r
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from engine.decide import lanes
 from engine.decide.batcher import Decision, Drop, Item, Run, WakeAt
 from engine.decide.cores import urgency_of, whose_turn
+from engine.decide.curve import Curve
 from engine.decide.signals import PoolSignals
 from engine.simulate.services import Service, Slow, ends_s
 from engine.simulate.world import NS, World
@@ -43,12 +44,21 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
 OnEnded = Callable[[Ended], None]
 
 
+class _Caller(NamedTuple):
+    """Who wants to know of an item, and since when it is there."""
+
+    since_ns: int
+    on_ended: OnEnded
+    on_begun: Callable[[], None]
+
+
 class Cores:
     """What pools share: as many batches compute at once as there are cores. A core that is free goes to the pool whose
     work is the most urgent (`engine.decide.cores`), which forms its batch then."""
 
-    def __init__(self, num: int, turn: "Turn" = whose_turn) -> None:
+    def __init__(self, num: int, now_ns: Callable[[], int], turn: "Turn" = whose_turn) -> None:
         self.num = num
+        self._now_ns = now_ns
         self.num_lanes = 0
         self._turn = turn
         self._num_free = num
@@ -61,7 +71,7 @@ class Cores:
 
     def offer(self) -> None:
         while self._num_free and self._wanting:
-            pool = self._turn(self._wanting)
+            pool = self._turn(self._wanting, self._now_ns())
             self._wanting.remove(pool)
             self._num_free -= 1
             if not pool.granted():
@@ -71,7 +81,7 @@ class Cores:
         self._num_free += 1
 
 
-Turn = Callable[[Sequence["SimulatedPool"]], "SimulatedPool"]
+Turn = Callable[[Sequence["SimulatedPool"], int], "SimulatedPool"]
 
 
 class SimulatedPool:
@@ -99,7 +109,9 @@ class SimulatedPool:
         self._slow = sorted(slow, key=lambda each: each.from_s)
         self._cores = cores
         self._chance = world.chance(f"service/{name}")
-        self._callers: dict[int, tuple[int, OnEnded]] = {}  # by item: since when, and who wants to know
+        self._callers: dict[int, _Caller] = {}  # by item
+        self._curve = Curve()
+        self._ends_ns: dict[int, int] = {}  # of the batches that run, by their first item: when they are likely to end
         self._num_lanes = 0
         self._num_loaded = 10**6 if is_warm else 0
         self._num_items = 0
@@ -122,13 +134,32 @@ class SimulatedPool:
         """Mean of the last batches."""
         return sum(self._services_s) / len(self._services_s) if self._services_s else None
 
-    def submit(self, item: Item, on_ended: OnEnded) -> None:
+    def submit(self, item: Item, on_ended: OnEnded, on_begun: Callable[[], None] = lambda: None) -> None:
         """`item`: by whatever number."""
         self._count()
         self._num_items += 1
-        self._callers[self._num_items] = self._world.now_ns, on_ended
+        self._callers[self._num_items] = _Caller(self._world.now_ns, on_ended, on_begun)
         self.batching.add(msgspec.structs.replace(item, id=self._num_items))
         self._ask()
+
+    @property
+    def resource(self) -> str:
+        return lanes.resource_of(self._shape, self.name)
+
+    @property
+    def num_shared_lanes(self) -> int:
+        """Of its resource."""
+        return lanes.num_shared(self._shape, self._cores.num)
+
+    @property
+    def unit_s(self) -> float | None:
+        """Seconds of a lane that an item takes in a full batch; None while nothing is known."""
+        return self._curve.mean_s(self.max_batch) / self.max_batch if self._curve.is_known else None
+
+    @property
+    def running_s(self) -> float:
+        """What the batches that run still take, together."""
+        return sum(max(0, ends_ns - self._world.now_ns) for ends_ns in self._ends_ns.values()) / NS
 
     def signals(self) -> PoolSignals:
         return PoolSignals(
@@ -137,6 +168,7 @@ class SimulatedPool:
             device=self._shape.device,
             max_batch=self.max_batch,
             num_waiting=len(self.batching),
+            num_patient=getattr(self.batching, "num_patient", 0),  # of a policy of others: it knows no difference
             num_in_service=self._num_running,
             num_in_flight=self._num_lanes,
             max_in_flight=self._limits().max_in_flight,
@@ -152,7 +184,15 @@ class SimulatedPool:
     def urgent_ns(self) -> int:
         """By when the first of its items is to be done."""
         first = self.batching.first
-        return urgency_of(first, self._callers[first.id][0] if first is not None else self._world.now_ns)
+        return urgency_of(first, self._callers[first.id].since_ns if first is not None else self._world.now_ns)
+
+    @property
+    def takes_ns(self) -> int:
+        return round(self._curve.mean_s(min(max(1, len(self.batching)), self.max_batch)) * NS)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.batching) >= self.max_batch
 
     def granted(self) -> bool:
         """A core is free for it: whether it begins a batch."""
@@ -204,8 +244,11 @@ class SimulatedPool:
         self._num_lanes += 1
         self._num_running += len(items)
         self.num_batches += 1
+        self._ends_ns[items[0].id] = now_ns + round(self._curve.mean_s(len(items)) * NS)
+        for item in items:
+            self._callers[item.id].on_begun()
         for item in items[-NUM_RECENT:]:
-            self._waits_s.append((now_ns - self._callers[item.id][0]) / NS)
+            self._waits_s.append((now_ns - self._callers[item.id].since_ns) / NS)
         if lanes.uses_cores(self._shape):
             self._cores.num_lanes += 1
         self._load(items)
@@ -233,7 +276,9 @@ class SimulatedPool:
         self._num_running -= len(items)
         self._services_s.append(took_s)
         self.batching.ended(items)
+        del self._ends_ns[items[0].id]
         if not is_cold:
+            self._curve.note(len(items), took_s)
             self.batching.took(len(items), took_s)
         if lanes.uses_cores(self._shape):
             self._cores.num_lanes -= 1
@@ -246,9 +291,9 @@ class SimulatedPool:
 
     def _end_item(self, item: Item, ended: Ended) -> None:
         self._count()
-        since_ns, on_ended = self._callers.pop(item.id)
-        self.sojourns_s += (ended.ended_ns - since_ns) / NS
-        on_ended(ended)
+        caller = self._callers.pop(item.id)
+        self.sojourns_s += (ended.ended_ns - caller.since_ns) / NS
+        caller.on_ended(ended)
 
     def _count(self) -> None:
         now_ns = self._world.now_ns

@@ -43,15 +43,18 @@ class Segments:
         self.came_s: list[float] = []
         self.took_s: list[float] = []
         self.is_in_time: list[bool] = []
+        self.by_stream: dict[str, tuple[int, int]] = {}  # in time, and all
         self.num_gaps = 0
         self.num_late = 0
         self.computed_s = 0.0
         self.wasted_s = 0.0  # of computing, on what was not answered in time
 
-    def note(self, came_s: float, took_s: float, computed_s: float, *, whole: bool, late: bool) -> None:
+    def note(self, stream: str, came_s: float, took_s: float, computed_s: float, *, whole: bool, late: bool) -> None:
         self.came_s.append(came_s)
         self.took_s.append(took_s)
         self.is_in_time.append(whole and not late)
+        good, num = self.by_stream.get(stream, (0, 0))
+        self.by_stream[stream] = good + (whole and not late), num + 1
         self.num_gaps += not whole
         self.num_late += whole and late
         self.computed_s += computed_s
@@ -65,6 +68,11 @@ class Segments:
     @property
     def num_in_time(self) -> int:
         return sum(self.is_in_time)
+
+    @property
+    def shares(self) -> list[float]:
+        """Of each stream, the share of its segments that was answered, whole and in time; the least first."""
+        return sorted(good / num for good, num in self.by_stream.values())
 
     def quantile_s(self, share: float) -> float:
         """How long the answered ones took at most, of that share; NaN where none was."""

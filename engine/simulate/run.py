@@ -5,15 +5,16 @@ the batcher which of those run, lateness which are not worth it any more. A stag
 there; what is dropped is a gap, and gaps make gaps.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from engine.decide import lateness
-from engine.decide.admission import Wants, credit
+from engine.decide.admission import Wants, credit, room, without_patient
 from engine.decide.batcher import Batcher, Item
 from engine.decide.cores import whose_turn
+from engine.decide.passage import NOWHERE, Opens, Passage, Segment, StageCost, Way
 from engine.simulate.arrivals import times_s
 from engine.simulate.pools import Batching, Cores, Ended, SimulatedPool, Turn
 from engine.simulate.report import PoolReport, Report, Segments
@@ -35,6 +36,7 @@ def usual(name: str, pool: SimulatedPoolSpec) -> Batching:
 class _Segment:
     """One on its way. `left`: of each stage, how many of its inputs are still to come."""
 
+    name: Segment
     came_ns: int
     due_ns: int
     lag_s: float
@@ -47,31 +49,41 @@ class _Segment:
 
 
 class _Stage:
-    """One as it is run: what waits for it at the server, and what was taken."""
+    """One as it is run."""
 
     def __init__(self, name: str, spec: StageSpec, pool: SimulatedPool) -> None:
         self.name = name
         self.spec = spec
         self.pool = pool
+        self.behind: list[str] = []
+        self.opens = Opens()
+
+
+class _Group:
+    """A stage of one stream: what waits for it at the server, and how much of it was taken."""
+
+    def __init__(self, stage: _Stage, stream: str) -> None:
+        self.name = f"{stage.name}/{stream}"
+        self.stage = stage
         self.waiting: deque[_Segment] = deque()
         self.num_taken = 0
-        self.is_taking = False  # what is late is over at once, and would have the next one taken
-        self.lead_ns = 0
-        self.behind_ns = 0  # of the stages behind it alone
-        self.behind: list[str] = []
 
 
-def run(scenario: Scenario, batching_of: BatchingOf = usual, turn: Turn = whose_turn) -> Report:
-    """What became of it; by the engine's own batchers and turns, or by others. Deterministic: the same scenario and
-    seed give the same report."""
-    return _Run(scenario, batching_of, turn).report()
+def run(
+    scenario: Scenario, batching_of: BatchingOf = usual, turn: Turn = whose_turn, *, asks_passage: bool = True
+) -> Report:
+    """What became of it; by the engine's own batchers, turns and passage, or by others. Deterministic: the same
+    scenario and seed give the same report."""
+    return _Run(scenario, batching_of, turn, asks_passage).report()
 
 
 class _Run:
-    def __init__(self, scenario: Scenario, batching_of: BatchingOf, turn: Turn) -> None:
+    def __init__(self, scenario: Scenario, batching_of: BatchingOf, turn: Turn, asks_passage: bool) -> None:
         self.scenario = scenario
+        self.passage = Passage() if asks_passage else None
+        self.way = NOWHERE
         self.world = World(scenario.seed)
-        cores = Cores(scenario.num_cores, turn)
+        cores = Cores(scenario.num_cores, lambda: self.world.now_ns, turn)
         self.pools = {
             name: SimulatedPool(
                 self.world,
@@ -92,18 +104,22 @@ class _Run:
             for source in stage.spec.inputs:
                 if source != MEDIA:
                     self.stages[source].behind.append(name)
+        self.groups: dict[tuple[str, str], _Group] = {}
+        self.hungry: dict[str, OrderedDict[str, _Group]] = {name: OrderedDict() for name in self.pools}
+        self.taking: set[str] = set()  # pools: what is late is over at once, and would have the next one taken
         self.wants = Wants()
         self.chance = self.world.chance("gates")
         self.segments = Segments()
+        self.num_came = 0
         self._estimated_ns = 0
 
     def report(self) -> Report:
         for number, streams in enumerate(self.scenario.streams):
             self._feed(number, streams)
         self.world.run()
-        for stage in self.stages.values():
-            if stage.waiting or stage.num_taken:
-                raise PenstockError(f"{stage.name}: {len(stage.waiting)} segments wait for good, {stage.num_taken} run")
+        for group in self.groups.values():
+            if group.waiting or group.num_taken:
+                raise PenstockError(f"{group.name}: {len(group.waiting)} segments wait for good, {group.num_taken} run")
         seconds = self.world.now_ns / NS - 1
         pools = {name: PoolReport.of(pool, seconds) for name, pool in self.pools.items()}
         return Report(seconds=seconds, segments=self.segments, pools=pools)
@@ -117,23 +133,26 @@ class _Run:
             first = 0.0 if streams.together else chance.random()
             own = self.world.chance(f"arrivals/{number}/{stream}")
             times = times_s(streams.arrivals, self.scenario.phases, own, first)
-            self._next(times, streams, streams.num if streams.together else 1)
+            every = range(streams.num) if streams.together else [stream]
+            self._next(times, streams, [f"{number}/{each}" for each in every])
 
-    def _next(self, times: Iterator[float], streams: StreamsSpec, num: int) -> None:
+    def _next(self, times: Iterator[float], streams: StreamsSpec, names: Sequence[str]) -> None:
         at_s = next(times, None)
         if at_s is None or at_s >= self.scenario.duration_s:
             return
 
         def comes() -> None:
-            for _ in range(num):
-                self._come(streams.max_lag_s)
-            self._next(times, streams, num)
+            for name in names:
+                self._come(name, streams.max_lag_s)
+            self._next(times, streams, names)
 
         self.world.at(NS + round(at_s * NS), comes)
 
-    def _come(self, lag_s: float) -> None:
+    def _come(self, stream: str, lag_s: float) -> None:
         now_ns = self.world.now_ns
+        self.num_came += 1
         segment = _Segment(
+            name=(stream, self.num_came),
             came_ns=now_ns,
             due_ns=now_ns + round(lag_s * NS) if lag_s else 0,
             lag_s=lag_s,
@@ -154,51 +173,88 @@ class _Run:
             return
         if segment.open_to.get(stage.name) is False:
             self._resolve(stage, segment, is_gap=True)
-        elif stage.spec.share < 1 and self.chance.random() >= stage.spec.share:
+        elif stage.spec.share < 1 and not stage.opens.note(is_open=self.chance.random() < stage.spec.share):
             self._resolve(stage, segment)  # its gate is shut
         else:
-            stage.waiting.append(segment)
-            self._take(stage)
+            self._wait(stage, segment)
 
     # --- what is done about it -----------------------------------------------------------------------------------
 
-    def _take(self, stage: _Stage) -> None:
-        """As many as admission says."""
-        pool = stage.pool
-        while stage.waiting and not stage.is_taking:
-            self.wants.note(stage.name, {pool.name: pool.max_batch}, len(stage.waiting))
-            lent = credit(stage.name, stage.num_taken, [pool.signals()], self.wants).num
-            if lent <= 0:
-                return
-            stage.is_taking = True
-            for _ in range(min(lent, len(stage.waiting))):
-                self._submit(stage, stage.waiting.popleft())
-            stage.is_taking = False
+    def _wait(self, stage: _Stage, segment: _Segment) -> None:
+        """At the server, until admission lends its group something."""
+        key = stage.name, segment.name[0]
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = _Group(stage, segment.name[0])
+        group.waiting.append(segment)
+        self.hungry[stage.pool.name].setdefault(group.name, group)
+        self._take(stage.pool)
 
-    def _submit(self, stage: _Stage, segment: _Segment) -> None:
+    def _take(self, pool: SimulatedPool) -> None:
+        """As many as admission lends, group by group."""
+        if pool.name in self.taking:
+            return
+        self.taking.add(pool.name)
+        hungry = self.hungry[pool.name]
+        num_refused = 0
+        while num_refused < len(hungry) and room(without_patient(signals := pool.signals())) > 0:
+            name, group = hungry.popitem(last=False)
+            self.wants.note(name, {pool.name: pool.max_batch}, len(group.waiting))
+            is_prompt = group.waiting[0].due_ns > 0
+            lent = credit(name, group.num_taken, [signals], self.wants, is_prompt=is_prompt).num
+            num_refused = 0 if lent > 0 else num_refused + 1
+            num_before = group.num_taken
+            for _ in range(min(lent, len(group.waiting))):
+                self._submit(group, group.waiting.popleft())
+            if not group.waiting:
+                self.wants.forget(name)
+                continue
+            hungry[name] = group
+            if lent > 0 and group.num_taken == num_before:  # all were over at once: it asks again before others do
+                hungry.move_to_end(name, last=False)
+        self.taking.remove(pool.name)
+
+    def _submit(self, group: _Group, segment: _Segment) -> None:
+        stage = group.stage
+        group.num_taken += 1
+        if not segment.due_ns:
+            stage.pool.submit(Item(0), partial(self._ended, group, segment))
+            return
         self._estimate()
-        stage.num_taken += 1
-        item = Item(0)
-        if segment.due_ns:
-            done_ns = lateness.latest_ns(segment.due_ns, stage.behind_ns, segment.lag_s)
-            expires_ns = lateness.latest_ns(segment.due_ns, stage.lead_ns, segment.lag_s)
-            item = Item(0, expires_ns, done_ns, in_place=bool(stage.waiting))
-        if lateness.is_late(item.due_ns, self.world.now_ns):
-            self._ended(stage, segment, Ended(self.world.now_ns, self.world.now_ns, 0))
-        else:
-            stage.pool.submit(item, partial(self._ended, stage, segment))
+        now_ns = self.world.now_ns
+        done_ns = lateness.latest_ns(segment.due_ns, self.way.behind_ns.get(stage.name, 0), segment.lag_s)
+        expires_ns = lateness.latest_ns(segment.due_ns, self.way.with_it_ns[stage.name], segment.lag_s)
+        if not self._enters(segment) or lateness.is_late(expires_ns, now_ns):
+            self._ended(group, segment, Ended(now_ns, now_ns, 0))
+            return
+        begun = partial(self._passed, stage, segment)
+        stage.pool.submit(Item(0, expires_ns, done_ns), partial(self._ended, group, segment), begun)
 
-    def _ended(self, stage: _Stage, segment: _Segment, ended: Ended) -> None:
-        stage.num_taken -= 1
+    def _enters(self, segment: _Segment) -> bool:
+        if self.passage is None:
+            return True
+        running_s: dict[str, float] = {}
+        for pool in self.pools.values():
+            running_s[pool.resource] = running_s.get(pool.resource, 0.0) + pool.running_s
+        asked = segment.name, segment.due_ns, segment.lag_s, self.world.now_ns
+        return not self.passage.enters(*asked, self.way, running_s)
+
+    def _passed(self, stage: _Stage, segment: _Segment) -> None:
+        if self.passage is not None:
+            self.passage.passed(segment.name, stage.name)
+
+    def _ended(self, group: _Group, segment: _Segment, ended: Ended) -> None:
+        group.num_taken -= 1
         if ended.batch_size:
             segment.computed_s += (ended.ended_ns - ended.began_ns) / NS / ended.batch_size
-        self._resolve(stage, segment, is_gap=not ended.batch_size)
-        for each in self.stages.values():
-            if each.pool is stage.pool:  # what it gave back is room for all of them
-                self._take(each)
+        self._resolve(group.stage, segment, is_gap=not ended.batch_size)
+        self._take(group.stage.pool)
 
     def _resolve(self, stage: _Stage, segment: _Segment, *, is_gap: bool = False) -> None:
         """A stage has said what it has to say of a segment."""
+        self._passed(stage, segment)
+        if is_gap and self.passage is not None and segment.is_whole:
+            self.passage.lost(segment.name)
         segment.num_open -= 1
         is_over = not segment.num_open
         segment.is_whole = segment.is_whole and not is_gap
@@ -208,7 +264,12 @@ class _Run:
             took_s = (self.world.now_ns - segment.came_ns) / NS
             is_late = bool(segment.due_ns) and self.world.now_ns > segment.due_ns
             self.segments.note(
-                segment.came_ns / NS - 1, took_s, segment.computed_s, whole=segment.is_whole, late=is_late
+                segment.name[0],
+                segment.came_ns / NS - 1,
+                took_s,
+                segment.computed_s,
+                whole=segment.is_whole,
+                late=is_late,
             )
 
     def _estimate(self) -> None:
@@ -216,8 +277,16 @@ class _Run:
         if self._estimated_ns and self.world.now_ns < self._estimated_ns + ESTIMATE_S * NS:
             return
         self._estimated_ns = self.world.now_ns
-        sources: Mapping[str, tuple[str, ...]] = {name: stage.spec.inputs for name, stage in self.stages.items()}
-        leads_ns = lateness.leads_ns(sources, {name: stage.pool.service_s for name, stage in self.stages.items()})
-        behind_ns = lateness.behind_ns(sources, leads_ns)
-        for name, stage in self.stages.items():
-            stage.lead_ns, stage.behind_ns = leads_ns[name], behind_ns.get(name, 0)
+        self.way = Way.through(
+            {
+                name: StageCost(
+                    sources=stage.spec.inputs,
+                    resource=stage.pool.resource,
+                    num_lanes=stage.pool.num_shared_lanes,
+                    unit_s=stage.pool.unit_s,
+                    service_s=stage.pool.service_s,
+                    open_share=stage.opens.share,
+                )
+                for name, stage in self.stages.items()
+            }
+        )

@@ -54,6 +54,14 @@ def test_nothing_is_taken_while_a_stage_has_seconds_of_work_waiting() -> None:
     assert credit("g", 0, [pools[0], decoding], Wants()).num == 0, "what is being decoded will wait there too"
 
 
+def test_what_is_wanted_whenever_takes_no_room_from_what_is_due() -> None:
+    full = msgspec.structs.replace(pool("p", max_batch=4, waiting=40, service_s=1.0), num_patient=39)
+    assert credit("recording", 0, [full], Wants()).num == 0
+    assert credit("camera", 0, [full], Wants(), is_prompt=True).num == 1
+    busy = msgspec.structs.replace(full, num_patient=0)
+    assert credit("camera", 0, [busy], Wants(), is_prompt=True).num == 0
+
+
 def test_groups_share_a_pool_by_what_waits_for_them_and_the_idle_are_lent_one() -> None:
     shared = {"p": 16}
     idle = {f"idle{number}": (shared, 0) for number in range(4)}

@@ -1,5 +1,6 @@
 """What of the waiting items runs now, by tables and properties."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -161,8 +162,8 @@ def knowing(max_batch: int, base_ms: float, per_item_ms: float, *items: Item) ->
     return made
 
 
-def wanted(id: int, done_ms: float, in_place: bool = False) -> Item:
-    return Item(id, due_ns=round(done_ms * MS) - 1, done_ns=round(done_ms * MS), in_place=in_place)
+def wanted(id: int, done_ms: float) -> Item:
+    return Item(id, due_ns=round(done_ms * MS) - 1, done_ns=round(done_ms * MS))
 
 
 def test_a_batch_is_made_smaller_where_its_first_item_would_be_late() -> None:
@@ -194,23 +195,22 @@ def test_what_is_to_be_done_by_no_time_fills_batches() -> None:
     assert ids(knowing(4, 500, 100, *(Item(id) for id in range(6))).decide(0, 2)) == [[0, 1, 2, 3], [4, 5]]
 
 
-def test_who_comes_too_late_to_be_in_time_gives_its_place_to_another() -> None:
-    waiting = knowing(2, 0, 50, wanted(0, 300), wanted(1, 300))
-    assert ids(waiting.decide(0, 1)) == [[0, 1]]  # until 100 ms
-    for id in (2, 3, 4, 5):
-        waiting.add(wanted(id, 220, in_place=id >= 4))  # two of them from 100 to 200, the others from 200 to 300
-    dropped = [each.item.id for each in waiting.decide(10 * MS, 0) if isinstance(each, Drop)]
-    assert dropped == [4, 5]
-    waiting.add(wanted(6, 220))  # nobody would come in its place
-    assert not [each for each in waiting.decide(10 * MS, 0) if isinstance(each, Drop)]
+def test_what_batches_take_is_told_of_what_waits_and_of_what_runs() -> None:
+    waiting = knowing(4, 20, 10, *(wanted(id, 500) for id in range(5)))
+    assert (waiting.is_full, round(waiting.takes_ns / MS), waiting.unit_s) == (True, 60, pytest.approx(0.015))
+    assert ids(waiting.decide(0, 1)) == [[0, 1, 2, 3]]
+    assert (waiting.is_full, round(waiting.takes_ns / MS)) == (False, 30)
+    assert waiting.running_s(10 * MS) == pytest.approx(0.05)
+    assert waiting.running_s(100 * MS) == 0  # whatever holds it up
+    assert (batcher(4).takes_ns, batcher(4).unit_s) == (0, None)
 
 
-DUES = st.lists(st.tuples(st.integers(1, 400), st.integers(0, 60), st.booleans()), min_size=1, max_size=40)
+DUES = st.lists(st.tuples(st.integers(1, 400), st.integers(0, 60)), min_size=1, max_size=40)
 
 
 @given(DUES, st.integers(1, 8), st.integers(0, 30), st.integers(1, 20), st.integers(1, 3))
 def test_a_free_lane_waits_for_nothing_and_what_runs_is_in_time_if_it_can_be(
-    dues: list[tuple[int, int, bool]], max_batch: int, base_ms: int, per_item_ms: int, num_lanes: int
+    dues: list[tuple[int, int]], max_batch: int, base_ms: int, per_item_ms: int, num_lanes: int
 ) -> None:
     waiting = knowing(max_batch, base_ms, per_item_ms)
     came = sorted(enumerate(dues), key=lambda each: each[1][1])
@@ -218,14 +218,14 @@ def test_a_free_lane_waits_for_nothing_and_what_runs_is_in_time_if_it_can_be(
     seen: list[int] = []
     now = 0
     while came or running or len(waiting):
-        moments = [at for at, _ in running] + [at * MS for _, (_, at, _) in came[:1]]
+        moments = [at for at, _ in running] + [at * MS for _, (_, at) in came[:1]]
         now = min(moments, default=now) if not len(waiting) or len(running) == num_lanes else now
         for each in [each for each in running if each[0] <= now]:
             running.remove(each)
             waiting.ended(each[1])
         while came and came[0][1][1] * MS <= now:
-            id, (lag, at, in_place) = came.pop(0)
-            waiting.add(wanted(id, at + lag, in_place))
+            id, (lag, at) = came.pop(0)
+            waiting.add(wanted(id, at + lag))
         free = num_lanes - len(running)
         for told in waiting.decide(now, free):
             if isinstance(told, Run):

@@ -19,6 +19,8 @@ class Claim:
     urgent_ns: int
     has_use: bool = True
     seen: list[int] = field(default_factory=list)
+    takes_ns: int = 0
+    is_full: bool = True
 
     def granted(self) -> bool:
         self.seen.append(self.urgent_ns)

@@ -9,8 +9,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from engine.decide.signals import SERVICE_BOUNDS_S, PoolSignals, StreamSignals, WorkerSignals
 from engine.run import conventions as names
 from engine.run.measures import samples
-from engine.run.service_times import MAX_BATCH_SIZES, ServiceTimes
 from engine.run.signalling import OTLP_ENDPOINTS, Meters
+from engine.run.tally import MAX_BATCH_SIZES, ServiceTimes
 
 POOL = PoolSignals(
     pool="read/loop/small",

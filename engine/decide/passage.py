@@ -1,0 +1,235 @@
+"""Passage: whether a segment of a live stream is begun here, decided once for all its stages. Pure.
+
+A segment that cannot be in time is worth nothing, and what was computed for it was taken from others. So it is asked of
+each as its first message is taken: will there be time for all that is left to do of it, behind what has been begun and
+is due earlier? With
+
+    wait = max over r of (running(r) + left(r)) / lanes(r)
+
+of the resources r that its stages use (the worker's cores, a GPU's instances, an engine that batches by itself), where
+running(r) is what the batches that run still take and left(r) what is left to do of segments that were begun and are
+due no later, in seconds of a lane, it is begun if
+
+    now + wait + SAFE lead + margin <= due
+
+`lead` is the longest path through its stages. A stage takes s(B) / B of a lane for each item, which is what it takes
+when it matters, times the share of segments for which its gate is open. What is refused is a gap in all its stages at
+once: no branch computes what another has dropped, and no stage what the next one will be late with. What nothing is
+known of is begun.
+
+**Fair.** `margin` is what a stream leaves to others that were refused more often than it was: with `share` the fraction
+of its segments that were begun of late,
+
+    margin = lag / 2 * min(1, STRICTNESS * max(0, share - mean share))
+
+where the mean is over the streams that use the resource which is waited for and could be in time on an idle machine. So
+where there is room for all it is 0, and where there is not, streams whose segments come at luckier moments do not have
+them all.
+Source: Buttazzo, Hard Real-Time Computing Systems (2011), 9.2, for admission under earliest due first; Liang et al.,
+PARD, arXiv 2602.08747, for dropping by the state of what is downstream.
+"""
+
+from bisect import insort
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from engine.decide.lateness import behind_ns, leads_ns
+
+NS = 1_000_000_000
+SAFE = 1.25  # times the lead: batches take longer at times
+STRICTNESS = 10.0
+MEMORY = 20  # decisions that a stream's share is over, about
+OPENS_MEMORY = 50  # segments
+SEEN_S = 60.0  # a stream that nothing came of for so long counts no more
+MAX_REFUSED = 10_000  # that are remembered
+
+Segment = tuple[str, int]  # a stream and a number
+
+
+class Opens:
+    """Of how many segments a stage's gate is open, of late: of all, while nothing is known."""
+
+    def __init__(self) -> None:
+        self.share = 1.0
+
+    def note(self, *, is_open: bool) -> bool:
+        self.share += (is_open - self.share) / OPENS_MEMORY
+        return is_open
+
+
+class StageCost(msgspec.Struct, frozen=True):
+    """What is known of a stage here. `unit_s`: seconds of a lane for each item, of full batches; None: not known."""
+
+    sources: Sequence[str]
+    resource: str
+    num_lanes: int
+    unit_s: float | None
+    service_s: float | None  # of a batch, as they are of late
+    open_share: float = 1.0
+
+
+class Way(msgspec.Struct, frozen=True):
+    """What a segment takes through the stages of its stream here. `work_s`: by stage, of which resource how many
+    seconds of a lane; `num_lanes`: by resource; `with_it_ns` and `behind_ns`: by stage, the longest path from it on,
+    with it and without."""
+
+    work_s: Mapping[str, tuple[str, float]]
+    num_lanes: Mapping[str, int]
+    with_it_ns: Mapping[str, int]
+    behind_ns: Mapping[str, int]
+
+    @staticmethod
+    def through(stages: Mapping[str, StageCost]) -> "Way":
+        """By id."""
+        sources = {id: stage.sources for id, stage in stages.items()}
+        with_it_ns = leads_ns(sources, {id: stage.service_s for id, stage in stages.items()})
+        return Way(
+            {id: (stage.resource, (stage.unit_s or 0.0) * stage.open_share) for id, stage in stages.items()},
+            {stage.resource: stage.num_lanes for stage in stages.values()},
+            with_it_ns,
+            behind_ns(sources, with_it_ns),
+        )
+
+    @property
+    def lead_ns(self) -> int:
+        return max(self.with_it_ns.values(), default=0)
+
+
+NOWHERE = Way({}, {}, {}, {})
+
+
+class _Begun(msgspec.Struct):
+    """A segment that was begun: what is left to do of it, by stage."""
+
+    due_ns: int
+    left_s: dict[str, tuple[str, float]]
+
+
+class _Stream(msgspec.Struct):
+    """How it fared of late. `resources`: that its share is counted for."""
+
+    share: float
+    seen_ns: int
+    resources: tuple[str, ...] = ()
+
+
+class Passage:
+    """Of one worker."""
+
+    def __init__(self) -> None:
+        self._begun: dict[Segment, _Begun] = {}
+        self._by_due: list[tuple[int, Segment]] = []
+        self._left_s: dict[str, float] = {}  # by resource, of all that was begun
+        self._refused: dict[Segment, int] = {}  # when it was due
+        self._streams: dict[str, _Stream] = {}
+        self._shares: dict[str, tuple[float, int]] = {}  # by resource: the sum over its streams, and their number
+
+    def enters(
+        self, segment: Segment, due_ns: int, lag_s: float, now_ns: int, way: Way, running_s: Mapping[str, float]
+    ) -> str:
+        """Why it is not begun; empty where it is. The same for all stages that ask, until it is due. `lag_s`: what its
+        stream may lag; `running_s`: by resource, what the batches that run still take."""
+        if segment in self._begun:
+            return ""
+        if segment in self._refused:
+            return "it was refused as a whole"
+        self._forget(now_ns)
+        wait_s, resource = self._wait(due_ns, way, running_s)
+        margin_s = 0.0
+        lead_s = SAFE * way.lead_ns / NS
+        if lead_s <= lag_s:  # or it would be refused whatever the others do, and be nothing to them
+            margin_s = self._margin_s(segment[0], lag_s, resource)
+        left_s = (due_ns - now_ns) / NS
+        is_begun = wait_s + lead_s + margin_s <= left_s or not way.lead_ns
+        if lead_s <= lag_s:
+            self._count(segment[0], way, now_ns, is_begun=is_begun)
+        if is_begun:
+            self._begin(segment, due_ns, way)
+            return ""
+        self._refused[segment] = due_ns
+        if len(self._refused) > MAX_REFUSED:
+            del self._refused[next(iter(self._refused))]
+        why = f"{resource or 'its stages'} would take {wait_s + lead_s:.2f} s, and it is due in {left_s:.2f} s"
+        return f"{why}; others were refused more often" if wait_s + lead_s <= left_s else why
+
+    def passed(self, segment: Segment, stage: str) -> None:
+        """A stage has begun on it, or there is nothing to do of it."""
+        begun = self._begun.get(segment)
+        if begun is not None:
+            resource, seconds = begun.left_s.pop(stage, ("", 0.0))
+            if seconds:
+                self._left_s[resource] -= seconds
+
+    def lost(self, segment: Segment) -> None:
+        """It was begun and will not be whole in time."""
+        known = self._streams.get(segment[0])
+        if segment in self._begun and known is not None:
+            share = max(0.0, known.share - 1 / MEMORY)
+            self._weigh(known.resources, share - known.share, 0)
+            known.share = share
+
+    # --- what is ahead -------------------------------------------------------------------------------------------
+
+    def _wait(self, due_ns: int, way: Way, running_s: Mapping[str, float]) -> tuple[float, str]:
+        """How long it would wait, and for what."""
+        resources = dict.fromkeys(resource for resource, _ in way.work_s.values())
+        ahead = {resource: running_s.get(resource, 0.0) + self._left_s.get(resource, 0.0) for resource in resources}
+        for later_ns, other in reversed(self._by_due):
+            if later_ns <= due_ns:
+                break
+            for resource, seconds in self._begun[other].left_s.values():
+                if resource in ahead:
+                    ahead[resource] -= seconds
+        waits_s = {each: max(0.0, seconds) / way.num_lanes[each] for each, seconds in ahead.items()}
+        longest = max(waits_s, key=lambda each: waits_s[each], default="")
+        return waits_s.get(longest, 0.0), longest
+
+    def _begin(self, segment: Segment, due_ns: int, way: Way) -> None:
+        self._begun[segment] = _Begun(due_ns, dict(way.work_s))
+        insort(self._by_due, (due_ns, segment))
+        for resource, seconds in way.work_s.values():
+            self._left_s[resource] = self._left_s.get(resource, 0.0) + seconds
+
+    def _forget(self, now_ns: int) -> None:
+        """What was due is over, whatever became of it."""
+        num = 0
+        while num < len(self._by_due) and self._by_due[num][0] < now_ns:
+            for resource, seconds in self._begun.pop(self._by_due[num][1]).left_s.values():
+                self._left_s[resource] -= seconds
+            num += 1
+        del self._by_due[:num]
+        if not self._begun:
+            self._left_s.clear()  # and with it what rounding left
+        while self._refused and next(iter(self._refused.values())) < now_ns:
+            del self._refused[next(iter(self._refused))]
+
+    # --- fair ----------------------------------------------------------------------------------------------------
+
+    def _margin_s(self, stream: str, lag_s: float, resource: str) -> float:
+        known = self._streams.get(stream)
+        total, num = self._shares.get(resource, (0.0, 0))
+        if known is None or not num:
+            return 0.0
+        return lag_s / 2 * min(1.0, STRICTNESS * max(0.0, known.share - total / num))
+
+    def _count(self, stream: str, way: Way, now_ns: int, *, is_begun: bool) -> None:
+        resources = tuple(dict.fromkeys(resource for resource, _ in way.work_s.values()))
+        known = self._streams.pop(stream, None)
+        if known is not None:
+            self._weigh(known.resources, -known.share, -1)
+        share = 1.0 if known is None else known.share
+        share += (is_begun - share) / MEMORY
+        self._streams[stream] = _Stream(share, now_ns, resources)  # the last one seen stands last
+        self._weigh(resources, share, 1)
+        while (first := next(iter(self._streams.items())))[1].seen_ns < now_ns - SEEN_S * NS:
+            self._weigh(first[1].resources, -first[1].share, -1)
+            del self._streams[first[0]]
+
+    def _weigh(self, resources: Iterable[str], share: float, num: int) -> None:
+        for resource in resources:
+            before, count = self._shares.get(resource, (0.0, 0))
+            if count + num:
+                self._shares[resource] = before + share, count + num
+            else:
+                self._shares.pop(resource, None)

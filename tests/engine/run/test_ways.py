@@ -1,0 +1,79 @@
+"""What is left to do of each stream, of all groups that serve it, and whether a segment of it is begun."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from engine.decide.passage import NOWHERE, Opens
+from engine.run.ways import DECODING, ESTIMATE_NS, Ways
+from engine.spec.operator import Map, Reduce
+
+S = 10**9
+
+
+@dataclass
+class Stage:
+    rule: Any
+    pool: Any
+    opens: Opens = field(default_factory=Opens)
+
+
+def stage(service_s: float | None, *sources: str, scope: Any = None) -> Stage:
+    pool = SimpleNamespace(
+        service_s=service_s, unit_s=service_s, resource="cores", num_shared_lanes=2, running_s=0.0, name="p"
+    )
+    return Stage(SimpleNamespace(sources=sources, scope=scope or Map()), pool)
+
+
+def ways(*pools: Any) -> Ways:
+    return Ways(2, lambda: pools)
+
+
+def test_what_other_groups_do_behind_a_stage_counts() -> None:
+    made = ways()
+    look = {"look": stage(0.5, "media")}
+    made.serve("gate", "second", {"read": stage(2.0, "look"), "tell": stage(0.25, "read")})
+    made.serve("gate", "first", look)
+    made.serve("yard", "first", {"look": stage(9.0, "media")})
+    found = made.of("gate", 0)
+    assert {id: ns / 1e9 for id, ns in found.with_it_ns.items()} == {"look": 2.75, "read": 2.25, "tell": 0.25}
+    assert {id: ns / 1e9 for id, ns in found.behind_ns.items()} == {"media": 2.75, "look": 2.25, "read": 0.25}
+    made.leave("gate", "second", {})  # one that had the name before
+    assert made.of("gate", 1) == found
+    second = made._groups["gate"]["second"]
+    made.leave("gate", "second", second)
+    assert made.of("gate", 1).with_it_ns == {"look": 500_000_000}
+    made.leave("gate", "first", look)
+    assert made.of("gate", 1) is NOWHERE
+    assert made.of("yard", 1).with_it_ns == {"look": 9_000_000_000}
+
+
+def test_it_is_worked_out_anew_once_a_second() -> None:
+    made, slow = ways(), stage(1.0, "media")
+    made.serve("gate", "first", {"look": slow})
+    before = made.of("gate", 0)
+    slow.pool.service_s = 3.0
+    assert made.of("gate", ESTIMATE_NS) is before
+    assert made.of("gate", ESTIMATE_NS + 1).with_it_ns == {"look": 3_000_000_000}
+
+
+def test_decoding_is_work_of_the_cores_and_what_is_made_of_ranges_is_not_of_each_segment() -> None:
+    made = ways()
+    made.note_decoded("gate", 5.0)  # of a stream that nobody serves
+    made.serve("gate", "first", {"look": stage(1.0, "media"), "sum": stage(7.0, "look", scope=Reduce())})
+    made.note_decoded("gate", 0.5)
+    assert made.of("gate", 0).work_s == {"look": ("cores", 1.0), DECODING: ("cores", 0.5)}
+
+
+def test_a_segment_is_begun_behind_what_runs_and_what_was_begun() -> None:
+    look = stage(1.0, "media")
+    made = ways(look.pool)
+    made.serve("gate", "first", {"look": look})
+    assert not made.enters("gate", 0, 3 * S, 3.0, 0)
+    assert not made.enters("gate", 1, 3 * S, 3.0, 0)
+    look.pool.running_s = 2.0
+    assert "cores would take 3.25 s, and it is due in 3.00 s" in made.enters("gate", 2, 3 * S, 3.0, 0)
+    made.passed("gate", 0, "look")
+    assert "as a whole" in made.enters("gate", 2, 3 * S, 3.0, 0)
+    assert not made.enters("gate", 3, 3 * S, 3.0, 0)
+    made.lost("gate", 3)

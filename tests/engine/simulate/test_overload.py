@@ -1,0 +1,78 @@
+"""Too much for two cores: what is begun is brought to its end, branches agree, and no camera has it all."""
+
+from typing import Any
+
+import pytest
+
+from engine.simulate.report import Report
+from engine.simulate.run import run
+from engine.simulate.scenario import Scenario, scenario_of
+
+DETECTOR = {"max_batch": 4, "service": {"base_s": 0.005, "per_item_s": 0.035, "spread": "lognormal", "cv": 0.1}}
+READER = {"service": {"base_s": 0.2, "spread": "lognormal", "cv": 0.5}}
+SPEECH = {"max_batch": 8, "service": {"base_s": 0.3, "per_item_s": 0.1, "spread": "lognormal", "cv": 0.1}}
+JOIN = {"max_batch": 8, "service": {"base_s": 0.05, "per_item_s": 0.00625}}
+CASCADE = (
+    {"detector": DETECTOR, "reader": READER},
+    {"objects": {"pool": "detector"}, "text": {"pool": "reader", "inputs": ["objects"]}},
+    0.145 / 4 + 0.2,  # what a segment takes of a core, with full batches
+)
+BRANCHES = (
+    {"detector": DETECTOR, "speech": SPEECH, "join": JOIN},
+    {
+        "objects": {"pool": "detector"},
+        "words": {"pool": "speech"},
+        "answer": {"pool": "join", "inputs": ["objects", "words"]},
+    },
+    0.145 / 4 + 1.1 / 8 + 0.1 / 8,
+)
+Graph = tuple[dict[str, Any], dict[str, Any], float]
+
+
+def cameras(graph: Graph, load: float, seed: int = 1, kind: str = "regular", num_segments: int = 1500) -> Scenario:
+    pools, stages, each_s = graph
+    per_s = load * 2 / each_s
+    streams = [{"num": 8, "max_lag_s": 3.0, "arrivals": {"per_s": per_s / 8, "kind": kind}}]
+    shape = {"seed": seed, "duration_s": num_segments / per_s, "num_cores": 2}
+    return scenario_of(shape | {"pools": pools, "stages": stages, "streams": streams})
+
+
+def wasted(report: Report) -> float:
+    return report.segments.wasted_s / report.segments.computed_s
+
+
+@pytest.mark.parametrize("graph", [CASCADE, BRANCHES], ids=["cascade", "branches"])
+@pytest.mark.parametrize("kind", ["regular", "poisson"])
+def test_of_twice_what_the_machine_can_do_nearly_half_is_answered_in_time(graph: Graph, kind: str) -> None:
+    found = run(cameras(graph, 2.0, kind=kind))
+    assert found.in_time >= 0.45
+    assert wasted(found) <= 0.1
+    without = run(cameras(graph, 2.0, kind=kind), asks_passage=False)
+    assert without.in_time < found.in_time
+    assert wasted(without) > 2 * wasted(found)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_camera_is_answered_for_the_luck_of_its_moments(seed: int) -> None:
+    shares = run(cameras(CASCADE, 2.0, seed)).segments.shares
+    assert shares[-1] - shares[0] < 0.2
+    without = run(cameras(CASCADE, 2.0, seed), asks_passage=False).segments.shares
+    assert without[-1] - without[0] > 0.4
+
+
+@pytest.mark.parametrize("graph", [CASCADE, BRANCHES], ids=["cascade", "branches"])
+def test_where_there_is_time_for_all_none_is_refused(graph: Graph) -> None:
+    assert run(cameras(graph, 0.8, num_segments=600)).in_time == 1.0
+
+
+def test_a_recording_of_an_hour_keeps_no_camera_waiting_and_is_not_kept_waiting_for_good() -> None:
+    """All of it is there at once; the cameras would take half of the machine."""
+    pools, stages, each_s = CASCADE
+    streams = [
+        {"num": 8, "max_lag_s": 3.0, "arrivals": {"per_s": 0.5 * 2 / each_s / 8}},
+        {"num": 1, "arrivals": {"kind": "trace", "per_s": 50, "intervals": [0.0] * 500 + [1000.0]}},
+    ]
+    found = run(scenario_of({"duration_s": 60, "num_cores": 2, "pools": pools, "stages": stages, "streams": streams}))
+    in_time = {name: good / num for name, (good, num) in found.segments.by_stream.items()}
+    assert min(share for name, share in in_time.items() if name.startswith("0/")) > 0.9
+    assert in_time["1/0"] == 1.0
