@@ -9,6 +9,9 @@ better). Others' parameters are chosen in hindsight, for each row the best.
 
 Then whole workflows on two cores that their stages share, and what each rule of the engine is worth there.
 
+And how much of what was asked for in time came, and how good, where stages have lower rungs, against thresholds of the
+queue (Elastico's) and against either rung alone.
+
     control.py [--quick] [--plot control.png]
 """
 
@@ -26,12 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from measure import at_least, keep, num_cores, say
-from policies import Clipper, Dropping, Fifo, Nexus, Symphony, Triton
+from policies import Clipper, Dropping, Fifo, Nexus, Symphony, Thresholds, Triton
 
 from engine.decide.batcher import Batcher
 from engine.decide.cores import whose_turn
+from engine.decide.rungs import Rungs
 from engine.simulate.arrivals import times_s
 from engine.simulate.pools import Batching, SimulatedPool, Turn
+from engine.simulate.report import Report
 from engine.simulate.run import BatchingOf, run, usual
 from engine.simulate.scenario import Scenario, SimulatedPoolSpec, scenario_of
 from engine.simulate.services import ends_s
@@ -211,16 +216,81 @@ WAYS: dict[str, tuple[BatchingOf, Turn, bool]] = {
 def of_graph(job: tuple[str, float, str, Sequence[int], int]) -> dict[str, Any]:
     """What share of segments was answered, whole and in time, and of computing was wasted, by each way."""
     name, load, kind, seeds, num = job
-    shares, wasted, least = {}, {}, {}
+    shares, wasted, least, opened = {}, {}, {}, {}
     for way, (batching_of, turn, asks) in WAYS.items():
         found = [run(graph(name, load, kind, seed, num), batching_of, turn, asks_passage=asks) for seed in seeds]
         shares[way] = round(statistics.fmean(each.in_time for each in found), 4)
         wasted[way] = round(
             statistics.fmean(each.segments.wasted_s / max(each.segments.computed_s, 1e-9) for each in found), 4
         )
+        opened[way] = round(statistics.fmean(each.segments.opened_in_time for each in found), 4)
         least[way] = round(statistics.fmean(each.segments.shares[0] for each in found), 4)
     title = f"{name}, {kind}, load {load:g}"
-    return {"name": title, "in_time": shares, "wasted": wasted, "least_of_a_stream": least}
+    told = {"name": title, "in_time": shares, "wasted": wasted, "least_of_a_stream": least}
+    return told | (
+        {"opened_in_time": opened} if any(stage.get("share", 1) < 1 for stage in GRAPHS[name][1].values()) else {}
+    )
+
+
+# Detector and reader of text on two cores, each with a cheaper rung, and cameras whose answers are wanted within 2 s.
+SMALL = {"max_batch": 4, "service": {"base_s": 0.005, "per_item_s": 0.012, "spread": "lognormal", "cv": 0.1}}
+BRIEF = {"service": {"base_s": 0.06, "spread": "lognormal", "cv": 0.5}}
+LATENCY_S = 2.0
+SHAPES: dict[
+    str, tuple[float, tuple[tuple[float, float], ...]]
+] = {  # load on the best rungs; from when, how many times
+    "steady, load 0.7": (0.7, ()),
+    "steady, load 1.3": (1.3, ()),
+    "step from 0.6 to 1.6 and back": (0.6, ((0.25, 2.6), (0.6, 1.0))),
+    "day and night, 0.3 to 2": (1.0, tuple((at / 8, (0.3, 0.8, 1.4, 2.0)[min(at, 7 - at)]) for at in range(8))),
+    "more than any rung carries, load 6": (6.0, ()),
+}
+RUNGS_S = 400.0
+
+
+def with_rungs(shape: str, seed: int, seconds: float, *, only: int | None = None) -> Scenario:
+    """`only`: the best rungs alone (0), or the last ones (1)."""
+    load, phases = SHAPES[shape]
+    pools = {"detector": DETECTOR, "reader": READER, "small": SMALL, "brief": BRIEF}
+    kept = {"objects": [("detector", 1.0), ("small", 0.8)], "text": [("reader", 1.0), ("brief", 0.9)]}
+    stages: dict[str, Any] = {}
+    for name, rungs in kept.items():
+        (pool, _), *lower = rungs if only is None else [rungs[only]]
+        stages[name] = {"pool": pool, "lower": [{"pool": below, "quality": quality} for below, quality in lower]}
+    stages["text"]["inputs"] = ["objects"]
+    per_s = load * NUM_CORES / (0.145 / 4 + 0.2)
+    arrivals = {"per_s": per_s / 8, "kind": "poisson"}
+    streams = [{"num": 8, "max_lag_s": 3.0, "latency_s": LATENCY_S, "arrivals": arrivals}]
+    shape_of = {"seed": seed, "duration_s": seconds, "num_cores": NUM_CORES}
+    turns = [{"at_s": at * seconds, "load": times} for at, times in phases]
+    return scenario_of(shape_of | {"pools": pools, "stages": stages, "streams": streams, "phases": turns})
+
+
+def of_rungs(job: tuple[str, Sequence[int], float]) -> dict[str, Any]:
+    """What came in time, what that is worth against the best rungs, and how often a stream changed in a minute."""
+    shape, seeds, seconds = job
+    found: dict[str, Any] = {"name": shape}
+    last = 0.8 * 0.9
+    for way in ("ours", "thresholds", "the best alone", "the last alone"):
+        only = {"the best alone": 0, "the last alone": 1}.get(way)
+        rungs_of = Thresholds if way == "thresholds" else Rungs
+        runs = [run(with_rungs(shape, seed, seconds, only=only), rungs_of=rungs_of) for seed in seeds]
+        worth = [each.segments.quality * (last if only == 1 else 1.0) for each in runs]
+        found[way] = {
+            "in_time": round(statistics.fmean(each.in_time for each in runs), 4),
+            "quality": round(statistics.fmean(worth), 4),
+            "delivered": round(statistics.fmean(each.in_time * q for each, q in zip(runs, worth, strict=True)), 4),
+            "within_latency": round(statistics.fmean(within(each) for each in runs), 4),
+            "changes_a_minute": round(statistics.fmean(len(each.changes) / 8 / (seconds / 60) for each in runs), 3),
+        }
+    return found
+
+
+def within(report: Report) -> float:
+    """The share of segments that came within the latency asked for."""
+    segments = report.segments
+    good = sum(ok and took <= LATENCY_S for ok, took in zip(segments.is_in_time, segments.took_s, strict=True))
+    return good / max(1, segments.num)
 
 
 Made = Callable[[], Batching]
@@ -295,8 +365,12 @@ def main() -> None:
             say(told(table[-1]))
         jobs = [(name, load, kind, seeds, num) for name in GRAPHS for load, kind in LOADS]
         graphs = list(workers.map(of_graph, jobs))
+        rungs = list(workers.map(of_rungs, [(shape, seeds, RUNGS_S / (5 if asked.quick else 1)) for shape in SHAPES]))
     for each in graphs:
         cells = " ".join(f"{way}: {share:.3f}" for way, share in each["in_time"].items())
+        say(f"{each['name']:44} {cells}")
+    for each in rungs:
+        cells = " ".join(f"{way}: {told}" for way, told in each.items() if way != "name")
         say(f"{each['name']:44} {cells}")
     say(f"{time.perf_counter() - began_s:.0f} s")
     others = [max(value for name, value in each["shares"].items() if name != "ours") for each in table]
@@ -306,6 +380,7 @@ def main() -> None:
         {
             "rows": table,
             "graphs": graphs,
+            "rungs": rungs,
             "graphs_first": at_least(
                 sum(each["in_time"]["ours"] >= 0.99 * max(each["in_time"].values()) for each in graphs) / len(graphs),
                 0.9,

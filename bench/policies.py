@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from engine.decide.batcher import NEVER, Decision, Drop, Item, Run, WakeAt
+from engine.decide.passage import NS, Way
+from engine.decide.rungs import Changed, Ladder, Rungs
 
 Mean = Callable[[int], float]  # what a batch of so many takes, s
 
@@ -154,3 +156,40 @@ class Symphony(Nexus):
         first = self.waiting[0]
         sizes = range(1, min(self.most, len(self.waiting)) + 1)
         return max((size for size in sizes if self.fits(first, size, now_ns)), default=1)
+
+
+class Thresholds(Rungs):
+    """A rung down where the queue is longer than what the latency allows on this one, a rung up where it is shorter
+    than what the upper one would allow, and `patience_s` have passed; what comes is not looked at. Source: Elastico's
+    thresholds of queue depth with hysteresis (Compass, arXiv 2603.20821)."""
+
+    patience_s = 5.0
+
+    def choose(
+        self,
+        ladder: Ladder,
+        left_s: float,
+        now_ns: int,
+        predict: Callable[[Way], tuple[float, str]],
+        carries: Callable[[Way], bool],
+    ) -> list[Changed]:
+        took_s, resource = predict(ladder.way(self.now))
+        if took_s > left_s:
+            stage = ladder.step_down(self.now, resource)
+            return [] if stage is None else [self._goes(stage, 1, now_ns)]
+        if not self._steps or now_ns < self._changed_ns + self.patience_s * NS:
+            return []
+        stage = self._steps[-1]
+        if predict(ladder.way({**self.now, stage: self.now[stage] - 1}))[0] > left_s:
+            return []
+        return [self._goes(stage, -1, now_ns)]
+
+    def _goes(self, stage: str, by: int, now_ns: int) -> Changed:
+        if by > 0:
+            self._steps.append(stage)
+        else:
+            self._steps.pop()
+        rung = self.now.get(stage, 0) + by
+        self.now = {id: at for id, at in {**self.now, stage: rung}.items() if at}
+        self._changed_ns = now_ns
+        return Changed(stage, rung, "the queue")

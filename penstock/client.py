@@ -144,9 +144,10 @@ class Client:
         webhook: str = "",
         drafts: bool = False,
         id: str = "",
+        slo: Sequence[str] = (),
     ) -> Job:
-        """Submit a job. Without a workflow it is the one that answers questions. Raises UserError for what is wrong
-        with it."""
+        """Submit a job. Without a workflow it is the one that answers questions. `slo`: of a standing job on a live
+        stream, such as "latency<2s" and "quality>=good". Raises UserError for what is wrong with it."""
         request = JobRequest(
             stream=stream,
             workflow=workflow,
@@ -157,6 +158,7 @@ class Client:
             end=end,
             webhook=webhook,
             drafts=drafts,
+            slo=tuple(slo),
             id=id or new_id("j"),
             key=secrets.token_hex(12),  # it may be asked twice, where a node goes down
         )

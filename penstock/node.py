@@ -82,6 +82,7 @@ class ConfiguredJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     asks: tuple[str, ...] = ()
     window_s: float = 60.0
     webhook: str = ""
+    slo: tuple[str, ...] = ()
 
 
 class ConfiguredStream(StreamSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -232,6 +233,7 @@ async def _configure(config: Config, path: Path | None, registry: Registry, serv
                 standing=True,
                 window_s=job.window_s,
                 webhook=job.webhook,
+                slo=job.slo,
             )
         )
 

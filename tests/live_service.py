@@ -15,6 +15,7 @@ from engine.node.endpoints import Services
 from engine.node.submission import JobRequest, Submitted
 from engine.node.tasks import Duties
 from engine.run.assignment import Assignment
+from engine.run.journal import STORY
 from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Worker
@@ -80,6 +81,12 @@ class Service:
                 if len(found) == num:
                     return found
         raise AssertionError("following does not end")
+
+    async def told(self, stream: str) -> list[dict[str, Any]]:
+        """What the worker remembers of a stream."""
+        reply = await self.ledger.link.client.request(STORY, msgspec.json.encode({"stream": stream}), timeout=5)
+        found: list[dict[str, Any]] = msgspec.json.decode(reply.data)
+        return found
 
     async def publish(
         self, values: Sequence[int], first: int = 0, stream: str = "s", end: bool = False, due_ns: int = 0

@@ -1,5 +1,6 @@
 """Operators small enough to check by hand, over toy media whose one packet holds a number."""
 
+import time
 from collections.abc import Sequence
 from typing import ClassVar
 from uuid import uuid4
@@ -130,7 +131,34 @@ class Bad(Toy):
         return found
 
 
-ALL: tuple[type[Operator], ...] = (Read, Add, Sum, Near, Count, Recent, Total, Echo, Bad)
+WEIGH = Capability("toy_weigh", {"media": Port(Media)}, Number, Added)
+
+
+class Pause(Settings, frozen=True):
+    pause_s: float = 0.0
+
+
+class Weigh(Toy):
+    """The number, weighed carefully, quickly, or by guess."""
+
+    capability = WEIGH
+    runs_in = "thread"
+    Knobs = Pause
+
+    @classmethod
+    def rungs(cls) -> Sequence[Rung]:
+        return [
+            Rung("weigh-with-care", 0.9, Pause(pause_s=0.3)),
+            Rung("weigh-quickly", 0.75, Pause(pause_s=0.001)),
+            Rung("weigh-by-guess", 0.2, Pause()),
+        ]
+
+    def one(self, item: Inputs) -> Number:
+        time.sleep(self.knobs.pause_s)
+        return super().one(item)
+
+
+ALL: tuple[type[Operator], ...] = (Read, Add, Sum, Near, Count, Recent, Total, Echo, Bad, Weigh)
 
 
 def toy_segment(stream: str, index: int, value: int) -> Segment:

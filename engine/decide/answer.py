@@ -32,11 +32,12 @@ class EvidenceItem(Record, frozen=True):
 
 
 class StageNote(Record, frozen=True):
-    """Which implementation a stage ran on."""
+    """Which implementation a stage ran on; several, where it changed meanwhile."""
 
     stage: str
     capability: str
     implementation: str
+    instead_of: str = ""  # the best, where the load had it run on another
 
 
 class GapNote(Record, frozen=True):
@@ -120,6 +121,11 @@ def make_answer(
     gaps = [item for item in everything if isinstance(item, Gap)]
     measured = [item.measured for item in everything if isinstance(item, Result) and item.measured]
     reply = output if isinstance(output, Reply) else None
+    rungs = {stage.id: {rung.rung for rung in stage.rungs} for stage in stages}
+    ran_on: dict[str, dict[str, None]] = {}  # by stage, in the order in which they come
+    for item in everything:
+        if isinstance(item, Result) and item.implementation in rungs.get(item.stage, ()):
+            ran_on.setdefault(item.stage, {})[item.implementation] = None
 
     def shown(items: Iterable[Support]) -> tuple[EvidenceItem, ...]:
         return tuple(
@@ -143,7 +149,13 @@ def make_answer(
         confidence=reply.confidence if reply else 0.0,
         evidence=shown(reply.evidence if reply else ()),
         stages=tuple(
-            StageNote(stage=stage.name, capability=stage.capability, implementation=stage.rung.rung) for stage in stages
+            StageNote(
+                stage=stage.name,
+                capability=stage.capability,
+                implementation=", ".join(ran_on.get(stage.id, ())) or stage.rung.rung,
+                instead_of=stage.rung.rung if set(ran_on.get(stage.id, ())) - {stage.rung.rung} else "",
+            )
+            for stage in stages
         ),
         gaps=tuple(
             GapNote(stage="media", first=record.last, last=record.last, cause="source_lost", detail=flaw)

@@ -7,14 +7,15 @@ as that one, which is the worst either can be.
 
 `spread` is how far batches were from what the line said, on average, as a share of it and at most all of it, times
 1.25 (of a normal distribution the mean distance is sigma / 1.25); `safe_s` adds SAFE of it. Of one that took more than
-OUTLIER times what the line says nothing is learned unless the next one does as well: a stall is not how long batches
-take. Nor is anything learned of batches that were interrupted, or that waited for their model to be loaded: whoever
-tells of them leaves those out.
+OUTLIER times what the line says nothing is learned, unless more than MAX_ODD do one after the other: a stall, which
+batches side by side have in common, is not how long batches take. Nor is anything learned of batches that were
+interrupted, or that waited for their model to be loaded: whoever tells of them leaves those out.
 Source: Ljung, System Identification (1999), 11.2, for recursive least squares with forgetting.
 """
 
 DECAY = 0.95
 OUTLIER = 4.0
+MAX_ODD = 4
 SAFE = 1.0
 MIN_BATCHES = 3  # before which nothing is said
 
@@ -27,7 +28,7 @@ class Curve:
         self._weight = self._b = self._s = self._bb = self._bs = 0.0  # sums
         self._base_s = self._per_item_s = self._flat_s = 0.0
         self.spread = 0.0
-        self._is_odd = False
+        self._num_odd = 0  # one after the other, up to now
 
     @property
     def is_known(self) -> bool:
@@ -37,8 +38,8 @@ class Curve:
         """A batch of so many took so long."""
         said_s = self.mean_s(batch_size)
         if self.is_known and said_s > 0:
-            was_odd, self._is_odd = self._is_odd, service_s > OUTLIER * said_s
-            if self._is_odd and not was_odd:
+            self._num_odd = self._num_odd + 1 if service_s > OUTLIER * said_s else 0
+            if 0 < self._num_odd <= MAX_ODD:
                 return
             off = 1.25 * min(abs(service_s / said_s - 1), 1.0)
             self.spread = DECAY * self.spread + (1 - DECAY) * off if self._num > MIN_BATCHES else off

@@ -14,8 +14,10 @@ due no later, in seconds of a lane, it is begun if
 
 `lead` is the longest path through its stages. A stage takes s(B) / B of a lane for each item, which is what it takes
 when it matters, times the share of segments for which its gate is open. What is refused is a gap in all its stages at
-once: no branch computes what another has dropped, and no stage what the next one will be late with. What nothing is
-known of is begun.
+once: no branch computes what another has dropped, and no stage what the next one will be late with.
+
+All is begun where nothing is known, and where nothing is ahead, for what was learned may be wrong by now; and of a
+single stage that a single stream uses, for what it drops before its batch costs nothing and takes nothing from others.
 
 **Fair.** `margin` is what a stream leaves to others that were refused more often than it was: with `share` the fraction
 of its segments that were begun of late,
@@ -67,6 +69,7 @@ class StageCost(msgspec.Struct, frozen=True):
     unit_s: float | None
     service_s: float | None  # of a batch, as they are of late
     open_share: float = 1.0
+    quality: float = 1.0  # of the rung it is on, against the best
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -100,18 +103,21 @@ NOWHERE = Way({}, {}, {}, {})
 
 
 class _Begun(msgspec.Struct):
-    """A segment that was begun: what is left to do of it, by stage."""
+    """A segment that was begun: what is left to do of it, by stage, and on which rungs."""
 
     due_ns: int
     left_s: dict[str, tuple[str, float]]
+    rungs: Mapping[str, int]
 
 
 class _Stream(msgspec.Struct):
-    """How it fared of late. `resources`: that its share is counted for."""
+    """How it fared of late. `resources`: that its share is counted for; `every_s`: how often a segment comes."""
 
     share: float
     seen_ns: int
     resources: tuple[str, ...] = ()
+    every_s: float = 0.0
+    way: Way = NOWHERE
 
 
 class Passage:
@@ -125,33 +131,70 @@ class Passage:
         self._streams: dict[str, _Stream] = {}
         self._shares: dict[str, tuple[float, int]] = {}  # by resource: the sum over its streams, and their number
 
+    def knows(self, segment: Segment) -> bool:
+        """Whether it was decided about it."""
+        return segment in self._begun or segment in self._refused
+
+    def rungs_of(self, segment: Segment) -> Mapping[str, int] | None:
+        """The rungs that it was begun on, by stage, where that is not the best; None where it was not begun, or is
+        over."""
+        begun = self._begun.get(segment)
+        return None if begun is None else begun.rungs
+
+    def predict(self, due_ns: int, way: Way, running_s: Mapping[str, float]) -> tuple[float, str]:
+        """What a segment would take that is begun now, in seconds, and the resource that it would wait for."""
+        wait_s, resource = self._wait(due_ns, way, running_s)
+        return wait_s + SAFE * way.lead_ns / NS, resource
+
     def enters(
-        self, segment: Segment, due_ns: int, lag_s: float, now_ns: int, way: Way, running_s: Mapping[str, float]
+        self,
+        segment: Segment,
+        due_ns: int,
+        lag_s: float,
+        now_ns: int,
+        way: Way,
+        running_s: Mapping[str, float],
+        rungs: Mapping[str, int] | None = None,
     ) -> str:
         """Why it is not begun; empty where it is. The same for all stages that ask, until it is due. `lag_s`: what its
-        stream may lag; `running_s`: by resource, what the batches that run still take."""
+        stream may lag; `running_s`: by resource, what the batches that run still take; `rungs`: that it would be begun
+        on, by stage."""
         if segment in self._begun:
             return ""
         if segment in self._refused:
             return "it was refused as a whole"
         self._forget(now_ns)
-        wait_s, resource = self._wait(due_ns, way, running_s)
-        margin_s = 0.0
-        lead_s = SAFE * way.lead_ns / NS
-        if lead_s <= lag_s:  # or it would be refused whatever the others do, and be nothing to them
-            margin_s = self._margin_s(segment[0], lag_s, resource)
+        took_s, resource = self.predict(due_ns, way, running_s)
+        can_be = SAFE * way.lead_ns <= lag_s * NS  # or it would be refused whatever the others do: nothing to them
+        margin_s = self._margin_s(segment[0], lag_s, resource) if can_be else 0.0
         left_s = (due_ns - now_ns) / NS
-        is_begun = wait_s + lead_s + margin_s <= left_s or not way.lead_ns
-        if lead_s <= lag_s:
+        is_idle = took_s <= SAFE * way.lead_ns / NS  # nothing is ahead: what was learned may be wrong by now
+        is_alone = len(way.work_s) == 1 and self._shares.get(resource, (0.0, 0))[1] <= 1
+        is_begun = is_idle or is_alone or took_s + margin_s <= left_s
+        if can_be:
             self._count(segment[0], way, now_ns, is_begun=is_begun)
         if is_begun:
-            self._begin(segment, due_ns, way)
+            self._begin(segment, due_ns, way, dict(rungs or {}))
             return ""
         self._refused[segment] = due_ns
         if len(self._refused) > MAX_REFUSED:
             del self._refused[next(iter(self._refused))]
-        why = f"{resource or 'its stages'} would take {wait_s + lead_s:.2f} s, and it is due in {left_s:.2f} s"
-        return f"{why}; others were refused more often" if wait_s + lead_s <= left_s else why
+        why = f"{resource or 'its stages'} would take {took_s:.2f} s, and it is due in {left_s:.2f} s"
+        return f"{why}; others were refused more often" if took_s <= left_s else why
+
+    def carries(self, stream: str, way: Way, share: float) -> bool:
+        """Whether the resources that a way uses would bear what comes of all streams, with this one on that way: all
+        its segments, on no more than such a share of the lanes."""
+        own = self._streams.get(stream)
+        if own is None or not own.every_s:
+            return False
+        offered = dict.fromkeys(way.num_lanes, 0.0)
+        for name, each in self._streams.items():
+            through = way if name == stream else each.way
+            for resource, seconds in through.work_s.values():
+                if resource in offered and each.every_s:
+                    offered[resource] += seconds / each.every_s
+        return all(lanes <= share * way.num_lanes[resource] for resource, lanes in offered.items())
 
     def passed(self, segment: Segment, stage: str) -> None:
         """A stage has begun on it, or there is nothing to do of it."""
@@ -185,8 +228,8 @@ class Passage:
         longest = max(waits_s, key=lambda each: waits_s[each], default="")
         return waits_s.get(longest, 0.0), longest
 
-    def _begin(self, segment: Segment, due_ns: int, way: Way) -> None:
-        self._begun[segment] = _Begun(due_ns, dict(way.work_s))
+    def _begin(self, segment: Segment, due_ns: int, way: Way, rungs: Mapping[str, int]) -> None:
+        self._begun[segment] = _Begun(due_ns, dict(way.work_s), rungs)
         insort(self._by_due, (due_ns, segment))
         for resource, seconds in way.work_s.values():
             self._left_s[resource] = self._left_s.get(resource, 0.0) + seconds
@@ -220,7 +263,11 @@ class Passage:
             self._weigh(known.resources, -known.share, -1)
         share = 1.0 if known is None else known.share
         share += (is_begun - share) / MEMORY
-        self._streams[stream] = _Stream(share, now_ns, resources)  # the last one seen stands last
+        every_s = 0.0
+        if known is not None:
+            since_s = (now_ns - known.seen_ns) / NS
+            every_s = known.every_s + (since_s - known.every_s) / MEMORY if known.every_s else since_s
+        self._streams[stream] = _Stream(share, now_ns, resources, every_s, way)  # the last one seen stands last
         self._weigh(resources, share, 1)
         while (first := next(iter(self._streams.items())))[1].seen_ns < now_ns - SEEN_S * NS:
             self._weigh(first[1].resources, -first[1].share, -1)

@@ -16,7 +16,7 @@ from engine.decide.running_graph import RunningGroup, RunningStage, running_grou
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
 from engine.spec.operator import Machine
-from engine.spec.plan import PlannedStage, settings_of
+from engine.spec.plan import PlannedRung, PlannedStage, settings_of
 from streams.errors import PenstockError, UserError
 
 GroupName = tuple[str, str]  # stream, and the name of its consumers
@@ -32,7 +32,7 @@ class Reconciled(msgspec.Struct, frozen=True):
 
 
 def offer_of(stage: PlannedStage) -> str:
-    """What a node must be able to serve for this stage."""
+    """What a node must be able to serve for this stage: its best rung."""
     return offer(stage.capability, stage.rung.implementation, stage.rung.version, stage.rung.device)
 
 
@@ -58,14 +58,18 @@ def devices_of(machine: Machine) -> tuple[str, ...]:
 
 def lacking(stage: PlannedStage, catalogue: Catalogue, served: frozenset[str]) -> str | None:
     """What a worker lacks to serve a stage, in one line; None where it can."""
-    rung = stage.rung
+    return lacking_rung(stage, stage.rung, catalogue, served)
+
+
+def lacking_rung(stage: PlannedStage, rung: PlannedRung, catalogue: Catalogue, served: frozenset[str]) -> str | None:
+    """What it lacks to serve a stage on one of its rungs."""
     try:
         operator = catalogue.implementation(stage.capability, rung.implementation)
     except UserError as error:
         return str(error)
     if operator.version != rung.version:
         return f"{rung.implementation} is installed in version {operator.version}, not {rung.version}"
-    if offer_of(stage) not in served:
+    if offer(stage.capability, rung.implementation, rung.version, rung.device) not in served:
         return f"{rung.implementation} is to run on {rung.device}, and there is none here"
     try:
         knobs = settings_of(operator.Knobs, rung.knobs)

@@ -30,6 +30,7 @@ class RunningStage(msgspec.Struct, frozen=True, kw_only=True):
     spans: tuple[Span, ...]  # of a stage that reduces, each the range of one output
     patient: tuple[Span, ...] = ()  # the part of it that is wanted however late; the rest within max_lag_s
     max_lag_s: float = 0.0
+    latency_s: float = 0.0  # within which its jobs would have it, where one says; 0: as the lag allows
     jobs: tuple[str, ...] = ()
 
     @property
@@ -116,6 +117,7 @@ def _running(planned: PlannedStage, jobs: list[JobSpec]) -> RunningStage:
         spans=tuple(together(span for job in jobs for span in job.spans[planned.id])),
         patient=tuple(merged(span for job in jobs for span in job.patient(planned.id))),
         max_lag_s=max(job.max_lag_s for job in jobs),
+        latency_s=min((job.latency_s for job in jobs if job.latency_s), default=0.0),
         jobs=tuple(job.id for job in jobs),
     )
 

@@ -22,6 +22,7 @@ from engine.run.registry import Registry, new_id
 from engine.spec.catalogue import Catalogue
 from engine.spec.choosing import Pace
 from engine.spec.jobs import JobSpec, Span, spans_of
+from engine.spec.objective import Objective, objective_of
 from engine.spec.operator import Machine, OfRanges
 from engine.spec.plan import Plan, make_plan
 from engine.spec.stream import StreamSpec
@@ -38,6 +39,7 @@ MAX_WINDOW_S = 3600.0  # that a standing question looks back
 MAX_ASKS = 100
 MAX_ASK = 2000  # characters
 MAX_KEY = 128
+MAX_SLO = 2
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +56,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     start: str = ""  # of the range: "-10m", "1:05", a time of day; empty: where the stream begins, standing: now
     end: str = ""  # the same; empty: now for a live stream, its end for a durable one
     webhook: str = ""
+    slo: Annotated[tuple[str, ...], msgspec.Meta(extra_json_schema={"maxItems": MAX_SLO})] = ()  # "latency<2s", ..
     drafts: bool = False  # publish what the beginnings of the range say, which is computed as well
     id: str = ""
     key: Annotated[str, msgspec.Meta(max_length=MAX_KEY)] = ""  # asked twice with one key and id, it is one job
@@ -94,13 +97,15 @@ async def submit(
     if request.webhook:
         check_webhook(request.webhook)
     stream = await _known_stream(registry, ledger, request.stream)
+    objective = _objective(request, stream)
     media = await kept_of(ledger, stream.name)
     window = _window(request, stream) if request.standing else None
     info = await _info(ledger, stream.name, media)
     workflow = (request.workflow or question_workflow).for_asks(request.asks)
     pace = Pace(stream.segment_s, stream.max_lag_s if stream.policy == "live" else 0.0)
     elsewhere = {rung for node in await registry.nodes() for rung in node.rungs}
-    plan = await anyio.to_thread.run_sync(make_plan, workflow, catalogue, machine, info, window, elsewhere, pace)
+    how = info, window, elsewhere, pace, objective.quality
+    plan = await anyio.to_thread.run_sync(make_plan, workflow, catalogue, machine, *how)
     asked = await _asked(ledger, request, stream, media)
     spans = spans_of(plan, asked, drafts=request.drafts and not request.standing)
     shared, rounds = await _shared(registry, ledger, plan, stream.name, spans, media)
@@ -115,6 +120,7 @@ async def submit(
         asks=request.asks,
         prompt_from=media.next if live and request.standing else None,
         max_lag_s=stream.max_lag_s if live else 0.0,
+        latency_s=objective.latency_s,
         rounds=rounds,
         submitted_ns=time.time_ns(),
         lost=Span(first=0, last=media.first - 1) if media.first > 0 and _reaches_back(request, asked, media) else None,
@@ -192,6 +198,15 @@ async def _known_stream(registry: Registry, ledger: Ledger, name: str) -> Stream
         there = ", ".join(sorted(await registry.streams())) or "none yet"
         raise UserError(f"no stream {name!r}; there are: {there}. `penstock push URL --stream {name}` brings one")
     return spec
+
+
+def _objective(request: JobRequest, stream: StreamSpec) -> Objective:
+    if len(request.slo) > MAX_SLO:
+        raise UserError(f"{len(request.slo)} bounds in slo: give latency and quality, once each")
+    objective = objective_of(request.slo)
+    if request.slo and not (request.standing and stream.policy == "live"):
+        raise UserError("slo: only a standing job on a live stream has a latency: give `standing`, or leave `slo` away")
+    return objective
 
 
 def _window(request: JobRequest, stream: StreamSpec) -> int:

@@ -27,6 +27,7 @@ class StageView(Record, frozen=True, omit_defaults=False):
     id: str
     capability: str
     implementation: str
+    lower: tuple[str, ...] = ()  # that it may run on under load, by the job's slo
 
 
 class JobView(Record, frozen=True, omit_defaults=False):
@@ -83,7 +84,13 @@ def job_view(spec: JobSpec, nodes: Sequence[NodeStatus] = (), trouble: str = "")
         first=spec.asked.first,
         last=spec.asked.last,
         stages=tuple(
-            StageView(name=stage.name, id=stage.id, capability=stage.capability, implementation=stage.rung.rung)
+            StageView(
+                name=stage.name,
+                id=stage.id,
+                capability=stage.capability,
+                implementation=stage.rung.rung,
+                lower=tuple(rung.rung for rung in stage.lower),
+            )
             for stage in spec.plan.stages
         ),
         submitted_at=time_of_day(spec.submitted_ns),

@@ -15,7 +15,7 @@ from engine.decide.readiness import Readiness
 from engine.decide.retry import cause_of
 from engine.run.done import Canceled, Done, Late
 from engine.run.frames import Hold
-from engine.run.host import GroupStage, Host
+from engine.run.host import GroupStage, Host, StageRung
 from engine.run.spans import WorkSpan
 from engine.run.storing import Storing
 from engine.run.tickets import Ticket, no_word, nothing
@@ -68,11 +68,13 @@ class Computing:
         if told.expires_ns and (why := self._refused(told)):
             self._do(self._rule.late(told, why))
             return
-        span = self._host.spans.begin(told, self._stream)
-        if stage.demands:
-            self._host.tasks.start_soon(self._decode, told, stage, span)
+        place = self._host.ways.rung_of(self._stream, told.key.last, stage.rule.id) if told.expires_ns else 0
+        rung = stage.rungs[min(place, len(stage.rungs) - 1)]  # fewer may be left since it was begun
+        span = self._host.spans.begin(told, self._stream, rung.planned.rung)
+        if rung.demands:
+            self._host.tasks.start_soon(self._decode, told, stage, rung, span)
         else:
-            self._submit(told, stage, span, None)
+            self._submit(told, stage, rung, span, None)
 
     def _refused(self, told: Compute) -> str:
         """Why its segment is not begun; empty where it is."""
@@ -87,11 +89,11 @@ class Computing:
         stage = self._stages[told.stage.id]
         stage.opens.note(is_open=False)
         self.passed(told)
-        stage.pool.tally.num_held_back += 1
+        stage.rungs[0].pool.tally.num_held_back += 1
         record = empty_result_of(told, stage.empty, self._stream, self._host.worker, time.time_ns())
         self._storing.result(told, record, stage.empty, self._host.spans.begin(told, self._stream))
 
-    async def _decode(self, told: Compute, stage: GroupStage, span: WorkSpan) -> None:
+    async def _decode(self, told: Compute, stage: GroupStage, rung: StageRung, span: WorkSpan) -> None:
         """Have what the stage looks at decoded, ahead of its turn."""
         segments = [
             known.value.segment
@@ -99,9 +101,9 @@ class Computing:
             for known in found.values()
             if isinstance(known.value, Media)
         ]
-        stage.pool.num_ahead += 1
+        rung.pool.num_ahead += 1
         try:
-            wanted = stage.demands_for(inputs_of(told, self._stream, stage.params, {}))
+            wanted = rung.demands_for(inputs_of(told, self._stream, stage.params, {}))
             hold = await self._host.frames.hold(self._stream, segments, wanted, told.expires_ns)
         except (Permanent, Transient) as error:
             self._failed(told, span, error)
@@ -111,7 +113,7 @@ class Computing:
             self._failed(told, span, Permanent(f"decoding raised {type(error).__name__}: {error}"))
             return
         finally:
-            stage.pool.num_ahead -= 1
+            rung.pool.num_ahead -= 1
         if not self._rule.is_wanted(told):  # its messages were handed back meanwhile
             hold.let_go()
             span.end(error="canceled")
@@ -119,13 +121,13 @@ class Computing:
         span.decoded(hold.decodings)
         self._host.ways.passed(self._stream, told.key.last, DECODING)
         self._holds[id(told)] = hold
-        self._submit(told, stage, span, hold)
+        self._submit(told, stage, rung, span, hold)
 
-    def _submit(self, told: Compute, stage: GroupStage, span: WorkSpan, hold: Hold | None) -> None:
-        pool = stage.pool
+    def _submit(self, told: Compute, stage: GroupStage, rung: StageRung, span: WorkSpan, hold: Hold | None) -> None:
+        pool = rung.pool
         ticket = pool.submit(
             inputs_of(told, self._stream, stage.params, hold.media if hold is not None else {}),
-            partial(self._computed, told, span),
+            partial(self._computed, told, rung, span),
             due_ns=told.expires_ns,
             done_ns=lateness.expires_ns(told.stage.running, told.key, told.due_ns, stage.rule.behind_ns),
             alone=told.event.num_delivered > 1,
@@ -149,7 +151,7 @@ class Computing:
             }
             self._host.outbox.send(subjects.partials(job, self._stream), msgspec.json.encode(said))
 
-    def _computed(self, told: Compute, span: WorkSpan, ran: Done) -> None:
+    def _computed(self, told: Compute, rung: StageRung, span: WorkSpan, ran: Done) -> None:
         self._tickets.pop(id(told), None)
         hold = self._holds.pop(id(told), None) if self._holds else None
         if hold is not None:
@@ -168,7 +170,7 @@ class Computing:
             if told.expires_ns and ran.ended_ns > self._estimated_ns + ESTIMATE_NS:
                 self._estimate(ran.ended_ns)
             decoded = (hold.decode_s, hold.decode_path) if hold is not None else ()
-            record = result_of(told, ran, self._stream, self._host.worker, *decoded)
+            record = result_of(told, rung.planned.rung, ran, self._stream, self._host.worker, *decoded)
             self._storing.result(told, record, ran.output, span)
 
     def _estimate(self, now_ns: int) -> None:

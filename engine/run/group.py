@@ -31,6 +31,7 @@ from engine.decide.readiness import Readiness
 from engine.decide.retry import cause_of
 from engine.run.computing import Computing
 from engine.run.host import GroupStage, Host
+from engine.run.pool import Pool
 from engine.run.segment_cache import SegmentCache
 from engine.run.storing import Storing
 from engine.spec.workflow import MEDIA
@@ -102,6 +103,15 @@ class Group:
     def is_prompt(self) -> bool:
         """Whether what it makes is worth nothing when it is late."""
         return any(stage.rule.running.max_lag_s for stage in self.stages.values())
+
+    @property
+    def pools(self) -> list[Pool]:
+        """Those that compute what is taken now."""
+        now = (
+            stage.rungs[min(self.host.ways.rung_now(self.stream, id), len(stage.rungs) - 1)]
+            for id, stage in self.stages.items()
+        )
+        return list({id(rung.pool): rung.pool for rung in now}.values())
 
     @property
     def num_taken(self) -> int:

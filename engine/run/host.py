@@ -17,21 +17,35 @@ from engine.run.pool import Pool
 from engine.run.spans import WorkSpans
 from engine.run.ways import Ways
 from engine.spec.operator import Demand, Inputs
+from engine.spec.plan import PlannedRung
 from streams.wire.ledger import Ledger
 from streams.wire.outbox import Outbox
 
 
 @dataclass(frozen=True, slots=True)
-class GroupStage:
-    """A stage as its group runs it: the rule's view of it, and what computes it."""
+class StageRung:
+    """One of the rungs that may compute a stage."""
 
-    rule: StageRule
-    params: Any
+    planned: PlannedRung
     pool: Pool
     demands: tuple[Demand, ...] = ()
     demands_for: Callable[[Inputs], tuple[Demand, ...]] = lambda inputs: ()  # of one output
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStage:
+    """A stage as its group runs it: the rule's view of it, and what computes it, the best rung first."""
+
+    rule: StageRule
+    params: Any
+    rungs: tuple[StageRung, ...]
     empty: Any = None  # what is stored where its gate is shut
     opens: Opens = field(default_factory=Opens)
+
+    @property
+    def demands(self) -> tuple[Demand, ...]:
+        """What its best rung asks of the decoder of its media."""
+        return self.rungs[0].demands
 
 
 @dataclass(slots=True)

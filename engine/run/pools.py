@@ -8,11 +8,14 @@ import anyio
 import anyio.abc
 
 from engine.decide.lanes import is_worker_to_end
+from engine.decide.reconcile import lacking_rung
 from engine.run.cores import Cores
+from engine.run.host import StageRung
 from engine.run.pool import Pool
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Device
-from engine.spec.plan import PlannedStage, settings_of
+from engine.spec.plan import PlannedRung, PlannedStage, settings_of
+from engine.spec.workflow import MEDIA
 from streams.errors import PenstockError
 from streams.records import encode
 
@@ -39,11 +42,11 @@ class Pools:
         self._on_batch = on_batch
         self._pools: dict[bytes, tuple[Pool, float]] = {}  # by rung; when it was last needed (monotonic)
 
-    def of(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
+    def of(self, capability: str, rung: PlannedRung, tasks: anyio.abc.TaskGroup) -> Pool:
         """One for all stages on the same rung, whatever the stream."""
-        rung = encode([planned.capability, planned.rung])
-        pool = self._pools[rung][0] if rung in self._pools else self._made(planned, tasks)
-        self._pools[rung] = pool, time.monotonic()
+        key = encode([capability, rung.implementation, rung.rung, rung.version, rung.knobs, rung.device])
+        pool = self._pools[key][0] if key in self._pools else self._made(capability, rung, tasks)
+        self._pools[key] = pool, time.monotonic()
         return pool
 
     def need(self, pools: Collection[Pool]) -> None:
@@ -66,13 +69,13 @@ class Pools:
     def all(self) -> Sequence[Pool]:
         return [pool for pool, _ in self._pools.values()]
 
-    def _made(self, planned: PlannedStage, tasks: anyio.abc.TaskGroup) -> Pool:
-        operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
-        name = self._name(f"{planned.capability}/{planned.rung.implementation}/{planned.rung.rung}")
+    def _made(self, capability: str, rung: PlannedRung, tasks: anyio.abc.TaskGroup) -> Pool:
+        operator = self._catalogue.implementation(capability, rung.implementation)
+        name = self._name(f"{capability}/{rung.implementation}/{rung.rung}")
         return Pool(
             operator,
-            settings_of(operator.Knobs, planned.rung.knobs),
-            Device(planned.rung.device),
+            settings_of(operator.Knobs, rung.knobs),
+            Device(rung.device),
             self.cores,
             tasks,
             name=name,
@@ -87,3 +90,18 @@ class Pools:
         return next(
             name for name in itertools.chain([rung], (f"{rung}#{n}" for n in itertools.count(2))) if name not in taken
         )
+
+
+def stage_rungs(
+    planned: PlannedStage, catalogue: Catalogue, served: frozenset[str], pool_of: Callable[[str, PlannedRung], Pool]
+) -> tuple[StageRung, ...]:
+    """The rungs that a stage may run on here, with their pools: the best, and those below that can be served, too."""
+    found = []
+    for rung in planned.rungs:
+        if rung is not planned.rung and lacking_rung(planned, rung, catalogue, served) is not None:
+            continue
+        operator = catalogue.implementation(planned.capability, rung.implementation)
+        asking = operator(settings_of(operator.Knobs, rung.knobs))
+        demands = asking.demands() if MEDIA in planned.sources else ()
+        found.append(StageRung(rung, pool_of(planned.capability, rung), demands, asking.demands_for))
+    return tuple(found)

@@ -134,8 +134,9 @@ class WorkSpans:
         self._traces = traces
         self._worker = worker
 
-    def begin(self, work: Compute | GiveGap, stream: str) -> WorkSpan:
-        """In the trace of the output's own segment, linked to its other inputs."""
+    def begin(self, work: Compute | GiveGap, stream: str, rung: str = "") -> WorkSpan:
+        """In the trace of the output's own segment, linked to its other inputs. `rung`: that computes it, where that is
+        known."""
         parent = _parent(work)
         if not self._traces.enabled:
             return WorkSpan(parent or unrecorded())
@@ -145,7 +146,7 @@ class WorkSpans:
             names.STAGE: planned.name,
             names.STAGE_ID: planned.id,
             names.CAPABILITY: planned.capability,
-            names.RUNG: planned.rung.rung,
+            names.RUNG: rung or planned.rung.rung,
             names.STREAM: stream,
             names.SEGMENT: str(work.key),
             names.WORKER: self._worker,

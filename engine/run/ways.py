@@ -6,8 +6,10 @@ most.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from engine.decide.entrance import Entrance
 from engine.decide.lanes import CORES
-from engine.decide.passage import NOWHERE, Passage, StageCost, Way
+from engine.decide.passage import StageCost, Way
+from engine.decide.rungs import Ladder
 from engine.run.pool import Pool
 from engine.spec.operator import OfRanges
 from engine.spec.workflow import MEDIA
@@ -16,17 +18,25 @@ ESTIMATE_NS = 1_000_000_000
 DECODING = "decoding"  # as if it were a stage of its own
 DECODE_MEMORY = 20  # segments
 
+OnChange = Callable[[str, str, str, str], None]  # stream, stage, the rung it is on from now on, and why
+
 
 class Ways:
     """One for each worker. Stages are `engine.run.host.GroupStage`; `pools` are all of the worker's."""
 
-    def __init__(self, num_cores: int, pools: Callable[[], Iterable[Pool]]) -> None:
+    def __init__(
+        self,
+        num_cores: int,
+        pools: Callable[[], Iterable[Pool]],
+        on_change: OnChange = lambda stream, stage, rung, why: None,
+    ) -> None:
+        self._on_change = on_change
         self._num_cores = num_cores
         self._pools = pools
         self._groups: dict[str, dict[str, Mapping[str, Any]]] = {}  # stages, by stream and group
-        self._known: dict[str, tuple[int, Way]] = {}
+        self._known: dict[str, tuple[int, Ladder]] = {}
         self._decode_s: dict[str, float] = {}  # by stream, of a segment
-        self._passage = Passage()
+        self._entrance = Entrance()
 
     def serve(self, stream: str, group: str, stages: Mapping[str, Any]) -> None:
         """From now on a group runs these of a stream's stages, by their id."""
@@ -40,16 +50,29 @@ class Ways:
             del groups[group]
             self._known.pop(stream, None)
         if not groups:
+            self._entrance.forget(stream)
             for kept in (self._groups, self._known, self._decode_s):
                 kept.pop(stream, None)
 
     def of(self, stream: str, now_ns: int) -> Way:
-        """As of a second ago at most; `now_ns`: Unix time."""
-        if stream not in self._groups:
-            return NOWHERE
+        """Through a stream's stages, on the rungs that new segments take; as of a second ago at most. `now_ns`: Unix
+        time."""
+        return self._ladder(stream, now_ns).way(self._entrance.now_on(stream))
+
+    def rung_of(self, stream: str, index: int, stage: str) -> int:
+        """Which of its rungs a stage takes for a segment; the best for what is wanted whenever."""
+        return self._entrance.rung_of((stream, index), stage)
+
+    def rung_now(self, stream: str, stage: str) -> int:
+        """Which of its rungs a stage takes for new segments."""
+        return self._entrance.now_on(stream).get(stage, 0)
+
+    def _ladder(self, stream: str, now_ns: int) -> Ladder:
         known = self._known.get(stream)
         if known is None or now_ns > known[0] + ESTIMATE_NS:
-            known = self._known[stream] = now_ns, self._estimated(stream)
+            known = now_ns, self._estimated(stream)
+            if stream in self._groups:
+                self._known[stream] = known
         return known[1]
 
     def note_decoded(self, stream: str, took_s: float) -> None:
@@ -59,34 +82,45 @@ class Ways:
             self._decode_s[stream] = before_s + (took_s - before_s) / DECODE_MEMORY
 
     def enters(self, stream: str, index: int, due_ns: int, lag_s: float, now_ns: int) -> str:
-        """Why a segment is not begun; empty where it is."""
+        """Why a segment is not begun; empty where it is, on rungs that are chosen now."""
         running_s: dict[str, float] = {}
         for pool in self._pools():
             running_s[pool.resource] = running_s.get(pool.resource, 0.0) + pool.running_s
-        return self._passage.enters((stream, index), due_ns, lag_s, now_ns, self.of(stream, now_ns), running_s)
+        stages = {id: each for group in self._groups.get(stream, {}).values() for id, each in group.items()}
+        asked_s = (each.rule.running.latency_s for each in stages.values() if each.rule.running.latency_s)
+        when = due_ns, lag_s, min(asked_s, default=0.0), now_ns
+        why, changes = self._entrance.enters((stream, index), *when, self._ladder(stream, now_ns), running_s)
+        for changed in changes:
+            stage = stages[changed.stage]
+            self._on_change(stream, stage.rule.name, stage.rungs[changed.rung].planned.rung, changed.why)
+        return why
 
     def passed(self, stream: str, index: int, stage: str) -> None:
         """A stage has begun on a segment, or there is nothing to do of it."""
-        self._passage.passed((stream, index), stage)
+        self._entrance.passed((stream, index), stage)
 
     def lost(self, stream: str, index: int) -> None:
         """A segment that was begun will not be whole in time."""
-        self._passage.lost((stream, index))
+        self._entrance.lost((stream, index))
 
-    def _estimated(self, stream: str) -> Way:
+    def _estimated(self, stream: str) -> Ladder:
         every = {id: stage for stages in self._groups.get(stream, {}).values() for id, stage in stages.items()}
         costs = {
-            id: StageCost(
-                sources=stage.rule.sources,
-                resource=stage.pool.resource,
-                num_lanes=stage.pool.num_shared_lanes,
-                unit_s=stage.pool.unit_s,
-                service_s=stage.pool.service_s,
-                open_share=stage.opens.share,
-            )
+            id: [
+                StageCost(
+                    sources=stage.rule.sources,
+                    resource=rung.pool.resource,
+                    num_lanes=rung.pool.num_shared_lanes,
+                    unit_s=rung.pool.unit_s,
+                    service_s=rung.pool.service_s,
+                    open_share=stage.opens.share,
+                    quality=rung.planned.quality,
+                )
+                for rung in stage.rungs
+            ]
             for id, stage in every.items()
             if not isinstance(stage.rule.scope, OfRanges)  # which is not made of each segment
         }
         if decode_s := self._decode_s.get(stream, 0.0):
-            costs[DECODING] = StageCost((MEDIA,), CORES, self._num_cores, decode_s, decode_s)
-        return Way.through(costs)
+            costs[DECODING] = [StageCost((MEDIA,), CORES, self._num_cores, decode_s, decode_s)]
+        return Ladder(costs)

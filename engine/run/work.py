@@ -39,17 +39,16 @@ def inputs_of(work: Compute, stream: str, params: Any, media: Mapping[int, Media
 
 
 def result_of(
-    work: Compute, ran: Done, stream: str, worker: str, decode_s: float = 0.0, decode_path: str = ""
+    work: Compute, rung: str, ran: Done, stream: str, worker: str, decode_s: float = 0.0, decode_path: str = ""
 ) -> Result:
-    """The record of an output that was computed."""
-    rung = work.stage.running.planned.rung
+    """The record of an output that was computed, on which rung."""
     return Result(
         stage=work.stage.id,
         stream=stream,
         first=work.key.first,
         last=work.key.last,
         output=msgspec.Raw(ran.encoded),
-        implementation=rung.rung,
+        implementation=rung,
         measured=Measured(
             compute_s=ran.compute_s,
             wait_s=max(0, ran.started_ns - work.event.since_ns) / 1e9,

@@ -31,7 +31,7 @@ from engine.run.group import Group
 from engine.run.host import GroupStage, Host
 from engine.run.journal import Journal, tell_stories
 from engine.run.pool import Pool
-from engine.run.pools import Pools
+from engine.run.pools import Pools, stage_rungs
 from engine.run.registry import Registry, following, open_registry
 from engine.run.segment_cache import SegmentCache
 from engine.run.signalling import Meters, say_signals, stream_signals
@@ -41,7 +41,7 @@ from engine.run.ways import Ways
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, Span
 from engine.spec.operator import Fold, Machine
-from engine.spec.plan import PlannedStage, ancestors, settings_of
+from engine.spec.plan import PlannedStage, ancestors
 from engine.spec.workflow import MEDIA
 from streams.errors import LinkError, PenstockError
 from streams.records import Segment
@@ -64,7 +64,7 @@ class _Served:
     running: RunningGroup
     group: Group
     place: str  # stream and group
-    pools: list[Pool]
+    pools: list[Pool]  # of all rungs
     pulls: list[Pull] = field(default_factory=list)
     scopes: list[anyio.CancelScope] = field(default_factory=list)
 
@@ -107,7 +107,7 @@ class Worker:
         self._pools = Pools(
             catalogue, assignment.num_cores, ledger.clock.now_ns, self._credit.note_change, self._meters.served
         )
-        self._ways = Ways(assignment.num_cores, self._pools.all)
+        self._ways = Ways(assignment.num_cores, self._pools.all, self._on_rung)
         self._frames = FrameStore(self._pools.cores, on_decoded=self._on_decoded)
         machine = Machine(num_cores=assignment.num_cores, has_gpu=assignment.has_gpu)
         self._offers = offers(catalogue, devices_of(machine))
@@ -188,7 +188,7 @@ class Worker:
             stages = [self._stage(rule, tasks) for rule in rules_of(running.stages, above[running.stream])]
             place = f"{running.stream}/{running.name}"
             group = Group.of(running.name, self._host(place, tasks), self._caches[running.stream], stages, names)
-            pools = list({id(stage.pool): stage.pool for stage in stages}.values())
+            pools = list({id(rung.pool): rung.pool for stage in stages for rung in stage.rungs}.values())
             served = _Served(running, group, place, pools)
             self._served[running.stream, running.name] = served
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
@@ -243,14 +243,10 @@ class Worker:
     def _stage(self, rule: StageRule, tasks: anyio.abc.TaskGroup) -> GroupStage:
         planned = rule.running.planned
         capability = self._catalogue.capability(planned.capability)
-        operator = self._catalogue.implementation(planned.capability, planned.rung.implementation)
-        asking = operator(settings_of(operator.Knobs, planned.rung.knobs))
         return GroupStage(
             rule=rule,
             params=msgspec.convert(planned.params, capability.params),
-            pool=self._pools.of(planned, tasks),
-            demands=asking.demands() if MEDIA in planned.sources else (),
-            demands_for=asking.demands_for,
+            rungs=stage_rungs(planned, self._catalogue, self._offers, partial(self._pools.of, tasks=tasks)),
             empty=capability.output() if rule.is_gated else None,
         )
 
@@ -276,7 +272,7 @@ class Worker:
                 served.pulls.append(pull)
                 await pull.open()
                 if not group.is_leaving:
-                    self._credit.note_waiting(served.place, served.pools, None)
+                    self._credit.note_waiting(served.place, group.pools, None)
                 tasks.start_soon(self._serve, served, pull)
         except Exception as error:  # it ends nobody else's work
             is_known = isinstance(error, PenstockError)
@@ -319,7 +315,7 @@ class Worker:
         with anyio.CancelScope() as scope:
             served.scopes.append(scope)
             while not served.group.is_leaving:
-                taken = served.place, lambda: served.group.num_taken, served.pools
+                taken = served.place, lambda: served.group.num_taken, served.group.pools
                 num = await self._credit.of(*taken, is_prompt=served.group.is_prompt)
                 try:
                     arrivals = await pull.take(num)
@@ -332,7 +328,7 @@ class Worker:
                         self._outbox.send(arrival.reply, again(0))
                     break
                 served.group.num_pending = arrivals[-1].num_pending
-                self._credit.note_waiting(served.place, served.pools, served.group.num_pending)
+                self._credit.note_waiting(served.place, served.group.pools, served.group.num_pending)
                 for arrival in arrivals:
                     served.group.take(arrival)
         left = pull.waiting
@@ -350,6 +346,10 @@ class Worker:
         took_s = (ended_ns - began_ns) / 1e9
         self._ways.note_decoded(stream, took_s)
         self._journal.note(stream, str(segment.index), "", "decode", f"{kind.__name__} in {took_s:.3f} s")
+
+    def _on_rung(self, stream: str, stage: str, rung: str, why: str) -> None:
+        self._journal.note(stream, "", stage, f"rung {rung} from now on", why)
+        log.info("rung_changed", stream=stream, stage=stage, rung=rung, why=why)
 
     def _unfinished(self) -> list[Arrival]:
         """What this worker has taken and not yet done."""

@@ -46,15 +46,31 @@ class Segments:
         self.by_stream: dict[str, tuple[int, int]] = {}  # in time, and all
         self.num_gaps = 0
         self.num_late = 0
+        self.quality_sum = 0.0  # of those in time
+        self.num_opened = self.num_opened_in_time = 0  # of those that open a gate: something is found in them
         self.computed_s = 0.0
         self.wasted_s = 0.0  # of computing, on what was not answered in time
 
-    def note(self, stream: str, came_s: float, took_s: float, computed_s: float, *, whole: bool, late: bool) -> None:
+    def note(
+        self,
+        stream: str,
+        came_s: float,
+        took_s: float,
+        computed_s: float,
+        *,
+        whole: bool,
+        late: bool,
+        quality: float = 1.0,
+        opened: bool = False,
+    ) -> None:
         self.came_s.append(came_s)
         self.took_s.append(took_s)
         self.is_in_time.append(whole and not late)
         good, num = self.by_stream.get(stream, (0, 0))
         self.by_stream[stream] = good + (whole and not late), num + 1
+        self.quality_sum += quality * (whole and not late)
+        self.num_opened += opened
+        self.num_opened_in_time += opened and whole and not late
         self.num_gaps += not whole
         self.num_late += whole and late
         self.computed_s += computed_s
@@ -70,6 +86,16 @@ class Segments:
         return sum(self.is_in_time)
 
     @property
+    def quality(self) -> float:
+        """What those in time are worth on average, against the best rungs; 1 where there are none."""
+        return self.quality_sum / self.num_in_time if self.num_in_time else 1.0
+
+    @property
+    def opened_in_time(self) -> float:
+        """Of those that open a gate, the share that was answered, whole and in time; 1 where none does."""
+        return self.num_opened_in_time / self.num_opened if self.num_opened else 1.0
+
+    @property
     def shares(self) -> list[float]:
         """Of each stream, the share of its segments that was answered, whole and in time; the least first."""
         return sorted(good / num for good, num in self.by_stream.values())
@@ -83,6 +109,7 @@ class Report(msgspec.Struct, frozen=True):
     seconds: float
     segments: Segments
     pools: dict[str, PoolReport]
+    changes: tuple[tuple[float, str, str, int], ...] = ()  # of rungs: when, s, of which stream and stage, to which
 
     @property
     def in_time(self) -> float:

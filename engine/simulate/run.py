@@ -14,7 +14,9 @@ from engine.decide import lateness
 from engine.decide.admission import Wants, credit, room, without_patient
 from engine.decide.batcher import Batcher, Item
 from engine.decide.cores import whose_turn
-from engine.decide.passage import NOWHERE, Opens, Passage, Segment, StageCost, Way
+from engine.decide.entrance import Entrance
+from engine.decide.passage import Opens, Segment, StageCost
+from engine.decide.rungs import Ladder, Rungs
 from engine.simulate.arrivals import times_s
 from engine.simulate.pools import Batching, Cores, Ended, SimulatedPool, Turn
 from engine.simulate.report import PoolReport, Report, Segments
@@ -37,24 +39,28 @@ class _Segment:
     """One on its way. `left`: of each stage, how many of its inputs are still to come."""
 
     name: Segment
+    opens: frozenset[str]  # the gates that it will find open, whether or not anybody looks
     came_ns: int
     due_ns: int
     lag_s: float
+    latency_s: float
     left: dict[str, int]
     num_open: int
     counts: bool
     is_whole: bool = True
     computed_s: float = 0.0  # of lanes, its share of the batches
+    quality: float = 1.0
     open_to: dict[str, bool] = field(default_factory=dict)
 
 
 class _Stage:
     """One as it is run."""
 
-    def __init__(self, name: str, spec: StageSpec, pool: SimulatedPool) -> None:
+    def __init__(self, name: str, spec: StageSpec, rungs: Sequence[tuple[SimulatedPool, float]]) -> None:
         self.name = name
         self.spec = spec
-        self.pool = pool
+        self.rungs = rungs  # the best first, each with its quality
+        self.pool = rungs[0][0]
         self.behind: list[str] = []
         self.opens = Opens()
 
@@ -65,23 +71,30 @@ class _Group:
     def __init__(self, stage: _Stage, stream: str) -> None:
         self.name = f"{stage.name}/{stream}"
         self.stage = stage
+        self.stream = stream
         self.waiting: deque[_Segment] = deque()
         self.num_taken = 0
 
 
 def run(
-    scenario: Scenario, batching_of: BatchingOf = usual, turn: Turn = whose_turn, *, asks_passage: bool = True
+    scenario: Scenario,
+    batching_of: BatchingOf = usual,
+    turn: Turn = whose_turn,
+    *,
+    asks_passage: bool = True,
+    rungs_of: Callable[[], Rungs] = Rungs,
 ) -> Report:
-    """What became of it; by the engine's own batchers, turns and passage, or by others. Deterministic: the same
-    scenario and seed give the same report."""
-    return _Run(scenario, batching_of, turn, asks_passage).report()
+    """What became of it; by the engine's own batchers, turns, passage and choice of rungs, or by others. Deterministic:
+    the same scenario and seed give the same report."""
+    return _Run(scenario, batching_of, turn, Entrance(rungs_of) if asks_passage else None).report()
 
 
 class _Run:
-    def __init__(self, scenario: Scenario, batching_of: BatchingOf, turn: Turn, asks_passage: bool) -> None:
+    def __init__(self, scenario: Scenario, batching_of: BatchingOf, turn: Turn, entrance: Entrance | None) -> None:
         self.scenario = scenario
-        self.passage = Passage() if asks_passage else None
-        self.way = NOWHERE
+        self.entrance = entrance
+        self.ladder = Ladder({})
+        self.changes: list[tuple[float, str, str, int]] = []
         self.world = World(scenario.seed)
         cores = Cores(scenario.num_cores, lambda: self.world.now_ns, turn)
         self.pools = {
@@ -99,14 +112,27 @@ class _Run:
             for name, spec in scenario.pools.items()
         }
         specs = {name: scenario.stages[name] for name in scenario.order()}
-        self.stages = {name: _Stage(name, spec, self.pools[spec.pool]) for name, spec in specs.items()}
+        self.stages = {
+            name: _Stage(
+                name,
+                spec,
+                [(self.pools[spec.pool], 1.0), *((self.pools[rung.pool], rung.quality) for rung in spec.lower)],
+            )
+            for name, spec in specs.items()
+        }
         for name, stage in self.stages.items():
             for source in stage.spec.inputs:
                 if source != MEDIA:
                     self.stages[source].behind.append(name)
         self.groups: dict[tuple[str, str], _Group] = {}
-        self.hungry: dict[str, OrderedDict[str, _Group]] = {name: OrderedDict() for name in self.pools}
-        self.taking: set[str] = set()  # pools: what is late is over at once, and would have the next one taken
+        self.hungry: dict[str, OrderedDict[str, _Group]] = {}  # for which something waits, by the pool of the best rung
+        self.lines: dict[str, list[str]] = {name: [] for name in self.pools}  # by pool, those of stages that may use it
+        for stage in self.stages.values():
+            self.hungry[stage.pool.name] = OrderedDict()
+            for pool, _ in stage.rungs:
+                if stage.pool.name not in self.lines[pool.name]:
+                    self.lines[pool.name].append(stage.pool.name)
+        self.taking: set[str] = set()  # lines: what is late is over at once, and would have the next one taken
         self.wants = Wants()
         self.chance = self.world.chance("gates")
         self.segments = Segments()
@@ -122,7 +148,7 @@ class _Run:
                 raise PenstockError(f"{group.name}: {len(group.waiting)} segments wait for good, {group.num_taken} run")
         seconds = self.world.now_ns / NS - 1
         pools = {name: PoolReport.of(pool, seconds) for name, pool in self.pools.items()}
-        return Report(seconds=seconds, segments=self.segments, pools=pools)
+        return Report(seconds=seconds, segments=self.segments, pools=pools, changes=tuple(self.changes))
 
     # --- what comes ----------------------------------------------------------------------------------------------
 
@@ -143,19 +169,22 @@ class _Run:
 
         def comes() -> None:
             for name in names:
-                self._come(name, streams.max_lag_s)
+                self._come(name, streams)
             self._next(times, streams, names)
 
         self.world.at(NS + round(at_s * NS), comes)
 
-    def _come(self, stream: str, lag_s: float) -> None:
-        now_ns = self.world.now_ns
+    def _come(self, stream: str, spec: StreamsSpec) -> None:
+        now_ns, lag_s = self.world.now_ns, spec.max_lag_s
         self.num_came += 1
+        gated = [stage for stage in self.stages.values() if stage.spec.share < 1]
         segment = _Segment(
+            opens=frozenset(stage.name for stage in gated if self.chance.random() < stage.spec.share),
             name=(stream, self.num_came),
             came_ns=now_ns,
             due_ns=now_ns + round(lag_s * NS) if lag_s else 0,
             lag_s=lag_s,
+            latency_s=spec.latency_s,
             left={name: len(stage.spec.inputs) for name, stage in self.stages.items()},
             num_open=len(self.stages),
             counts=now_ns >= NS + self.scenario.warm_up_s * NS,
@@ -173,7 +202,7 @@ class _Run:
             return
         if segment.open_to.get(stage.name) is False:
             self._resolve(stage, segment, is_gap=True)
-        elif stage.spec.share < 1 and not stage.opens.note(is_open=self.chance.random() < stage.spec.share):
+        elif stage.spec.share < 1 and not stage.opens.note(is_open=stage.name in segment.opens):
             self._resolve(stage, segment)  # its gate is shut
         else:
             self._wait(stage, segment)
@@ -188,17 +217,28 @@ class _Run:
             group = self.groups[key] = _Group(stage, segment.name[0])
         group.waiting.append(segment)
         self.hungry[stage.pool.name].setdefault(group.name, group)
-        self._take(stage.pool)
+        self._take(stage.pool.name)
 
-    def _take(self, pool: SimulatedPool) -> None:
+    def _pool_now(self, group: _Group) -> SimulatedPool:
+        """That computes what a group takes now."""
+        rung = self.entrance.now_on(group.stream).get(group.stage.name, 0) if self.entrance is not None else 0
+        return group.stage.rungs[rung][0]
+
+    def _take(self, line: str) -> None:
         """As many as admission lends, group by group."""
-        if pool.name in self.taking:
+        if line in self.taking:
             return
-        self.taking.add(pool.name)
-        hungry = self.hungry[pool.name]
+        self.taking.add(line)
+        hungry = self.hungry[line]
         num_refused = 0
-        while num_refused < len(hungry) and room(without_patient(signals := pool.signals())) > 0:
+        while num_refused < len(hungry):
             name, group = hungry.popitem(last=False)
+            pool = self._pool_now(group)
+            signals = pool.signals()
+            if not self.ladder.has_choice and room(without_patient(signals)) <= 0:  # nor is there for the others
+                hungry[name] = group
+                hungry.move_to_end(name, last=False)
+                break
             self.wants.note(name, {pool.name: pool.max_batch}, len(group.waiting))
             is_prompt = group.waiting[0].due_ns > 0
             lent = credit(name, group.num_taken, [signals], self.wants, is_prompt=is_prompt).num
@@ -212,49 +252,58 @@ class _Run:
             hungry[name] = group
             if lent > 0 and group.num_taken == num_before:  # all were over at once: it asks again before others do
                 hungry.move_to_end(name, last=False)
-        self.taking.remove(pool.name)
+        self.taking.remove(line)
 
     def _submit(self, group: _Group, segment: _Segment) -> None:
         stage = group.stage
         group.num_taken += 1
         if not segment.due_ns:
-            stage.pool.submit(Item(0), partial(self._ended, group, segment))
+            stage.pool.submit(Item(0), partial(self._ended, group, segment, stage.pool))
             return
         self._estimate()
         now_ns = self.world.now_ns
-        done_ns = lateness.latest_ns(segment.due_ns, self.way.behind_ns.get(stage.name, 0), segment.lag_s)
-        expires_ns = lateness.latest_ns(segment.due_ns, self.way.with_it_ns[stage.name], segment.lag_s)
-        if not self._enters(segment) or lateness.is_late(expires_ns, now_ns):
-            self._ended(group, segment, Ended(now_ns, now_ns, 0))
+        is_begun = self._enters(segment)
+        rung = self.entrance.rung_of(segment.name, stage.name) if self.entrance is not None else 0
+        pool, quality = stage.rungs[rung]
+        way = self.ladder.way(self.entrance.now_on(group.stream) if self.entrance is not None else {})
+        done_ns = lateness.latest_ns(segment.due_ns, way.behind_ns.get(stage.name, 0), segment.lag_s)
+        expires_ns = lateness.latest_ns(segment.due_ns, way.with_it_ns[stage.name], segment.lag_s)
+        ended = partial(self._ended, group, segment, pool)
+        if not is_begun or lateness.is_late(expires_ns, now_ns):
+            ended(Ended(now_ns, now_ns, 0))
             return
-        begun = partial(self._passed, stage, segment)
-        stage.pool.submit(Item(0, expires_ns, done_ns), partial(self._ended, group, segment), begun)
+        segment.quality *= quality
+        pool.submit(Item(0, expires_ns, done_ns), ended, partial(self._passed, stage, segment))
 
     def _enters(self, segment: _Segment) -> bool:
-        if self.passage is None:
+        if self.entrance is None:
             return True
         running_s: dict[str, float] = {}
         for pool in self.pools.values():
             running_s[pool.resource] = running_s.get(pool.resource, 0.0) + pool.running_s
-        asked = segment.name, segment.due_ns, segment.lag_s, self.world.now_ns
-        return not self.passage.enters(*asked, self.way, running_s)
+        when = segment.due_ns, segment.lag_s, segment.latency_s, self.world.now_ns
+        why, changes = self.entrance.enters(segment.name, *when, self.ladder, running_s)
+        at_s = self.world.now_ns / NS - 1
+        self.changes += ((at_s, segment.name[0], changed.stage, changed.rung) for changed in changes)
+        return not why
 
     def _passed(self, stage: _Stage, segment: _Segment) -> None:
-        if self.passage is not None:
-            self.passage.passed(segment.name, stage.name)
+        if self.entrance is not None:
+            self.entrance.passed(segment.name, stage.name)
 
-    def _ended(self, group: _Group, segment: _Segment, ended: Ended) -> None:
+    def _ended(self, group: _Group, segment: _Segment, pool: SimulatedPool, ended: Ended) -> None:
         group.num_taken -= 1
         if ended.batch_size:
             segment.computed_s += (ended.ended_ns - ended.began_ns) / NS / ended.batch_size
         self._resolve(group.stage, segment, is_gap=not ended.batch_size)
-        self._take(group.stage.pool)
+        for line in self.lines[pool.name]:
+            self._take(line)
 
     def _resolve(self, stage: _Stage, segment: _Segment, *, is_gap: bool = False) -> None:
         """A stage has said what it has to say of a segment."""
         self._passed(stage, segment)
-        if is_gap and self.passage is not None and segment.is_whole:
-            self.passage.lost(segment.name)
+        if is_gap and self.entrance is not None and segment.is_whole:
+            self.entrance.lost(segment.name)
         segment.num_open -= 1
         is_over = not segment.num_open
         segment.is_whole = segment.is_whole and not is_gap
@@ -270,6 +319,8 @@ class _Run:
                 segment.computed_s,
                 whole=segment.is_whole,
                 late=is_late,
+                quality=segment.quality,
+                opened=bool(segment.opens),
             )
 
     def _estimate(self) -> None:
@@ -277,16 +328,20 @@ class _Run:
         if self._estimated_ns and self.world.now_ns < self._estimated_ns + ESTIMATE_S * NS:
             return
         self._estimated_ns = self.world.now_ns
-        self.way = Way.through(
+        self.ladder = Ladder(
             {
-                name: StageCost(
-                    sources=stage.spec.inputs,
-                    resource=stage.pool.resource,
-                    num_lanes=stage.pool.num_shared_lanes,
-                    unit_s=stage.pool.unit_s,
-                    service_s=stage.pool.service_s,
-                    open_share=stage.opens.share,
-                )
+                name: [
+                    StageCost(
+                        sources=stage.spec.inputs,
+                        resource=pool.resource,
+                        num_lanes=pool.num_shared_lanes,
+                        unit_s=pool.unit_s,
+                        service_s=pool.service_s,
+                        open_share=stage.opens.share,
+                        quality=quality,
+                    )
+                    for pool, quality in stage.rungs
+                ]
                 for name, stage in self.stages.items()
             }
         )

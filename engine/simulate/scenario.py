@@ -59,10 +59,19 @@ class SimulatedPoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         )
 
 
-class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A stage: which pool computes it, what it reads, and for what share of segments its gate is open."""
+class LowerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rung that may compute a stage under load, and what it is worth against the best."""
 
     pool: str
+    quality: Annotated[float, Meta(ge=0, le=1)]
+
+
+class StageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stage: which pool computes it, on its best rung and on lower ones, the best first; what it reads, and for what
+    share of segments its gate is open."""
+
+    pool: str
+    lower: tuple[LowerSpec, ...] = ()
     inputs: tuple[str, ...] = (MEDIA,)
     share: Annotated[float, Meta(ge=0, le=1)] = 1.0
 
@@ -73,6 +82,7 @@ class StreamsSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     arrivals: Arrivals
     num: Annotated[int, Meta(ge=1, le=MAX_STREAMS)] = 1
     max_lag_s: NotNegative = 0.0  # 0: whatever comes is wanted however late
+    latency_s: NotNegative = 0.0  # within which it is wanted, on lower rungs if need be; 0: as the lag allows
     together: bool = False
 
 
@@ -91,8 +101,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if not (self.pools and self.stages and self.streams):
             raise UserError("a scenario needs [pools], [stages] and [[streams]]")
         for name, stage in self.stages.items():
-            if stage.pool not in self.pools:
-                raise UserError(f"stage {name!r} has no pool {stage.pool!r}; there are {', '.join(self.pools)}")
+            for pool in (stage.pool, *(rung.pool for rung in stage.lower)):
+                if pool not in self.pools:
+                    raise UserError(f"stage {name!r} has no pool {pool!r}; there are {', '.join(self.pools)}")
             for source in stage.inputs:
                 if source != MEDIA and source not in self.stages:
                     raise UserError(f"stage {name!r} reads {source!r}; there are {', '.join([MEDIA, *self.stages])}")

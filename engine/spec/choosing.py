@@ -10,7 +10,7 @@ from math import inf
 from typing import Literal
 
 from engine.spec.catalogue import Catalogue, Offer, raised
-from engine.spec.operator import Capability, Machine, Map, Operator, Rung, Settings
+from engine.spec.operator import Capability, Machine, Map, Operator, Rung, Scope, Settings
 from streams.errors import UserError
 from streams.records import MediaInfo
 
@@ -114,6 +114,54 @@ def choose(
         waits_s, operator, rung = min(slow, key=lambda each: each[0])
         return operator, rung, [pace.told(rung, waits_s)]
     raise UserError(f"nothing here can compute {capability.name!r}: {'; '.join(dict.fromkeys([*reasons, *unable]))}")
+
+
+def lower(
+    catalogue: Catalogue,
+    capability: Capability,
+    best: Offer,
+    machine: Machine,
+    media: MediaInfo | None,
+    elsewhere: Collection[str],
+    pace: Pace,
+    params: Settings,
+    given: Collection[str],
+    floor: float,
+) -> list[Offer]:
+    """The rungs below the best that may take its place under load, the best first: worth at least `floor` of it, able
+    to do the same here or on another node, and reading the same in the same way, so that nothing else changes."""
+    if floor >= 1.0 or not best.rung.quality:
+        return []
+    try:
+        alike = _reads_as(best, pace)
+        offers = catalogue.offers(capability.name)
+        return [
+            offer
+            for offer in offers[offers.index(best) + 1 :]
+            if offer.rung.quality >= floor * best.rung.quality
+            and offer.cannot(params) is None
+            and _lacks(offer, given) is None
+            and _runs_somewhere(offer, capability, machine, media, elsewhere)
+            and _reads_as(offer, pace) == alike
+        ]
+    except Exception:  # an operator's own, which was well a moment ago: there is the best rung still
+        return []
+
+
+def _runs_somewhere(
+    offer: Offer, capability: Capability, machine: Machine, media: MediaInfo | None, elsewhere: Collection[str]
+) -> bool:
+    if offer.missing(machine, media) is None:
+        return True
+    rungs = (rung_on(capability.name, offer.rung.name, device) for device in offer.operator.devices)
+    return offer.missing(machine, None) is not None and any(rung in elsewhere for rung in rungs)
+
+
+def _reads_as(offer: Offer, pace: Pace) -> tuple[Scope, frozenset[str] | None, frozenset[str], str]:
+    """How a rung reads its inputs: what of it makes stages run together, and outputs wait for inputs."""
+    operator, knobs = offer.operator, offer.rung.knobs
+    kinds = frozenset(type(demand).__qualname__ for demand in operator(knobs).demands())
+    return operator.scope_of(knobs, pace.segment_s), operator.reads(knobs), kinds, operator.runs_in
 
 
 def _lacks(offer: Offer, given: Collection[str]) -> str | None:

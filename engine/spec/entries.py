@@ -72,6 +72,8 @@ def sound_job(key: str, value: bytes) -> JobSpec:
         raise Malformed(f"submitted_ns: {job.submitted_ns}: no clock shows that")
     if not 0 <= job.max_lag_s <= 86400:
         raise Malformed(f"max_lag_s: {job.max_lag_s:g}: give from 0 to 86400 seconds")
+    if not 0 <= job.latency_s <= 86400:
+        raise Malformed(f"latency_s: {job.latency_s:g}: give from 0 to 86400 seconds")
     return job
 
 

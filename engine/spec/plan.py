@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from engine.spec.catalogue import Catalogue, Offer
-from engine.spec.choosing import USUAL, Pace, choose, device_for
+from engine.spec.choosing import USUAL, Pace, choose, device_for, lower
 from engine.spec.operator import (
     Capability,
     Machine,
@@ -44,6 +44,7 @@ class PlannedRung(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     knobs: dict[str, Any] = {}
     device: Literal["cpu", "cuda"] = "cpu"  # where it is to run; never part of what makes two computations the same
+    quality: float = 1.0  # against the best of its stage, by what rungs declare; never part of it either
 
 
 class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,9 +55,15 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
     capability: str
     rung: PlannedRung
     scope: Scope
+    lower: tuple[PlannedRung, ...] = ()  # that may compute it under load, the best first (engine/spec/objective.py)
     group: str  # stages of one stream with the same group run fused, whichever jobs brought them
     params: dict[str, Any] = {}
     inputs: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def rungs(self) -> tuple[PlannedRung, ...]:
+        """All that may compute it, the best first."""
+        return (self.rung, *self.lower)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -126,11 +133,13 @@ def make_plan(
     window: int | None = None,
     elsewhere: Collection[str] = (),
     pace: Pace = USUAL,
+    floor: float = 1.0,
 ) -> Plan:
-    """Choose and check. `elsewhere` are the rungs that other nodes can run (`rung_on`). With `window`, a stage that
-    would reduce a whole range looks at the last `window` segments instead, for a stream that does not end. Raises
-    UserError for an unknown capability, a wrong port, a type that does not fit, a bad parameter, or a capability that
-    nothing can compute."""
+    """Choose and check. `elsewhere` are the rungs that other nodes can run (`rung_on`). With a `floor`, a stage may run
+    under load on lower rungs, of which each is worth so much of the best. With `window`, a stage that would reduce a
+    whole range looks at the last `window` segments instead, for a stream that does not end. Raises UserError for an
+    unknown capability, a wrong port, a type that does not fit, a bad parameter, or a capability that nothing can
+    compute."""
     planned: dict[str, PlannedStage] = {}
     notices = [f"set aside: {why}" for why in catalogue.set_aside]
     chosen = _chosen(workflow, catalogue, machine, media, elsewhere, pace)
@@ -138,12 +147,22 @@ def make_plan(
         operator, rung = offer
         notices += [notice for notice in passed_over if notice not in notices]
         inputs = {port: _ids(stage, port, capability, planned) for port in sorted(stage.inputs)}
-        knobs = msgspec.to_builtins(rung.knobs)
         params = _written(name, asked)
-        device = device_for(offer, capability, machine, media, elsewhere)
-        planned_rung = PlannedRung(
-            implementation=operator.name, rung=rung.name, version=operator.version, knobs=knobs, device=device
-        )
+
+        def placed(each: Offer, quality: float, capability: Capability = capability) -> PlannedRung:
+            return PlannedRung(
+                implementation=each.operator.name,
+                rung=each.rung.name,
+                version=each.operator.version,
+                knobs=msgspec.to_builtins(each.rung.knobs),
+                device=device_for(each, capability, machine, media, elsewhere),
+                quality=quality,
+            )
+
+        given = frozenset(stage.inputs)
+        below = lower(catalogue, capability, offer, machine, media, elsewhere, pace, asked, given, floor)
+        planned_rung = placed(offer, 1.0)
+        lower_rungs = tuple(placed(each, round(each.rung.quality / rung.quality, 4)) for each in below)
         scope = operator.scope_of(rung.knobs, pace.segment_s)
         if window is not None and isinstance(scope, Reduce):
             scope = Window(window)
@@ -151,10 +170,11 @@ def make_plan(
         if stage.sources(WHEN) and not isinstance(scope, Map):
             raise UserError(f"stage {name!r}: only what looks at segments one by one can have an input {WHEN!r}")
         planned[name] = PlannedStage(
-            id=stage_id(capability.name, [planned_rung], scope, params, inputs),
+            id=stage_id(capability.name, [planned_rung, *lower_rungs], scope, params, inputs),
             name=name,
             capability=capability.name,
             rung=planned_rung,
+            lower=lower_rungs,
             scope=scope,
             group=fused(inputs, operator(rung.knobs)),
             params=params,

@@ -117,6 +117,13 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
     submitting.add_argument("--to", dest="end", default="", metavar="now")
     submitting.add_argument("--drafts", action="store_true", help="publish what the beginnings of the range say, too")
     submitting.add_argument("--webhook", default="", metavar="URL", help="send the answers there as well")
+    submitting.add_argument(
+        "--slo",
+        action="append",
+        default=[],
+        metavar="BOUND",
+        help="standing: 'latency<2s', 'quality>=good'; several times",
+    )
     submitting.add_argument("--id", default="", metavar="ID", help="of the job (default: a new one)")
     submitting.add_argument("--follow", action="store_true", help="and print its answers")
     listing = client_command("list", "list jobs", _list, kinds)
@@ -246,6 +253,7 @@ async def _submit(client: Client, parsed: argparse.Namespace) -> None:
         end=parsed.end,
         webhook=parsed.webhook,
         drafts=parsed.drafts,
+        slo=parsed.slo,
         id=parsed.id,
     )
     tables.submitted(job.submitted, parsed.json)

@@ -150,7 +150,10 @@ def _reply(to: Console, answer: Answer) -> None:
         span = between(item.start_s, item.end_s)
         doubt = "" if answer.evidence else "[yellow]perhaps[/] "
         to.print(f"  {doubt}{span}{escape(when)}  {escape(f'{item.kind:<6}')} {escape(item.text)}", soft_wrap=True)
-    stages = ", ".join(f"{note.stage}: {note.implementation}" for note in answer.stages)
+    stages = ", ".join(
+        f"{note.stage}: {note.implementation}{f' instead of {note.instead_of}' if note.instead_of else ''}"
+        for note in answer.stages
+    )
     cost = (
         f"after {answer.latency_s:.2f} s; {answer.compute_s:.2f} s of compute{_spent(answer)}; trace {answer.trace_id}"
     )

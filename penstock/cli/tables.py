@@ -102,7 +102,8 @@ def job(found: JobView, as_json: bool) -> None:
     for ask in found.asks:
         _tell(f"  asks {ask}")
     for stage in found.stages:
-        _tell(f"  {stage.name}: {stage.capability} by {stage.implementation} ({stage.id})")
+        lower = f", under load by {', '.join(stage.lower)}" if stage.lower else ""
+        _tell(f"  {stage.name}: {stage.capability} by {stage.implementation}{lower} ({stage.id})")
 
 
 def streams(found: Sequence[StreamView], as_json: bool) -> None:

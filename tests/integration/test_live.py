@@ -285,3 +285,48 @@ async def test_answers_of_a_job_that_is_forgotten_are_still_given(service: Servi
         assert before == after != []
         with pytest.raises(UserError, match="no job 'nobody'"):
             [answer async for answer in client.answers("nobody", "s", until_done=True)]
+
+
+WEIGHED = Workflow(name="weighed", stages={"weigh": Stage(capability="toy_weigh", inputs={"media": "media"})})
+
+
+async def test_under_load_new_segments_take_a_lower_rung_that_keeps_the_quality_asked_for(service: Service) -> None:
+    """Two cores weigh six a second with care, and thirty come at once that are wanted within a second."""
+    await service.declare(policy="live", max_lag_s=30.0)
+    slo = ("latency<1s", "quality>=good")
+    job = await service.submit(workflow=WEIGHED, standing=True, slo=slo)
+    (stage,) = (await service.registry.job(job.job)).plan.stages
+    assert [rung.rung for rung in stage.rungs] == ["weigh-with-care", "weigh-quickly"]  # a guess is not good
+    due_ns = service.ledger.clock.now_ns() + 30 * 10**9
+    await service.publish(list(range(1, 31)), due_ns=due_ns)
+    answers = await service.answers(job, 30)
+    assert numbers(answers) == list(range(1, 31))
+    on = [(answer.stages[0].implementation, answer.stages[0].instead_of) for answer in answers]
+    assert set(on) == {("weigh-with-care", ""), ("weigh-quickly", "weigh-with-care")}
+    assert on[-1] == ("weigh-quickly", "weigh-with-care")
+    told = await service.told("s")
+    (changed,) = [each for each in told if each["what"].startswith("rung ")]
+    assert (changed["stage"], changed["what"]) == ("weigh", "rung weigh-quickly from now on")
+    assert "left of what is asked for" in changed["why"]
+
+
+async def test_without_a_bound_a_stage_has_its_best_rung_alone_and_is_another_computation(service: Service) -> None:
+    plain = await service.submit(workflow=WEIGHED, standing=True)
+    bound = await service.submit(workflow=WEIGHED, standing=True, slo=("latency<1s", "quality>=any"))
+    stages = [(await service.registry.job(job.job)).plan.stages[0] for job in (plain, bound)]
+    assert [len(stage.rungs) for stage in stages] == [1, 3]
+    assert stages[0].id != stages[1].id
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"slo": ("latency<1s",)}, "only a standing job on a live stream has a latency"),
+        ({"standing": True, "slo": ("swift",)}, "give latency<2s or quality>=good"),
+        ({"standing": True, "slo": ("latency<1s",) * 3}, "3 bounds in slo"),
+    ],
+)
+async def test_bounds_that_cannot_be_are_refused(service: Service, asked: dict[str, Any], said: str) -> None:
+    await service.publish([1])
+    with pytest.raises(UserError, match=said):
+        await service.submit(workflow=WEIGHED, **asked)

@@ -94,7 +94,7 @@ class Merging:
         if inputs == now.inputs:
             return stage
         self._causes[now.id] = self._causes_of(now.sources)
-        id = stage_id(now.capability, [now.rung], now.scope, now.params, inputs)
+        id = stage_id(now.capability, now.rungs, now.scope, now.params, inputs)
         return replace(stage, planned=msgspec.structs.replace(now, id=id, inputs=inputs))
 
     def _reunited(self, stages: Sequence[_Stage]) -> list[_Stage]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decide.curve import Curve
+from engine.decide.curve import MAX_ODD, Curve
 
 
 def learned(*batches: tuple[int, float]) -> Curve:
@@ -51,12 +51,13 @@ def test_a_drift_is_followed() -> None:
     assert curve.mean_s(4) == pytest.approx(0.28, rel=0.06)
 
 
-def test_one_stall_is_no_service_time_and_two_are() -> None:
+def test_a_stall_is_no_service_time_though_several_lanes_have_it_and_a_drift_is() -> None:
     steady = [(size, 0.1) for size in (1, 2, 3, 4, 5)] * 4
     before = learned(*steady)
     assert learned(*steady, (2, 3.0)).mean_s(2) == before.mean_s(2)
     assert learned(*steady, (2, 3.0), (2, 0.1), (3, 3.0)).mean_s(2) == pytest.approx(0.1)
-    assert learned(*steady, (2, 3.0), (3, 3.0)).mean_s(2) > 0.15
+    assert learned(*steady, *[(2, 3.0)] * MAX_ODD).mean_s(2) == before.mean_s(2)
+    assert learned(*steady, *[(2, 3.0)] * (MAX_ODD + 1)).mean_s(2) > 0.15
 
 
 @given(st.lists(st.tuples(st.integers(1, 64), st.floats(0, 1e4)), max_size=60), st.integers(1, 63))

@@ -10,8 +10,10 @@ S = 10**9
 
 
 def way(**stages: tuple[str, float]) -> Way:
-    """Stages side by side, each with the resource and the seconds that an item takes; two lanes of each."""
-    return Way.through({id: StageCost(("media",), on, 2, each, each) for id, (on, each) in stages.items()})
+    """Stages side by side, each with the resource and the seconds that an item takes, and one that takes nothing; two
+    lanes of each."""
+    costs = {id: StageCost(("media",), on, 2, each, each) for id, (on, each) in stages.items()}
+    return Way.through(costs | {"tell": StageCost(("media",), "cores", 2, 0.0, 0.0)})
 
 
 LOOK = way(look=("cores", 1.0))
@@ -62,6 +64,23 @@ def test_it_is_the_fullest_resource_that_is_waited_for() -> None:
     assert begun(passage, 21, through=way(see=("cores", 2.0)))
 
 
+def test_what_nothing_is_ahead_of_is_begun_for_what_was_learned_may_be_wrong() -> None:
+    passage = Passage()
+    assert begun(passage, 0, due_s=0.5)
+    assert not begun(passage, 1, due_s=0.5)
+    passage.passed(("gate", 0), "look")
+    assert begun(passage, 2, due_s=0.5)
+
+
+def test_of_a_single_stage_that_a_single_stream_uses_all_is_begun() -> None:
+    """What it drops before its batch costs nothing, and takes nothing from others."""
+    alone = Way.through({"look": StageCost(("media",), "cores", 2, 1.0, 1.0)})
+    passage = Passage()
+    assert all(begun(passage, number, due_s=3.0, through=alone) for number in range(20))
+    assert passage.enters(("yard", 0), 3 * S, 3.0, 0, alone, {}) == ""  # none of its own was counted before
+    assert passage.enters(("yard", 1), 3 * S, 3.0, 0, alone, {})
+
+
 def test_batches_that_run_are_ahead_and_what_nothing_is_known_of_is_begun() -> None:
     assert Passage().enters(("gate", 0), 3 * S, 3.0, 0, LOOK, {"cores": 4.0})
     unknown = Way.through({"look": StageCost(("media",), "cores", 2, None, None)})
@@ -97,7 +116,8 @@ def test_a_stream_that_can_never_be_in_time_takes_nothing_from_the_others() -> N
         passage, num = Passage(), 0
         for second in range(100):
             if others:
-                assert passage.enters(("slow", second), (second + 1) * S, 1.0, second * S, way(a=("cores", 30.0)), {})
+                slow = ("slow", second), (second + 1) * S, 1.0, second * S, way(a=("cores", 30.0))
+                assert passage.enters(*slow, {"cores": 0.1})
             for number in range(3):
                 asked = (f"s{number}", second), (second + 3) * S, 3.0, second * S, LOOK, {}
                 num += not passage.enters(*asked)

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from engine.decide.passage import NOWHERE, Opens
+from engine.decide.passage import Opens
+from engine.decide.rungs import Ladder
 from engine.run.ways import DECODING, ESTIMATE_NS, Ways
 from engine.spec.operator import Map, Reduce
 
@@ -14,7 +15,7 @@ S = 10**9
 @dataclass
 class Stage:
     rule: Any
-    pool: Any
+    rungs: tuple[Any, ...]
     opens: Opens = field(default_factory=Opens)
 
 
@@ -22,7 +23,9 @@ def stage(service_s: float | None, *sources: str, scope: Any = None) -> Stage:
     pool = SimpleNamespace(
         service_s=service_s, unit_s=service_s, resource="cores", num_shared_lanes=2, running_s=0.0, name="p"
     )
-    return Stage(SimpleNamespace(sources=sources, scope=scope or Map()), pool)
+    rung = SimpleNamespace(pool=pool, planned=SimpleNamespace(quality=1.0, rung="best"))
+    running = SimpleNamespace(latency_s=0.0)
+    return Stage(SimpleNamespace(sources=sources, scope=scope or Map(), running=running, name="look"), (rung,))
 
 
 def ways(*pools: Any) -> Ways:
@@ -44,7 +47,7 @@ def test_what_other_groups_do_behind_a_stage_counts() -> None:
     made.leave("gate", "second", second)
     assert made.of("gate", 1).with_it_ns == {"look": 500_000_000}
     made.leave("gate", "first", look)
-    assert made.of("gate", 1) is NOWHERE
+    assert made.of("gate", 1) == Ladder({}).way({})
     assert made.of("yard", 1).with_it_ns == {"look": 9_000_000_000}
 
 
@@ -52,7 +55,7 @@ def test_it_is_worked_out_anew_once_a_second() -> None:
     made, slow = ways(), stage(1.0, "media")
     made.serve("gate", "first", {"look": slow})
     before = made.of("gate", 0)
-    slow.pool.service_s = 3.0
+    slow.rungs[0].pool.service_s = 3.0
     assert made.of("gate", ESTIMATE_NS) is before
     assert made.of("gate", ESTIMATE_NS + 1).with_it_ns == {"look": 3_000_000_000}
 
@@ -67,11 +70,11 @@ def test_decoding_is_work_of_the_cores_and_what_is_made_of_ranges_is_not_of_each
 
 def test_a_segment_is_begun_behind_what_runs_and_what_was_begun() -> None:
     look = stage(1.0, "media")
-    made = ways(look.pool)
-    made.serve("gate", "first", {"look": look})
+    made = ways(look.rungs[0].pool)
+    made.serve("gate", "first", {"look": look, "tell": stage(0.0, "media")})
     assert not made.enters("gate", 0, 3 * S, 3.0, 0)
     assert not made.enters("gate", 1, 3 * S, 3.0, 0)
-    look.pool.running_s = 2.0
+    look.rungs[0].pool.running_s = 2.0
     assert "cores would take 3.25 s, and it is due in 3.00 s" in made.enters("gate", 2, 3 * S, 3.0, 0)
     made.passed("gate", 0, "look")
     assert "as a whole" in made.enters("gate", 2, 3 * S, 3.0, 0)

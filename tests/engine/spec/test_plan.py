@@ -447,3 +447,54 @@ def test_parameters_that_would_arrive_as_something_else_are_refused(number: str)
     stages = {"weigh": Stage(capability="toy_weigh", inputs={"media": "media"}, params={"weight": float(number)})}
     with pytest.raises(UserError, match=r"stage 'weigh': .*finite"):
         plan_of(stages, Catalogue([Weigh]))
+
+
+# --- rungs under load ----------------------------------------------------------------------------------------
+
+
+def weighed(floor: float) -> Plan:
+    stages = {"weigh": Stage(capability="toy_weigh", inputs={"media": "media"})}
+    return make_plan(Workflow(name="w", stages=stages), CATALOGUE, MACHINE, floor=floor)
+
+
+def test_a_stage_may_run_on_lower_rungs_that_keep_the_quality_asked_for() -> None:
+    """0.9 is the best; 0.75 is worth 0.83 of it, 0.2 is worth 0.22."""
+    assert [rung.rung for rung in weighed(1.0).stages[0].rungs] == ["weigh-with-care"]
+    (stage,) = weighed(0.8).stages
+    assert [(rung.rung, rung.quality) for rung in stage.rungs] == [("weigh-with-care", 1.0), ("weigh-quickly", 0.8333)]
+    assert len(weighed(0.0).stages[0].rungs) == 3
+    assert len({weighed(floor).stages[0].id for floor in (1.0, 0.8, 0.0)}) == 3
+    assert weighed(0.8).stages[0].id == weighed(0.7).stages[0].id  # the same rungs
+
+
+class Wide(toys.Weigh):
+    """Looks at its neighbours: what waits for it would wait otherwise."""
+
+    name = "wide"
+    scope: ClassVar[Scope] = Map(1, 1)
+
+    @classmethod
+    def rungs(cls) -> Sequence[Rung]:
+        return [Rung("weigh-widely", 0.85, toys.Pause())]
+
+
+class Absent(toys.Weigh):
+    name = "absent"
+
+    @classmethod
+    def rungs(cls) -> Sequence[Rung]:
+        return [Rung("weigh-elsewhere", 0.85, toys.Pause())]
+
+    @classmethod
+    def missing(cls, knobs: Any, machine: Machine, media: MediaInfo | None) -> str | None:
+        return "there are no scales"
+
+
+def test_a_lower_rung_reads_as_the_best_does_and_can_run_here_or_elsewhere() -> None:
+    catalogue = Catalogue([toys.Weigh, Wide, Absent])
+    stages = {"weigh": Stage(capability="toy_weigh", inputs={"media": "media"})}
+    workflow = Workflow(name="w", stages=stages)
+    (stage,) = make_plan(workflow, catalogue, MACHINE, floor=0.5).stages
+    assert [rung.rung for rung in stage.rungs] == ["weigh-with-care", "weigh-quickly"]
+    (stage,) = make_plan(workflow, catalogue, MACHINE, elsewhere=["toy_weigh/weigh-elsewhere/cpu"], floor=0.5).stages
+    assert [rung.rung for rung in stage.rungs] == ["weigh-with-care", "weigh-elsewhere", "weigh-quickly"]

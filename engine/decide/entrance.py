@@ -1,0 +1,70 @@
+"""The entrance of a worker: whether a segment of a live stream is begun, and on which rungs. Pure.
+
+`engine.decide.rungs` chooses the rungs for it, `engine.decide.passage` whether there is time for it on these; a segment
+keeps both through all its stages.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from engine.decide.passage import NS, Passage, Segment
+from engine.decide.rungs import CARRIES, Changed, Ladder, Rungs
+
+NONE: Mapping[str, int] = {}
+
+
+class Entrance:
+    """Of one worker."""
+
+    def __init__(self, rungs_of: Callable[[], Rungs] = Rungs) -> None:
+        self._rungs_of = rungs_of
+        self._passage = Passage()
+        self._rungs: dict[str, Rungs] = {}  # of streams whose stages may run on more than one
+
+    def enters(
+        self,
+        segment: Segment,
+        due_ns: int,
+        lag_s: float,
+        latency_s: float,
+        now_ns: int,
+        ladder: Ladder,
+        running_s: Mapping[str, float],
+    ) -> tuple[str, list[Changed]]:
+        """Why it is not begun, empty where it is; and the rungs that were changed before that was decided. The same for
+        all stages that ask, until it is due. `lag_s`: what its stream may lag; `latency_s`: within which it is wanted
+        (0: as the lag allows); `running_s`: by resource, what the batches that run still take."""
+        changes: list[Changed] = []
+        within_s = min(lag_s, latency_s or lag_s)
+        wanted_ns = due_ns - round((lag_s - within_s) * NS)  # what comes later would only make the next ones later
+        stream = segment[0]
+        if ladder.has_choice and not self._passage.knows(segment):
+            rungs = self._rungs.setdefault(stream, self._rungs_of())
+            predict = partial(self._passage.predict, wanted_ns, running_s=running_s)
+            carries = partial(self._passage.carries, stream, share=CARRIES)
+            changes = rungs.choose(ladder, (wanted_ns - now_ns) / NS, now_ns, predict, carries)
+        now_on = self.now_on(stream)
+        why = self._passage.enters(segment, wanted_ns, within_s, now_ns, ladder.way(now_on), running_s, now_on)
+        return why, changes
+
+    def now_on(self, stream: str) -> Mapping[str, int]:
+        """The rungs that new segments take, by stage, where that is not the best."""
+        rungs = self._rungs.get(stream)
+        return NONE if rungs is None else rungs.now
+
+    def rung_of(self, segment: Segment, stage: str) -> int:
+        """Which of its rungs a stage takes for a segment; the best for one that was not asked for here."""
+        begun_on = self._passage.rungs_of(segment)
+        return 0 if begun_on is None else begun_on.get(stage, 0)
+
+    def passed(self, segment: Segment, stage: str) -> None:
+        """A stage has begun on it, or there is nothing to do of it."""
+        self._passage.passed(segment, stage)
+
+    def lost(self, segment: Segment) -> None:
+        """It was begun and will not be whole in time."""
+        self._passage.lost(segment)
+
+    def forget(self, stream: str) -> None:
+        """It is not served here any more."""
+        self._rungs.pop(stream, None)

@@ -1,0 +1,135 @@
+"""Rungs: which of a stage's rungs new segments of a stream run on. Pure.
+
+A stream begins with the best rung of every stage. Where a segment would not be done within the latency that is asked
+for, one stage goes a rung down, and one more, until it would; one stage only where no rung would do for it, as the next
+segment may need no more. Of the steps there are it is each time the one that loses the least quality for each second of
+the resource that is waited for,
+
+    (1 - quality below / quality here) / (seconds here - seconds below)
+
+and of a rung that has never run, whose seconds are not known, it is taken that it would save half. The last step down
+is the first one up again: HOLD_S after anything changed, and only where the machine would carry the load on the upper
+rung, that is where for every resource
+
+    sum over streams of segments a second * seconds of a lane <= CARRIES * lanes
+
+and the segment in hand would be done within half of its latency. So a stream changes at most 60 / HOLD_S times a minute
+upwards, and as often and as many times more as it has rungs downwards; that N - 1 rungs carry the load is looked at
+before, not found out by falling down again. What is not known of service times changes nothing.
+Source: for stepping by quality lost over time saved, Compass and Elastico, arXiv 2603.20821.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from engine.decide.passage import NS, StageCost, Way
+
+HOLD_S = 15.0
+CARRIES = 0.8
+UP = 0.5  # of the latency
+UNKNOWN_SAVES = 0.5
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """A stage runs on another rung from now on. `why` has the figures."""
+
+    stage: str
+    rung: int  # 0 is the best
+    why: str
+
+
+class Ladder:
+    """What the stages of a stream cost here, on each of their rungs. Made anew whenever that is estimated."""
+
+    def __init__(self, stages: Mapping[str, Sequence[StageCost]]) -> None:
+        self.stages = stages
+        self.has_choice = any(len(costs) > 1 for costs in stages.values())
+        self._ways: dict[tuple[int, ...], Way] = {}
+
+    def way(self, rungs: Mapping[str, int]) -> Way:
+        """Through the stages on these rungs; 0 of those not named."""
+        key = tuple(min(rungs.get(id, 0), len(costs) - 1) for id, costs in self.stages.items())
+        if key not in self._ways:
+            self._ways[key] = Way.through(
+                {id: costs[rung] for (id, costs), rung in zip(self.stages.items(), key, strict=True)}
+            )
+        return self._ways[key]
+
+    def step_down(self, rungs: Mapping[str, int], resource: str) -> str | None:
+        """Which stage to lower next to relieve a resource; None where there is none left that would."""
+        best: tuple[float, str] | None = None
+        for id, costs in self.stages.items():
+            here = rungs.get(id, 0)
+            if here + 1 >= len(costs) or costs[here].resource != resource:
+                continue
+            saved_s = _seconds(costs, here, resource) - _seconds(costs, here + 1, resource)
+            if saved_s <= 0:
+                continue
+            loses = 1 - costs[here + 1].quality / costs[here].quality if costs[here].quality else 0.0
+            if best is None or loses / saved_s < best[0]:
+                best = loses / saved_s, id
+        return best[1] if best else None
+
+
+def _seconds(costs: Sequence[StageCost], rung: int, resource: str) -> float:
+    """Of a resource, on one rung; guessed where it has never run, by the one above."""
+    cost = costs[rung]
+    if cost.resource != resource:
+        return 0.0
+    if cost.unit_s is not None:
+        return cost.unit_s * cost.open_share
+    return UNKNOWN_SAVES * _seconds(costs, rung - 1, resource) if rung else 0.0
+
+
+class Rungs:
+    """Of one stream."""
+
+    def __init__(self) -> None:
+        self.now: dict[str, int] = {}  # by stage, where it is not the best one
+        self._steps: list[str] = []
+        self._changed_ns = 0
+
+    def choose(
+        self,
+        ladder: Ladder,
+        left_s: float,
+        now_ns: int,
+        predict: Callable[[Way], tuple[float, str]],
+        carries: Callable[[Way], bool],
+    ) -> list[Changed]:
+        """For a segment that is to be done within `left_s`. `predict` says what a way would take, in seconds, and which
+        resource is waited for; `carries` whether the machine would bear all streams with this one on a way."""
+        self._forget(ladder)
+        changes: list[Changed] = []
+        took_s, resource = predict(ladder.way(self.now))
+        steps, below, enough = list[str](), dict(self.now), took_s <= left_s
+        while not enough and (stage := ladder.step_down(below, resource)) is not None:
+            steps.append(stage)
+            below[stage] = below.get(stage, 0) + 1
+            enough = predict(ladder.way(below))[0] <= left_s
+        for stage in steps if enough else steps[:1]:
+            self._steps.append(stage)
+            self.now[stage] = self.now.get(stage, 0) + 1
+            self._changed_ns = now_ns
+            why = f"{resource} would take {took_s:.2f} s, and {max(0.0, left_s):.2f} s are left of what is asked for"
+            changes.append(Changed(stage, self.now[stage], why))
+        if changes or not self._steps or now_ns < self._changed_ns + HOLD_S * NS:
+            return changes
+        stage = self._steps[-1]
+        above = {**self.now, stage: self.now[stage] - 1}
+        way = ladder.way(above)
+        took_s, _ = predict(way)
+        if took_s <= UP * left_s and carries(way):
+            self._steps.pop()
+            self.now = {id: rung for id, rung in above.items() if rung}
+            self._changed_ns = now_ns
+            changes.append(Changed(stage, above[stage], f"it would take {took_s:.2f} s of {left_s:.2f} s there"))
+        return changes
+
+    def _forget(self, ladder: Ladder) -> None:
+        """Stages that are no more, or have fewer rungs here."""
+        lost = [id for id, rung in self.now.items() if rung >= len(ladder.stages.get(id, ()))]
+        for id in lost:
+            del self.now[id]
+            self._steps = [step for step in self._steps if step != id]

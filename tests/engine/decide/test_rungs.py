@@ -1,0 +1,139 @@
+"""Which rungs new segments take: down where they would not be done in time, up where the machine would carry it."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.decide.entrance import Entrance
+from engine.decide.passage import StageCost, Way
+from engine.decide.rungs import CARRIES, HOLD_S, Changed, Ladder, Rungs
+
+S = 10**9
+
+
+def cost(seconds: float | None, quality: float = 1.0, resource: str = "cores") -> StageCost:
+    return StageCost(("media",), resource, 2, seconds, seconds, quality=quality)
+
+
+DETECT = [cost(0.4), cost(0.1, 0.6)]
+READ = [cost(0.6), cost(0.2, 0.9), cost(0.1, 0.5)]
+LADDER = Ladder({"detect": DETECT, "read": READ})
+
+
+def took(way: Way) -> tuple[float, str]:
+    """As if a segment took nothing but its own work."""
+    return sum(seconds for _, seconds in way.work_s.values()), "cores"
+
+
+def carried(way: Way) -> bool:
+    return True
+
+
+def test_steps_lose_the_least_quality_for_each_second_they_save() -> None:
+    """0.1 for 0.4 s; then 0.4 for 0.3 s; then 0.44 for 0.1 s."""
+    rungs: dict[str, int] = {}
+    steps = []
+    while (stage := LADDER.step_down(rungs, "cores")) is not None:
+        rungs[stage] = rungs.get(stage, 0) + 1
+        steps.append((stage, rungs[stage]))
+    assert steps == [("read", 1), ("detect", 1), ("read", 2)]
+    assert LADDER.step_down({}, "gpu") is None  # none would relieve that
+
+
+@pytest.mark.parametrize(("left_s", "rungs"), [(1.0, {}), (0.7, {"read": 1}), (0.35, {"read": 1, "detect": 1})])
+def test_a_segment_goes_down_as_far_as_it_must(left_s: float, rungs: Mapping[str, int]) -> None:
+    chosen = Rungs()
+    changes = chosen.choose(LADDER, left_s, 0, took, carried)
+    assert chosen.now == rungs
+    assert len(changes) == len(rungs)
+    assert all(change.why for change in changes)
+
+
+def test_where_no_rung_would_do_it_goes_down_a_step_a_segment_to_the_last() -> None:
+    chosen = Rungs()
+    num = [len(chosen.choose(LADDER, 0.0, now_ns, took, carried)) for now_ns in range(5)]
+    assert num == [1, 1, 1, 0, 0]
+    assert chosen.now == {"read": 2, "detect": 1}
+
+
+def test_it_goes_up_step_by_step_as_long_as_the_machine_carries_it() -> None:
+    chosen = Rungs()
+    chosen.choose(LADDER, 0.35, 0, took, carried)
+    later = HOLD_S * S
+    assert chosen.choose(LADDER, 5.0, round(later) - 1, took, carried) == []
+    assert chosen.choose(LADDER, 5.0, round(later), took, lambda way: False) == []
+    assert chosen.choose(LADDER, 1.0, round(later), took, carried) == []  # 0.6 s there, of 1 s
+    (up,) = chosen.choose(LADDER, 5.0, round(later), took, carried)
+    assert (up.stage, up.rung, chosen.now) == ("detect", 0, {"read": 1})
+    assert chosen.choose(LADDER, 5.0, round(later) + 1, took, carried) == []
+    (up,) = chosen.choose(LADDER, 5.0, round(2 * later), took, carried)
+    assert (up.stage, up.rung, chosen.now) == ("read", 0, {})
+
+
+def test_a_rung_that_has_never_run_is_tried() -> None:
+    ladder = Ladder({"detect": [cost(0.4), cost(None, 0.6)]})
+    chosen = Rungs()
+    assert [change.rung for change in chosen.choose(ladder, 0.1, 0, took, carried)] == [1]
+
+
+def test_a_stage_that_is_no_more_or_has_fewer_rungs_is_forgotten() -> None:
+    chosen = Rungs()
+    chosen.choose(LADDER, 0.2, 0, took, carried)
+    assert chosen.now == {"read": 2, "detect": 1}
+    chosen.choose(Ladder({"read": READ[:2]}), 9.0, 1, took, lambda way: False)
+    assert chosen.now == {}
+    assert chosen.choose(LADDER, 0.35, 2, took, carried)  # and goes down again
+
+
+ASKED = st.lists(st.tuples(st.floats(0, 5), st.floats(0, 3), st.booleans()), max_size=80)
+
+
+@given(ASKED)
+def test_it_never_flaps(asked: list[tuple[float, float, bool]]) -> None:
+    chosen, now_ns, ups, downs = Rungs(), 0, list[int](), 0
+    for after_s, left_s, carries in asked:
+        now_ns += round(after_s * S)
+        before = dict(chosen.now)
+        for change in chosen.choose(LADDER, left_s, now_ns, took, lambda way, carries=carries: carries):
+            assert change.why
+            if change.rung < before.get(change.stage, 0):
+                ups.append(now_ns)
+                assert carries
+            else:
+                downs += 1
+            before[change.stage] = change.rung
+        assert {id: rung for id, rung in before.items() if rung} == chosen.now
+    assert all(later - earlier >= HOLD_S * S for earlier, later in pairwise(ups))
+    assert downs <= len(ups) + 3
+
+
+def test_a_segment_keeps_its_rungs_through_all_its_stages() -> None:
+    entrance = Entrance()
+    entered = ("cam", 0), 10 * S, 10.0, 2.0, 0, LADDER
+    assert entrance.enters(*entered, {}) == ("", [])
+    why, changes = entrance.enters(("cam", 1), 10 * S, 10.0, 2.0, 0, LADDER, {"cores": 2.0})  # behind 1 s of a core
+    assert (why, [(change.stage, change.rung) for change in changes]) == ("", [("read", 1)])
+    assert [entrance.rung_of(("cam", index), "read") for index in (0, 1, 2)] == [0, 1, 0]
+    assert entrance.enters(*entered, {"cores": 99.0}) == ("", [])  # of another stage
+    assert entrance.now_on("cam") == {"read": 1}
+    entrance.forget("cam")
+    assert entrance.now_on("cam") == {}
+    assert entrance.rung_of(("cam", 1), "read") == 1
+
+
+def test_up_again_only_where_all_that_comes_would_be_carried() -> None:
+    """A second of work comes each second on the upper rung, or each half: two lanes carry 1 of them, and not 1.8."""
+    for every_s, carries in ((1.0, True), (0.55, False)):
+        entrance, found = Entrance(), list[Changed]()
+        for number in range(60):
+            now_ns = round(number * every_s * S)
+            running_s = {"cores": 6.0 if number == 5 else 0.0}
+            asked = ("cam", number), now_ns + 10 * S, 10.0, 3.0, now_ns, LADDER, running_s
+            found += entrance.enters(*asked)[1]
+            entrance.passed(("cam", number), "detect")
+            entrance.passed(("cam", number), "read")
+        assert [change.rung for change in found if change.stage == "read"] == ([1, 0] if carries else [1])
+    assert 0 < CARRIES < 1
