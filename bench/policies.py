@@ -1,12 +1,14 @@
 """Ways to form batches that others have published, to hold the engine's own against: each as its source describes it,
 with the service times of the pool given where its source takes them as measured ahead (ours learns them).
-Each is an `engine.simulate.pools.Batching`.
+Each is an `engine.simulate.pools.Batching`, or what is said of it.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from engine.decide.batcher import NEVER, Decision, Drop, Item, Run, WakeAt
+from engine.decide.inflight import Limited
 from engine.decide.passage import NS, Way
 from engine.decide.rungs import Changed, Ladder, Rungs
 
@@ -193,3 +195,96 @@ class Thresholds(Rungs):
         self.now = {id: at for id, at in {**self.now, stage: rung}.items() if at}
         self._changed_ns = now_ns
         return Changed(stage, rung, "the queue")
+
+
+# --- how many in flight: each is an `engine.simulate.pools.Limiting` ------------------------------------------
+
+
+class Fixed:
+    """As many as its owner says."""
+
+    def __init__(self, limit: float) -> None:
+        self.size = limit
+        self.num_changes = 0
+
+    @property
+    def limit(self) -> int:
+        return max(1, int(self.size))
+
+    def began(self, num_waiting: int, has_time_s: float | None) -> None: ...
+
+    def ended(self, num_under_way: float, service_s: float, now_ns: int, *, failed: bool = False) -> Limited | None:
+        before = self.limit
+        self.learn(num_under_way, service_s, failed=failed)
+        self.num_changes += self.limit != before
+        return None if self.limit == before else Limited(self.limit, "")
+
+    def learn(self, num: float, service_s: float, *, failed: bool) -> None: ...
+
+
+class Aimd(Fixed):
+    """One more while items are within their time, a tenth less where one is not or fails. Source: Netflix,
+    concurrency-limits, AIMDLimit (its timeout: half of the time that items have)."""
+
+    def __init__(self, limit: float, timeout_s: float) -> None:
+        super().__init__(min(20, limit))
+        self.most, self.timeout_s = limit, timeout_s
+
+    def learn(self, num: float, service_s: float, *, failed: bool) -> None:
+        if failed or service_s > self.timeout_s:
+            self.size = max(1.0, self.size * 0.9)
+        elif num * 2 >= self.size:
+            self.size = min(self.most, self.size + 1)
+
+
+class Vegas(Fixed):
+    """By how many of those under way seem to wait: limit (1 - shortest / service). Source: Netflix, concurrency-limits,
+    VegasLimit, with its defaults."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(min(20, limit))
+        self.most = limit
+        self.shortest_s = math.inf
+        self.num = 0
+
+    def learn(self, num: float, service_s: float, *, failed: bool) -> None:
+        self.num += 1
+        if self.num >= 30 * self.size:  # the shortest is looked for anew
+            self.num, self.shortest_s = 0, service_s
+        if failed:
+            self.size = max(1.0, self.size - math.log10(max(10, self.size)))
+            return
+        self.shortest_s = min(self.shortest_s, service_s)
+        if num * 2 < self.size:
+            return
+        step = max(1.0, math.log10(max(1, self.size)))
+        queue = math.ceil(self.size * (1 - self.shortest_s / service_s))
+        if queue <= step:
+            self.size += 6 * step
+        elif queue < 3 * step:
+            self.size += step
+        elif queue > 6 * step:
+            self.size -= step
+        self.size = min(max(1.0, self.size), self.most)
+
+
+class Gradient2(Fixed):
+    """By the long mean of service times over the last one. Source: Netflix, concurrency-limits, Gradient2Limit, with
+    its defaults (queue 4, tolerance 1.5, smoothing 0.2, window 600)."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(min(20, limit))
+        self.most = limit
+        self.long_s = 0.0
+        self.num = 0
+
+    def learn(self, num: float, service_s: float, *, failed: bool) -> None:
+        self.num += 1
+        weight = 1 / self.num if self.num <= 10 else 2 / 601
+        self.long_s += (service_s - self.long_s) * weight
+        if self.long_s / service_s > 2:
+            self.long_s *= 0.95
+        if num < self.size / 2:
+            return
+        gradient = max(0.5, min(1.0, 1.5 * self.long_s / service_s))
+        self.size = min(max(1.0, self.size * 0.8 + (self.size * gradient + 4) * 0.2), self.most)

@@ -30,7 +30,7 @@ from measure import at_most, keep, say
 from engine.decide.batcher import Batcher, Item
 from engine.decide.lanes import PoolShape
 from engine.run.cores import Cores as WorkerCores
-from engine.run.done import Done
+from engine.run.done import Done, all_done
 from engine.run.pool import Pool
 from engine.simulate.arrivals import Arrivals, times_s
 from engine.simulate.pools import Cores, Ended, SimulatedPool
@@ -158,10 +158,10 @@ async def calibrated(operator: type[Operator]) -> tuple[float, float, float]:
     took: list[tuple[int, float]] = []
     async with anyio.create_task_group() as tasks:
         pool = Pool(operator, Settings(), Device(), WorkerCores(1), tasks)
-        await pool.process([NOTHING])
+        await all_done(pool, [NOTHING])
         for size in sorted({1, 2, operator.max_batch // 2, operator.max_batch}) * CALIBRATION:
             began_s = time.perf_counter()
-            await pool.process([NOTHING] * size)
+            await all_done(pool, [NOTHING] * size)
             took.append((size, time.perf_counter() - began_s))
         tasks.cancel_scope.cancel()
     sizes, seconds = (np.array(each) for each in zip(*took, strict=True))
@@ -183,7 +183,7 @@ async def ran(operator: type[Operator], came_s: Sequence[float]) -> dict[str, fl
     async with anyio.create_task_group() as tasks:
         pool = Pool(operator, Settings(), Device(), WorkerCores(1), tasks)
         for size in (1, 2, 2, operator.max_batch, operator.max_batch):
-            await pool.process([NOTHING] * size)
+            await all_done(pool, [NOTHING] * size)
         began_s = time.time()
         for at_s in came_s:
             if (left_s := began_s + at_s - time.time()) > 0:

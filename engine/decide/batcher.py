@@ -43,6 +43,7 @@ class Item(msgspec.Struct, frozen=True, eq=False, gc=False):
     id: int
     due_ns: int = 0
     done_ns: int = 0
+    lag_ns: int = 0  # what its stream may lag
     weight: float = 1.0  # of a full batch's `max_batch`
     alone: bool = False  # it came with others before, and the batch failed
     shared: frozenset[Hashable] = frozenset()  # pieces of work that other items may want as well

@@ -17,7 +17,8 @@ when it matters, times the share of segments for which its gate is open. What is
 once: no branch computes what another has dropped, and no stage what the next one will be late with.
 
 All is begun where nothing is known, and where nothing is ahead, for what was learned may be wrong by now; and of a
-single stage that a single stream uses, for what it drops before its batch costs nothing and takes nothing from others.
+single stage that takes batches and that a single stream uses, for what its batcher drops costs nothing and is nothing
+to others.
 
 **Fair.** `margin` is what a stream leaves to others that were refused more often than it was: with `share` the fraction
 of its segments that were begun of late,
@@ -70,6 +71,7 @@ class StageCost(msgspec.Struct, frozen=True):
     service_s: float | None  # of a batch, as they are of late
     open_share: float = 1.0
     quality: float = 1.0  # of the rung it is on, against the best
+    batches: bool = False  # whether it takes several items at once
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -81,6 +83,7 @@ class Way(msgspec.Struct, frozen=True):
     num_lanes: Mapping[str, int]
     with_it_ns: Mapping[str, int]
     behind_ns: Mapping[str, int]
+    drops_alone: bool = False  # it is one stage whose batcher drops what would be late as well as can be
 
     @staticmethod
     def through(stages: Mapping[str, StageCost]) -> "Way":
@@ -92,6 +95,7 @@ class Way(msgspec.Struct, frozen=True):
             {stage.resource: stage.num_lanes for stage in stages.values()},
             with_it_ns,
             behind_ns(sources, with_it_ns),
+            drops_alone=len(stages) == 1 and all(stage.batches for stage in stages.values()),
         )
 
     @property
@@ -169,7 +173,7 @@ class Passage:
         margin_s = self._margin_s(segment[0], lag_s, resource) if can_be else 0.0
         left_s = (due_ns - now_ns) / NS
         is_idle = took_s <= SAFE * way.lead_ns / NS  # nothing is ahead: what was learned may be wrong by now
-        is_alone = len(way.work_s) == 1 and self._shares.get(resource, (0.0, 0))[1] <= 1
+        is_alone = way.drops_alone and self._shares.get(resource, (0.0, 0))[1] <= 1
         is_begun = is_idle or is_alone or took_s + margin_s <= left_s
         if can_be:
             self._count(segment[0], way, now_ns, is_begun=is_begun)

@@ -130,6 +130,7 @@ class Computing:
             partial(self._computed, told, rung, span),
             due_ns=told.expires_ns,
             done_ns=lateness.expires_ns(told.stage.running, told.key, told.due_ns, stage.rule.behind_ns),
+            lag_s=told.stage.running.max_lag_s if told.expires_ns else 0.0,
             alone=told.event.num_delivered > 1,
             emit=partial(self._emit, told) if pool.is_async else no_word,
             span=span.item,

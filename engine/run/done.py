@@ -1,9 +1,13 @@
 """What becomes of an item that was handed in to a pool."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
+import anyio
 import msgspec
 
+from engine.spec.operator import Inputs
 from engine.spec.spending import Call
 
 
@@ -36,3 +40,26 @@ class Done(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 OnDone = Callable[[Done], None]
+
+
+class Submits(Protocol):
+    """A pool, as far as it takes items."""
+
+    def submit(self, inputs: Inputs, on_done: OnDone, *, due_ns: int = 0) -> object: ...
+
+
+async def all_done(pool: Submits, items: Sequence[Inputs], dues_ns: Sequence[int] = ()) -> list[Done]:
+    """What became of each item, in order. Never raises for a failing item."""
+    found: dict[int, Done] = {}
+    over = anyio.Event()
+
+    def note(index: int, done: Done) -> None:
+        found[index] = done
+        if len(found) == len(items):
+            over.set()
+
+    for index, item in enumerate(items):
+        pool.submit(item, partial(note, index), due_ns=dues_ns[index] if dues_ns else 0)
+    if items:
+        await over.wait()
+    return [found[index] for index in range(len(items))]

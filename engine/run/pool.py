@@ -11,12 +11,12 @@ A thread cannot be ended; what it returns is passed over.
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 
 import anyio
 import anyio.abc
 import anyio.to_process
 import anyio.to_thread
+import msgspec
 import structlog
 
 from engine.decide import lanes
@@ -25,6 +25,7 @@ from engine.decide.cores import urgency_of
 from engine.decide.signals import PoolSignals
 from engine.run.cores import Cores
 from engine.run.done import Canceled, Done, Late, OnDone
+from engine.run.inflight import PoolLimit
 from engine.run.instances import Answer, Instances, encoded, translated
 from engine.run.tally import Tally
 from engine.run.tickets import Lane, Ticket, no_word, nothing
@@ -70,12 +71,11 @@ class Pool:
             runs_in=operator.runs_in,
             device=device.kind,
             num_instances=operator.num_instances,
-            max_async=operator.max_in_flight,
         )
+        self._in_flight = PoolLimit(operator, knobs, self.name) if self.is_async else None
         self._batcher = Batcher(self.max_batch)
         self._uses_cores = lanes.uses_cores(self._shape)
         self.resource = lanes.resource_of(self._shape, self.name)
-        self.num_shared_lanes = lanes.num_shared(self._shape, cores.num)  # of its resource
         self._tickets: dict[int, Ticket] = {}  # that wait
         self._num_running = 0
         self.tally = Tally()
@@ -100,6 +100,7 @@ class Pool:
         *,
         due_ns: int = 0,
         done_ns: int = 0,
+        lag_s: float = 0.0,
         alone: bool = False,
         emit: Emit = no_word,
         span: str = "",
@@ -111,7 +112,7 @@ class Pool:
         ticket = Ticket(self, self.tally.num_arrived, inputs, on_done, emit, time.time_ns(), span, on_begun)
         self._tickets[ticket.id] = ticket
         shared = self._shared_work(inputs) if self._shares else frozenset[Hashable]()
-        self._batcher.add(Item(ticket.id, due_ns, done_ns, alone=alone, shared=shared))
+        self._batcher.add(Item(ticket.id, due_ns, done_ns, round(lag_s * 1e9), alone=alone, shared=shared))
         self._wake()
         return ticket
 
@@ -133,26 +134,15 @@ class Pool:
             elif self.operator.runs_in == "process":
                 lane.scope.deadline = min(lane.scope.deadline, anyio.current_time() + UNWANTED_S)
 
-    async def process(self, items: Sequence[Inputs], dues_ns: Sequence[int] = ()) -> list[Done]:
-        """What became of each item, in order. Never raises for a failing item."""
-        found: dict[int, Done] = {}
-        over = anyio.Event()
-
-        def note(index: int, done: Done) -> None:
-            found[index] = done
-            if len(found) == len(items):
-                over.set()
-
-        for index, item in enumerate(items):
-            self.submit(item, partial(note, index), due_ns=dues_ns[index] if dues_ns else 0)
-        if items:
-            await over.wait()
-        return [found[index] for index in range(len(items))]
-
     @property
     def service_s(self) -> float | None:
         """Mean of the last batches; None before the first."""
         return self.tally.service_s
+
+    @property
+    def num_shared_lanes(self) -> int:
+        """Of its resource."""
+        return lanes.num_shared(self._shape_now, self._cores.num)
 
     @property
     def unit_s(self) -> float | None:
@@ -192,13 +182,19 @@ class Pool:
             num_failed=tally.num_failed,
             num_late=tally.num_late,
             num_held_back=tally.num_held_back,
-            why=limits.why,
+            why=self._in_flight.why or limits.why if self._in_flight is not None else limits.why,
         )
 
     # --- doing what the rules say --------------------------------------------------------------------------------
 
     def _limits(self) -> lanes.Limits:
-        return lanes.limits(self._shape, self._num_lanes, self._cores.num_lanes, self._cores.num)
+        return lanes.limits(self._shape_now, self._num_lanes, self._cores.num_lanes, self._cores.num)
+
+    @property
+    def _shape_now(self) -> lanes.PoolShape:
+        if self._in_flight is None:
+            return self._shape
+        return msgspec.structs.replace(self._shape, max_async=self._in_flight.limit)
 
     def _wake(self) -> None:
         if not self._is_kept:
@@ -359,8 +355,11 @@ class Pool:
 
     async def _run_async(self, lane: Lane) -> None:
         (ticket,) = lane.tickets
-        started_ns = time.time_ns()
+        started_ns, num_beside = time.time_ns(), self._num_lanes
         output, data, failed = None, b"", None
+        if self._in_flight is not None:
+            lag_ns = lane.items[0].lag_ns
+            self._in_flight.began(len(self._tickets), lag_ns / 1e9 if lag_ns else None)
         with noting() as calls:
             try:
                 output = await self._instances.call_one(ticket.inputs, ticket.emit)
@@ -370,6 +369,8 @@ class Pool:
         ended_ns = time.time_ns()
         if failed is None:
             self._note_service(1, (ended_ns - started_ns) / 1e9)
+        if self._in_flight is not None:
+            self._in_flight.ended((num_beside + self._num_lanes) / 2, (ended_ns - started_ns) / 1e9, failed)
         done = Done(output, data, failed, started_ns, ended_ns, 1, lane.number, lane.why, calls=tuple(calls))
         self._settle(ticket, done)
 

@@ -115,6 +115,7 @@ class Ways:
                     service_s=rung.pool.service_s,
                     open_share=stage.opens.share,
                     quality=rung.planned.quality,
+                    batches=rung.pool.max_batch > 1,
                 )
                 for rung in stage.rungs
             ]

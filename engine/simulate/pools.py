@@ -5,6 +5,7 @@ What is asked when, and what is done about it, is as in `engine.run.pool`; the r
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -13,11 +14,14 @@ from engine.decide import lanes
 from engine.decide.batcher import Decision, Drop, Item, Run, WakeAt
 from engine.decide.cores import urgency_of, whose_turn
 from engine.decide.curve import Curve
+from engine.decide.inflight import Limited
 from engine.decide.signals import PoolSignals
 from engine.simulate.services import Service, Slow, ends_s
+from engine.simulate.sharing import Sharing
 from engine.simulate.world import NS, World
 
 NUM_RECENT = 64  # as engine.run.pool
+REFUSAL_S = 0.01
 
 
 class Batching(Protocol):
@@ -31,6 +35,15 @@ class Batching(Protocol):
     def ended(self, items: Sequence[Item]) -> None: ...
     def took(self, batch_size: int, service_s: float) -> None:
         """A batch of so many took so long; none that waited for its model to be loaded."""
+
+
+class Limiting(Protocol):
+    """What says how many items of a pool that batches by itself are under way at once."""
+
+    @property
+    def limit(self) -> int: ...
+    def began(self, num_waiting: int, has_time_s: float | None) -> None: ...
+    def ended(self, num_under_way: float, service_s: float, now_ns: int, *, failed: bool = False) -> Limited | None: ...
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False):
@@ -99,6 +112,7 @@ class SimulatedPool:
         batching: Batching,
         *,
         is_warm: bool = True,
+        limiting: Limiting | None = None,
     ) -> None:
         self.name = name
         self.max_batch = max_batch
@@ -106,6 +120,9 @@ class SimulatedPool:
         self._world = world
         self._shape = shape
         self._service = service
+        self._limiting = limiting  # of one that is `async`
+        self._sharing = Sharing(world, service, slow) if service.is_shared else None
+        self.changes: list[tuple[float, Limited]] = []  # when, s
         self._slow = sorted(slow, key=lambda each: each.from_s)
         self._cores = cores
         self._chance = world.chance(f"service/{name}")
@@ -149,7 +166,7 @@ class SimulatedPool:
     @property
     def num_shared_lanes(self) -> int:
         """Of its resource."""
-        return lanes.num_shared(self._shape, self._cores.num)
+        return lanes.num_shared(self._shape_now, self._cores.num)
 
     @property
     def unit_s(self) -> float | None:
@@ -178,7 +195,13 @@ class SimulatedPool:
         )
 
     def _limits(self) -> lanes.Limits:
-        return lanes.limits(self._shape, self._num_lanes, self._cores.num_lanes, self._cores.num)
+        return lanes.limits(self._shape_now, self._num_lanes, self._cores.num_lanes, self._cores.num)
+
+    @property
+    def _shape_now(self) -> lanes.PoolShape:
+        if self._limiting is None:
+            return self._shape
+        return msgspec.structs.replace(self._shape, max_async=self._limiting.limit)
 
     @property
     def urgent_ns(self) -> int:
@@ -264,28 +287,45 @@ class SimulatedPool:
 
     def _begin(self, items: Sequence[Item], *, is_cold: bool) -> None:
         began_ns = self._world.now_ns
+        if self._limiting is not None:
+            self._limiting.began(len(self.batching), items[0].lag_ns / NS if items[0].lag_ns else None)
+        if self._sharing is not None:
+            num, drawn = self._num_running, self._service.drawn(self._chance)
+            if not self._sharing.begin(drawn, lambda: self._end(items, began_ns, num, is_cold=is_cold)):
+                end = partial(self._end, items, began_ns, num, is_cold=is_cold, failed=True)
+                self._world.after(REFUSAL_S, end)
+            return
         took_s = self._service.sampled_s(len(items), self._chance)
         end_s = ends_s(began_ns / NS - 1, took_s, self._slow) + 1  # the world begins at 1 s
-        self._world.at(round(end_s * NS), lambda: self._end(items, began_ns, is_cold=is_cold))
+        self._world.at(round(end_s * NS), lambda: self._end(items, began_ns, 0, is_cold=is_cold))
 
-    def _end(self, items: Sequence[Item], began_ns: int, *, is_cold: bool) -> None:
+    def _end(
+        self, items: Sequence[Item], began_ns: int, num_beside: int, *, is_cold: bool, failed: bool = False
+    ) -> None:
+        """`num_beside`: items that were under way when it began, of one that is `async`."""
         now_ns = self._world.now_ns
         took_s = (now_ns - began_ns) / NS
+        if self._limiting is not None and not is_cold:
+            under_way = (num_beside + self._num_running) / 2
+            changed = self._limiting.ended(under_way, took_s, now_ns, failed=failed)
+            if changed is not None:
+                self.changes.append((now_ns / NS - 1, changed))
         self.busy_s += took_s
         self._num_lanes -= 1
         self._num_running -= len(items)
         self._services_s.append(took_s)
         self.batching.ended(items)
         del self._ends_ns[items[0].id]
-        if not is_cold:
+        if not is_cold and not failed:
             self._curve.note(len(items), took_s)
             self.batching.took(len(items), took_s)
         if lanes.uses_cores(self._shape):
             self._cores.num_lanes -= 1
             self._cores.give()
-        self.num_done += len(items)
+        self.num_done += len(items) * (not failed)
+        self.num_dropped += len(items) * failed
         for item in items:
-            self._end_item(item, Ended(began_ns, now_ns, len(items)))
+            self._end_item(item, Ended(began_ns, now_ns, 0 if failed else len(items)))
         self._ask()
         self._cores.offer()
 

@@ -21,6 +21,7 @@ class PoolReport(msgspec.Struct, frozen=True):
     busy: float  # lanes that ran, on average
     num_there: float
     stays_s: float
+    limits: tuple[tuple[float, int, str], ...] = ()  # of one that batches by itself: when, s, how many at once, and why
 
     @staticmethod
     def of(pool: "SimulatedPool", seconds: float) -> "PoolReport":
@@ -33,6 +34,7 @@ class PoolReport(msgspec.Struct, frozen=True):
             busy=pool.busy_s / seconds if seconds else 0.0,
             num_there=pool.items_s / seconds if seconds else 0.0,
             stays_s=pool.sojourns_s / num if num else 0.0,
+            limits=tuple((at_s, changed.limit, changed.why) for at_s, changed in pool.changes),
         )
 
 

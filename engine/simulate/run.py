@@ -15,10 +15,11 @@ from engine.decide.admission import Wants, credit, room, without_patient
 from engine.decide.batcher import Batcher, Item
 from engine.decide.cores import whose_turn
 from engine.decide.entrance import Entrance
+from engine.decide.inflight import InFlight
 from engine.decide.passage import Opens, Segment, StageCost
 from engine.decide.rungs import Ladder, Rungs
 from engine.simulate.arrivals import times_s
-from engine.simulate.pools import Batching, Cores, Ended, SimulatedPool, Turn
+from engine.simulate.pools import Batching, Cores, Ended, Limiting, SimulatedPool, Turn
 from engine.simulate.report import PoolReport, Report, Segments
 from engine.simulate.scenario import Scenario, SimulatedPoolSpec, StageSpec, StreamsSpec
 from engine.simulate.world import NS, World
@@ -27,6 +28,7 @@ from streams.errors import PenstockError
 
 ESTIMATE_S = 1.0  # how often it is estimated anew how long things take
 BatchingOf = Callable[[str, SimulatedPoolSpec], Batching]
+LimitingOf = Callable[[int], Limiting]  # by the most that is allowed
 
 
 def usual(name: str, pool: SimulatedPoolSpec) -> Batching:
@@ -83,14 +85,23 @@ def run(
     *,
     asks_passage: bool = True,
     rungs_of: Callable[[], Rungs] = Rungs,
+    limiting_of: LimitingOf = InFlight,
 ) -> Report:
-    """What became of it; by the engine's own batchers, turns, passage and choice of rungs, or by others. Deterministic:
-    the same scenario and seed give the same report."""
-    return _Run(scenario, batching_of, turn, Entrance(rungs_of) if asks_passage else None).report()
+    """What became of it; by the engine's own batchers, turns, passage, choice of rungs and limits in flight, or by
+    others. Deterministic: the same scenario and seed give the same report."""
+    entrance = Entrance(rungs_of) if asks_passage else None
+    return _Run(scenario, batching_of, turn, entrance, limiting_of).report()
 
 
 class _Run:
-    def __init__(self, scenario: Scenario, batching_of: BatchingOf, turn: Turn, entrance: Entrance | None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        batching_of: BatchingOf,
+        turn: Turn,
+        entrance: Entrance | None,
+        limiting_of: LimitingOf,
+    ) -> None:
         self.scenario = scenario
         self.entrance = entrance
         self.ladder = Ladder({})
@@ -108,6 +119,7 @@ class _Run:
                 cores,
                 batching_of(name, spec),
                 is_warm=not spec.is_cold,
+                limiting=limiting_of(spec.max_async) if spec.runs_in == "async" else None,
             )
             for name, spec in scenario.pools.items()
         }
@@ -273,7 +285,9 @@ class _Run:
             ended(Ended(now_ns, now_ns, 0))
             return
         segment.quality *= quality
-        pool.submit(Item(0, expires_ns, done_ns), ended, partial(self._passed, stage, segment))
+        pool.submit(
+            Item(0, expires_ns, done_ns, round(segment.lag_s * NS)), ended, partial(self._passed, stage, segment)
+        )
 
     def _enters(self, segment: _Segment) -> bool:
         if self.entrance is None:
@@ -339,6 +353,7 @@ class _Run:
                         service_s=pool.service_s,
                         open_share=stage.opens.share,
                         quality=quality,
+                        batches=pool.max_batch > 1,
                     )
                     for pool, quality in stage.rungs
                 ]

@@ -27,19 +27,36 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     straggle: Annotated[float, Meta(ge=0, le=1)] = 0.0
     straggle_times: Annotated[float, Meta(ge=1, le=1e6)] = 10.0
     cold_s: NotNegative = 0.0  # to load an instance
+    per_in_flight_s: NotNegative = (
+        0.0  # `async`: the more for each item that runs beside it, and by the square of those
+    )
+    per_in_flight2_s: NotNegative = 0.0
+    max_running: Annotated[int, Meta(ge=0, le=100_000)] = 0  # `async`: at once; the others wait in there. 0: all
+    refuses_over: Annotated[int, Meta(ge=0, le=100_000)] = 0  # `async`: items in there, beyond which it fails. 0: none
 
-    def mean_s(self, batch_size: int) -> float:
-        return self.base_s + self.per_item_s * batch_size
+    @property
+    def is_shared(self) -> bool:
+        """Whether how long an item takes depends on what runs beside it."""
+        return bool(self.per_in_flight_s or self.per_in_flight2_s or self.max_running or self.refuses_over)
+
+    def mean_s(self, batch_size: int, num_running: int = 1) -> float:
+        beside_s = self.per_in_flight_s * num_running + self.per_in_flight2_s * num_running**2
+        return self.base_s + self.per_item_s * batch_size + beside_s
 
     def sampled_s(self, batch_size: int, chance: Random) -> float:
-        took_s = self.mean_s(batch_size)
+        took_s = self.mean_s(batch_size) * self.drawn(chance)
+        if self.straggle and chance.random() < self.straggle:
+            took_s *= self.straggle_times
+        return took_s
+
+    def drawn(self, chance: Random) -> float:
+        """How long one takes over the mean, but for stragglers."""
+        took_s = 1.0
         if self.spread == "exponential":
             took_s *= chance.expovariate(1.0)
         elif self.spread == "lognormal" and self.cv > 0:
             variance = math.log1p(self.cv**2)
             took_s *= math.exp(chance.gauss(-variance / 2, math.sqrt(variance)))
-        if self.straggle and chance.random() < self.straggle:
-            took_s *= self.straggle_times
         return took_s
 
 

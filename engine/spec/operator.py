@@ -241,6 +241,12 @@ class Operator(ABC):
         return None
 
     @classmethod
+    def in_flight(cls, knobs: Any) -> int:
+        """Of one that runs in "async": how many items this rung may be given at once. Fewer are where more would not
+        pay (`engine.decide.inflight`). Pure, but for looking up what the machine's owner allows."""
+        return cls.max_in_flight
+
+    @classmethod
     def shared_work(cls, knobs: Any, inputs: "Inputs") -> frozenset[Hashable]:
         """Names of pieces of work of this item that other items may want as well, for an operator that keeps what it
         did lately: items that name the same are put into one batch, and never run side by side. A piece of work comes

@@ -54,7 +54,7 @@ class CallsTool(Operator):
     """Calls a tool with what was found."""
 
     runs_in = "async"
-    max_in_flight = 64  # a tool's own limit is below that
+    max_in_flight = 64
     timeout_s = 3600.0  # each tool has its own
 
     Knobs = ToolKnobs
@@ -68,6 +68,11 @@ class CallsTool(Operator):
     @classmethod
     def rungs(cls) -> Sequence[Rung]:
         return (cls.rung,)
+
+    @classmethod
+    def in_flight(cls, knobs: ToolKnobs) -> int:
+        tool = tool_of(knobs.tool)
+        return cls.max_in_flight if tool is None else tool.max_in_flight
 
     @classmethod
     def missing(cls, knobs: ToolKnobs, machine: Machine, media: MediaInfo | None) -> str | None:

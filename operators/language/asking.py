@@ -157,7 +157,7 @@ class AsksModel(Operator):
     is each ensemble of them."""
 
     runs_in = "async"
-    max_in_flight = 64  # an endpoint's own limit is below that
+    max_in_flight = 64
     timeout_s = 3600.0  # each endpoint has its own
     votes: ClassVar[bool] = False  # whether several answers to the same can be held against each other
     shows: ClassVar[str] = ""  # which field of what a model says is shown as it comes
@@ -185,6 +185,12 @@ class AsksModel(Operator):
             if endpoint_of(model) is None:
                 return f"{place()} names no endpoint{model and f' of {model}'} (docs/models.md)"
         return None
+
+    @classmethod
+    def in_flight(cls, knobs: ModelKnobs) -> int:
+        endpoint = endpoint_of(knobs.model)
+        most = cls.max_in_flight if endpoint is None else endpoint.max_in_flight
+        return max(1, most // knobs.samples)
 
     async def process_one(self, inputs: Inputs, emit: Emit) -> msgspec.Struct:
         draft = Draft(emit, self.shows)

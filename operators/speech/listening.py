@@ -74,7 +74,7 @@ class Listening(Operator):
     name = "listening"
     scope: ClassVar[Scope] = Map(before=5, after=5)
     runs_in = "async"
-    max_in_flight = 64  # an endpoint's own limit is below that
+    max_in_flight = 64
     timeout_s = 3600.0  # each endpoint has its own
 
     Knobs = ListenKnobs
@@ -100,6 +100,11 @@ class Listening(Operator):
         if endpoint_of(knobs.model) is None:
             return f"{place()} names no endpoint that hears{knobs.model and f' as {knobs.model}'} (docs/models.md)"
         return None
+
+    @classmethod
+    def in_flight(cls, knobs: ListenKnobs) -> int:
+        endpoint = endpoint_of(knobs.model)
+        return cls.max_in_flight if endpoint is None else endpoint.max_in_flight
 
     def demands(self) -> tuple[Any, ...]:
         return (SPEECH_AUDIO,)

@@ -72,9 +72,9 @@ def test_what_nothing_is_ahead_of_is_begun_for_what_was_learned_may_be_wrong() -
     assert begun(passage, 2, due_s=0.5)
 
 
-def test_of_a_single_stage_that_a_single_stream_uses_all_is_begun() -> None:
+def test_of_a_single_stage_that_takes_batches_and_a_single_stream_uses_all_is_begun() -> None:
     """What it drops before its batch costs nothing, and takes nothing from others."""
-    alone = Way.through({"look": StageCost(("media",), "cores", 2, 1.0, 1.0)})
+    alone = Way.through({"look": StageCost(("media",), "cores", 2, 1.0, 1.0, batches=True)})
     passage = Passage()
     assert all(begun(passage, number, due_s=3.0, through=alone) for number in range(20))
     assert passage.enters(("yard", 0), 3 * S, 3.0, 0, alone, {}) == ""  # none of its own was counted before

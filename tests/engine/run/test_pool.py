@@ -16,7 +16,7 @@ from doubling import Doubled, InLoop, InProcess, InThread, StuckProcess
 
 from engine.run import pool as pools
 from engine.run.cores import Cores
-from engine.run.done import Canceled, Done, Late
+from engine.run.done import Canceled, Done, Late, all_done
 from engine.run.instances import MAX_STUCK, Instances
 from engine.run.pool import Pool
 from engine.spec.operator import Device, Emit, Entry, Inputs, Operator, Settings
@@ -53,7 +53,7 @@ def item(number: int) -> Inputs:
 async def outcomes(pool: Pool, numbers: Sequence[int]) -> list[Any]:
     """For each number its double, or the type and message of its error."""
     with anyio.fail_after(30):
-        done = await pool.process([item(number) for number in numbers])
+        done = await all_done(pool, [item(number) for number in numbers])
     return [each.output.value if each.error is None else (type(each.error), str(each.error)) for each in done]  # type: ignore[union-attr]
 
 
@@ -107,7 +107,7 @@ async def test_batches_are_filled_across_callers(operator: type[Doubled], pool_o
 
 
 async def test_what_it_cost_is_shared_by_the_batch(pool_of: MakePool) -> None:
-    done = await pool_of(InThread).process([item(1), item(2), item(3)])
+    done = await all_done(pool_of(InThread), [item(1), item(2), item(3)])
     assert {each.batch_size for each in done} == {3}
     for each in done:
         assert each.compute_s == pytest.approx((each.ended_ns - each.started_ns) / 3e9)
@@ -186,7 +186,7 @@ async def test_a_batch_that_hangs_costs_one_timeout(pool_of: MakePool) -> None:
     Stuck.let_go = threading.Event()
     pool = pool_of(StuckThread, num_cores=1)
     try:
-        done = await pool.process([item(number) for number in (1, 7, 2, 3)])
+        done = await all_done(pool, [item(number) for number in (1, 7, 2, 3)])
         assert {type(each.error) for each in done} == {Transient}
         assert len({(each.started_ns, each.ended_ns) for each in done}) == 1  # one call, not one and one for each
     finally:
@@ -552,7 +552,7 @@ async def test_a_pool_learns_what_batches_take_and_makes_one_smaller_that_would_
     pool = pool_of(InThread, num_cores=1)
     monkeypatch.setattr(pool, "_now_ns", lambda: now_ns[0])
     for num in (1, 1, 2, 4, 1, 2, 4):  # the first warms it up
-        await pool.process([item(1)] * num)
+        await all_done(pool, [item(1)] * num)
     InThread.batches.clear()
     over, told = anyio.Event(), list[Done]()
 

@@ -21,7 +21,13 @@ class Stage:
 
 def stage(service_s: float | None, *sources: str, scope: Any = None) -> Stage:
     pool = SimpleNamespace(
-        service_s=service_s, unit_s=service_s, resource="cores", num_shared_lanes=2, running_s=0.0, name="p"
+        service_s=service_s,
+        unit_s=service_s,
+        resource="cores",
+        num_shared_lanes=2,
+        running_s=0.0,
+        name="p",
+        max_batch=1,
     )
     rung = SimpleNamespace(pool=pool, planned=SimpleNamespace(quality=1.0, rung="best"))
     running = SimpleNamespace(latency_s=0.0)

@@ -1,0 +1,42 @@
+"""How many items of an engine that batches by itself are under way in a pool, as `engine.decide.inflight` says."""
+
+import time
+from typing import Any
+
+import structlog
+
+from engine.decide.inflight import InFlight
+from engine.spec.operator import Operator
+from streams.errors import Permanent
+
+log = structlog.get_logger(__name__)
+
+
+class PoolLimit:
+    """Of one pool."""
+
+    def __init__(self, operator: type[Operator], knobs: Any, pool: str) -> None:
+        self._pool = pool
+        try:
+            most = operator.in_flight(knobs)
+        except Exception as error:  # of its owner's file; whoever computes will say so
+            log.warning("no_limit", pool=pool, error=f"{type(error).__name__}: {error}")
+            most = operator.max_in_flight
+        self._in_flight = InFlight(max(1, min(most, operator.max_in_flight)))
+        self.why = ""  # it is what it is
+
+    @property
+    def limit(self) -> int:
+        return self._in_flight.limit
+
+    def began(self, num_waiting: int, has_time_s: float | None) -> None:
+        self._in_flight.began(num_waiting, has_time_s)
+
+    def ended(self, num_under_way: float, service_s: float, failed: Exception | None) -> None:
+        """An item's own fault says nothing of what serves it."""
+        if isinstance(failed, Permanent):
+            return
+        changed = self._in_flight.ended(num_under_way, service_s, time.monotonic_ns(), failed=failed is not None)
+        if changed is not None:
+            self.why = changed.why
+            log.info("limit_changed", pool=self._pool, limit=changed.limit, why=changed.why)
