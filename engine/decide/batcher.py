@@ -74,6 +74,7 @@ NEVER = 1 << 63
 HELD_UP = "waiting for it would have made more of the others late"
 MAX_SKIPPED = 32
 MAX_AHEAD = 2
+USUAL_OVER = 20  # batches
 
 
 class Batcher:
@@ -86,6 +87,8 @@ class Batcher:
         self._cancelled: set[int] = set()
         self._running: dict[Hashable, int] = {}  # shared work, with the number of batches that do it
         self._ends_ns: dict[int, int] = {}  # of the batches that run, by their first item: when they are likely to end
+        self._num_lanes = 1  # the most that there were
+        self._usual_size = 0.0
         self._curve = Curve()
         self._table_ns: list[int] = []
 
@@ -117,6 +120,11 @@ class Batcher:
         """Seconds of a lane that an item takes in a full batch; None while nothing is known."""
         return self._curve.mean_s(self._max_batch) / self._max_batch if self._curve.is_known else None
 
+    @property
+    def usual_s(self) -> float | None:
+        """What batches take that are as large as they lately were, but for stalls; None while nothing is known."""
+        return self._curve.mean_s(round(self._usual_size)) if self._curve.is_known else None
+
     def running_s(self, now_ns: int) -> float:
         """What the batches that run still take, together."""
         return sum(max(0, ends_ns - now_ns) for ends_ns in self._ends_ns.values()) / 1e9
@@ -140,7 +148,8 @@ class Batcher:
 
     def took(self, batch_size: int, service_s: float) -> None:
         """A batch of so many took so long; none that waited for its model to be loaded."""
-        self._curve.note(batch_size, service_s)
+        self._curve.note(batch_size, service_s, self._num_lanes)
+        self._usual_size += (batch_size - self._usual_size) / USUAL_OVER if self._usual_size else batch_size
         self._table_ns = []
 
     def decide(self, now_ns: int, num_free: int) -> list[Decision]:
@@ -154,6 +163,7 @@ class Batcher:
         decisions: list[Decision] = [Drop(item) for _, _, item in waiting[:num_late]]
         del waiting[:num_late]
         num_lanes = num_free + len(self._ends_ns)
+        self._num_lanes = max(num_lanes, self._num_lanes)
         for _ in range(num_free):
             if not waiting:
                 break

@@ -7,8 +7,8 @@ as that one, which is the worst either can be.
 
 `spread` is how far batches were from what the line said, on average, as a share of it and at most all of it, times
 1.25 (of a normal distribution the mean distance is sigma / 1.25); `safe_s` adds SAFE of it. Of one that took more than
-OUTLIER times what the line says nothing is learned, unless more than MAX_ODD do one after the other: a stall, which
-batches side by side have in common, is not how long batches take. Nor is anything learned of batches that were
+OUTLIER times what the line says nothing is learned, unless more do one after the other than MAX_ODD, or than run side
+by side: a stall, which these have in common, is not how long batches take. Nor is anything learned of batches that were
 interrupted, or that waited for their model to be loaded: whoever tells of them leaves those out.
 Source: Ljung, System Identification (1999), 11.2, for recursive least squares with forgetting.
 """
@@ -34,12 +34,12 @@ class Curve:
     def is_known(self) -> bool:
         return self._num >= MIN_BATCHES
 
-    def note(self, batch_size: int, service_s: float) -> None:
-        """A batch of so many took so long."""
+    def note(self, batch_size: int, service_s: float, num_lanes: int = 1) -> None:
+        """A batch of so many took so long, where so many run side by side."""
         said_s = self.mean_s(batch_size)
         if self.is_known and said_s > 0:
             self._num_odd = self._num_odd + 1 if service_s > OUTLIER * said_s else 0
-            if 0 < self._num_odd <= MAX_ODD:
+            if 0 < self._num_odd <= max(MAX_ODD, num_lanes):
                 return
             off = 1.25 * min(abs(service_s / said_s - 1), 1.0)
             self.spread = DECAY * self.spread + (1 - DECAY) * off if self._num > MIN_BATCHES else off

@@ -64,6 +64,7 @@ class InFlight:
         self._failed_ns: dict[int, int] = {}  # steps at which items failed, and when
         self._has_time_s: float | None = None
         self._changed_ns = 0
+        self._before_s = 0.0  # what an item took when it was too long last, a step above
         self._useless_ns = 0  # until when fewer would not make items faster
         self._num_ended = self._num_failed = 0  # in this round
         self._under_way = self._service_s = 0.0  # sums over them
@@ -127,12 +128,14 @@ class InFlight:
         if here is None:
             return None
         if self._is_too_long() and now_ns >= self._useless_ns:
-            if self._is_no_faster_than(at + 1, now_ns):
-                self._useless_ns = now_ns + round(FRESH_S * NS)
-                return self._go(at + 1, "fewer were no faster", now_ns)
-            took_s = self._service_s / (self._num_ended - self._num_failed)
+            took_s, before_s = self._service_s / (self._num_ended - self._num_failed), self._before_s
+            if before_s and took_s > (1 - HELPS) * before_s:
+                self._useless_ns, self._before_s = now_ns + round(FRESH_S * NS), 0.0
+                return self._go(self._at + 1, "fewer were no faster", now_ns)
+            self._before_s = took_s
             return self._go(at - 1, f"an item takes {took_s:.2f} s of the {self._has_time_s:.2f} s of lag", now_ns)
-        if not self._is_binding:
+        self._before_s = 0.0
+        if not self._is_binding or at < self._at:
             return None
         below, above = self._per_s(self._at - 1, now_ns), self._per_s(self._at + 1, now_ns)
         if below is not None and here < below * self._gain(self._at - 1, LITTLE):
@@ -142,11 +145,6 @@ class InFlight:
         if above is None and not self._failed_lately(self._at + 1, now_ns) and self._at + 1 < len(self._sizes):
             return self._go(self._at + 1, "to see whether more pays", now_ns)
         return self._go(self._at - 1, "to see whether fewer do as much", now_ns) if below is None else None
-
-    def _is_no_faster_than(self, above: int, now_ns: int) -> bool:
-        """Whether an item takes about as long as with more under way."""
-        known, here_s = self._known.get(above), self._known[above - 1].service_s
-        return known is not None and self._per_s(above, now_ns) is not None and here_s > (1 - HELPS) * known.service_s
 
     def _gain(self, at: int, share: float) -> float:
         """How many times as much a step up from there would have to do."""

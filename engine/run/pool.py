@@ -135,11 +135,6 @@ class Pool:
                 lane.scope.deadline = min(lane.scope.deadline, anyio.current_time() + UNWANTED_S)
 
     @property
-    def service_s(self) -> float | None:
-        """Mean of the last batches; None before the first."""
-        return self.tally.service_s
-
-    @property
     def num_shared_lanes(self) -> int:
         """Of its resource."""
         return lanes.num_shared(self._shape_now, self._cores.num)
@@ -148,6 +143,11 @@ class Pool:
     def unit_s(self) -> float | None:
         """Seconds of a lane that an item takes in a full batch; None while nothing is known."""
         return self._batcher.unit_s
+
+    @property
+    def usual_s(self) -> float | None:
+        """What a batch takes of late, but for stalls; None while nothing is known."""
+        return self._batcher.usual_s
 
     @property
     def running_s(self) -> float:

@@ -112,7 +112,7 @@ class Ways:
                     resource=rung.pool.resource,
                     num_lanes=rung.pool.num_shared_lanes,
                     unit_s=rung.pool.unit_s,
-                    service_s=rung.pool.service_s,
+                    service_s=rung.pool.usual_s,
                     open_share=stage.opens.share,
                     quality=rung.planned.quality,
                     batches=rung.pool.max_batch > 1,

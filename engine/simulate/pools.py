@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from engine.decide import lanes
-from engine.decide.batcher import Decision, Drop, Item, Run, WakeAt
+from engine.decide.batcher import USUAL_OVER, Decision, Drop, Item, Run, WakeAt
 from engine.decide.cores import urgency_of, whose_turn
 from engine.decide.curve import Curve
 from engine.decide.inflight import Limited
@@ -129,6 +129,7 @@ class SimulatedPool:
         self._callers: dict[int, _Caller] = {}  # by item
         self._curve = Curve()
         self._ends_ns: dict[int, int] = {}  # of the batches that run, by their first item: when they are likely to end
+        self._usual_size = 0.0
         self._num_lanes = 0
         self._num_loaded = 10**6 if is_warm else 0
         self._num_items = 0
@@ -172,6 +173,11 @@ class SimulatedPool:
     def unit_s(self) -> float | None:
         """Seconds of a lane that an item takes in a full batch; None while nothing is known."""
         return self._curve.mean_s(self.max_batch) / self.max_batch if self._curve.is_known else None
+
+    @property
+    def usual_s(self) -> float | None:
+        """What a batch takes of late, but for stalls; None while nothing is known."""
+        return self._curve.mean_s(round(self._usual_size)) if self._curve.is_known else None
 
     @property
     def running_s(self) -> float:
@@ -317,7 +323,8 @@ class SimulatedPool:
         self.batching.ended(items)
         del self._ends_ns[items[0].id]
         if not is_cold and not failed:
-            self._curve.note(len(items), took_s)
+            self._curve.note(len(items), took_s, self.num_shared_lanes)
+            self._usual_size += (len(items) - self._usual_size) / USUAL_OVER if self._usual_size else len(items)
             self.batching.took(len(items), took_s)
         if lanes.uses_cores(self._shape):
             self._cores.num_lanes -= 1

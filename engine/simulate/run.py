@@ -350,7 +350,7 @@ class _Run:
                         resource=pool.resource,
                         num_lanes=pool.num_shared_lanes,
                         unit_s=pool.unit_s,
-                        service_s=pool.service_s,
+                        service_s=pool.usual_s,
                         open_share=stage.opens.share,
                         quality=quality,
                         batches=pool.max_batch > 1,

@@ -21,7 +21,7 @@ class Stage:
 
 def stage(service_s: float | None, *sources: str, scope: Any = None) -> Stage:
     pool = SimpleNamespace(
-        service_s=service_s,
+        usual_s=service_s,
         unit_s=service_s,
         resource="cores",
         num_shared_lanes=2,
@@ -61,7 +61,7 @@ def test_it_is_worked_out_anew_once_a_second() -> None:
     made, slow = ways(), stage(1.0, "media")
     made.serve("gate", "first", {"look": slow})
     before = made.of("gate", 0)
-    slow.rungs[0].pool.service_s = 3.0
+    slow.rungs[0].pool.usual_s = 3.0
     assert made.of("gate", ESTIMATE_NS) is before
     assert made.of("gate", ESTIMATE_NS + 1).with_it_ns == {"look": 3_000_000_000}
 
