@@ -7,7 +7,7 @@ keeps both through all its stages.
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from engine.decide.passage import NS, Passage, Segment
+from engine.decide.passage import NOWHERE, NS, Passage, Segment
 from engine.decide.rungs import CARRIES, Changed, Ladder, Rungs
 
 NONE: Mapping[str, int] = {}
@@ -21,6 +21,10 @@ class Entrance:
         self._passage = Passage()
         self._rungs: dict[str, Rungs] = {}  # of streams whose stages may run on more than one
 
+    def knows(self, segment: Segment) -> bool:
+        """Whether it was decided about it."""
+        return self._passage.knows(segment)
+
     def enters(
         self,
         segment: Segment,
@@ -30,22 +34,29 @@ class Entrance:
         now_ns: int,
         ladder: Ladder,
         running_s: Mapping[str, float],
+        *,
+        by_latency: bool = True,
     ) -> tuple[str, list[Changed]]:
         """Why it is not begun, empty where it is; and the rungs that were changed before that was decided. The same for
         all stages that ask, until it is due. `lag_s`: what its stream may lag; `latency_s`: within which it is wanted
-        (0: as the lag allows); `running_s`: by resource, what the batches that run still take."""
+        (0: as the lag allows); `running_s`: by resource, what the batches that run still take; `by_latency`: whether it
+        is refused where it would come later than that, for nobody wants it then."""
+        if self._passage.knows(segment):
+            return self._passage.enters(segment, due_ns, lag_s, now_ns, NOWHERE, running_s), []
         changes: list[Changed] = []
         within_s = min(lag_s, latency_s or lag_s)
         wanted_ns = due_ns - round((lag_s - within_s) * NS)  # what comes later would only make the next ones later
         stream = segment[0]
-        if ladder.has_choice and not self._passage.knows(segment):
+        if ladder.has_choice and wanted_ns > now_ns:
             rungs = self._rungs.setdefault(stream, self._rungs_of())
-            predict = partial(self._passage.predict, wanted_ns, running_s=running_s)
+            predict = partial(self._passage.predict, due_ns, running_s=running_s)
             carries = partial(self._passage.carries, stream, share=CARRIES)
             changes = rungs.choose(ladder, (wanted_ns - now_ns) / NS, now_ns, predict, carries)
         now_on = self.now_on(stream)
-        why = self._passage.enters(segment, wanted_ns, within_s, now_ns, ladder.way(now_on), running_s, now_on)
-        return why, changes
+        if not by_latency:
+            wanted_ns, within_s = due_ns, lag_s
+        asked = segment, due_ns, within_s, now_ns, ladder.way(now_on), running_s, now_on, wanted_ns
+        return self._passage.enters(*asked), changes
 
     def now_on(self, stream: str) -> Mapping[str, int]:
         """The rungs that new segments take, by stage, where that is not the best."""

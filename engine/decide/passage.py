@@ -10,15 +10,18 @@ of the resources r that its stages use (the worker's cores, a GPU's instances, a
 running(r) is what the batches that run still take and left(r) what is left to do of segments that were begun and are
 due no later, in seconds of a lane, it is begun if
 
-    now + wait + SAFE lead + margin <= due
+    now + wait + min(SAFE lead, MOST lag) + margin <= due
 
 `lead` is the longest path through its stages. A stage takes s(B) / B of a lane for each item, which is what it takes
 when it matters, times the share of segments for which its gate is open. What is refused is a gap in all its stages at
 once: no branch computes what another has dropped, and no stage what the next one will be late with.
 
-All is begun where nothing is known, and where nothing is ahead, for what was learned may be wrong by now; and of a
-single stage that takes batches and that a single stream uses, for what its batcher drops costs nothing and is nothing
-to others.
+All is begun where nothing is known, and where nothing is ahead, and one of a stream of which none was begun for TRY_S:
+what was learned may be wrong by now. And of a single stage that takes batches and that a single stream uses, for what
+its batcher drops costs nothing and is nothing to others.
+
+Where several workers share a stream, a segment that is begun here may have other stages done elsewhere: each counts for
+as much as it was done here of late.
 
 **Fair.** `margin` is what a stream leaves to others that were refused more often than it was: with `share` the fraction
 of its segments that were begun of late,
@@ -32,7 +35,8 @@ Source: Buttazzo, Hard Real-Time Computing Systems (2011), 9.2, for admission un
 PARD, arXiv 2602.08747, for dropping by the state of what is downstream.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -41,10 +45,14 @@ from engine.decide.lateness import behind_ns, leads_ns
 
 NS = 1_000_000_000
 SAFE = 1.25  # times the lead: batches take longer at times
+MOST = 0.75  # of the lag, that a lead counts: what is slower is computed all the same, while nothing waits for it
 STRICTNESS = 10.0
 MEMORY = 20  # decisions that a stream's share is over, about
 OPENS_MEMORY = 50  # segments
 SEEN_S = 60.0  # a stream that nothing came of for so long counts no more
+TRY_S = 10.0  # after which one is begun of a stream of which none was, or
+TRY_TIMES = 20  # times its lead, if that is longer
+MAX_STAGES = 10_000  # of which it is known how often they are done here
 MAX_REFUSED = 10_000  # that are remembered
 
 Segment = tuple[str, int]  # a stream and a number
@@ -112,6 +120,7 @@ class _Begun(msgspec.Struct):
     due_ns: int
     left_s: dict[str, tuple[str, float]]
     rungs: Mapping[str, int]
+    is_lost: bool = False
 
 
 class _Stream(msgspec.Struct):
@@ -122,6 +131,7 @@ class _Stream(msgspec.Struct):
     resources: tuple[str, ...] = ()
     every_s: float = 0.0
     way: Way = NOWHERE
+    begun_ns: int = 0  # when one was begun last
 
 
 class Passage:
@@ -129,9 +139,11 @@ class Passage:
 
     def __init__(self) -> None:
         self._begun: dict[Segment, _Begun] = {}
-        self._by_due: list[tuple[int, Segment]] = []
+        self._by_due: list[tuple[int, Segment]] = []  # those of which something is left to do
+        self._over: deque[tuple[int, Segment]] = deque()  # the others, until they are due
         self._left_s: dict[str, float] = {}  # by resource, of all that was begun
         self._refused: dict[Segment, int] = {}  # when it was due
+        self._done_here: dict[str, Opens] = {}  # by stage: of how many of those that were begun here
         self._streams: dict[str, _Stream] = {}
         self._shares: dict[str, tuple[float, int]] = {}  # by resource: the sum over its streams, and their number
 
@@ -159,32 +171,41 @@ class Passage:
         way: Way,
         running_s: Mapping[str, float],
         rungs: Mapping[str, int] | None = None,
+        wanted_ns: int = 0,
     ) -> str:
         """Why it is not begun; empty where it is. The same for all stages that ask, until it is due. `lag_s`: what its
         stream may lag; `running_s`: by resource, what the batches that run still take; `rungs`: that it would be begun
-        on, by stage."""
+        on, by stage; `wanted_ns`: by when it is to be done, where that is before it is due."""
         if segment in self._begun:
             return ""
         if segment in self._refused:
             return "it was refused as a whole"
         self._forget(now_ns)
-        took_s, resource = self.predict(due_ns, way, running_s)
-        can_be = SAFE * way.lead_ns <= lag_s * NS  # or it would be refused whatever the others do: nothing to them
+        until_ns = wanted_ns or due_ns
+        wait_s, resource = self._wait(due_ns, way, running_s)
+        lead_s = way.lead_ns / NS
+        can_be = lead_s <= lag_s  # or it would be refused whatever the others do, and is nothing to them
+        lead_s = min(SAFE * lead_s, MOST * lag_s) if can_be else lead_s
+        left_s = (until_ns - now_ns) / NS
         margin_s = self._margin_s(segment[0], lag_s, resource) if can_be else 0.0
-        left_s = (due_ns - now_ns) / NS
-        is_idle = took_s <= SAFE * way.lead_ns / NS  # nothing is ahead: what was learned may be wrong by now
+        is_idle = wait_s < 1e-6  # what was learned may be wrong by now
         is_alone = way.drops_alone and self._shares.get(resource, (0.0, 0))[1] <= 1
-        is_begun = is_idle or is_alone or took_s + margin_s <= left_s
-        if can_be:
-            self._count(segment[0], way, now_ns, is_begun=is_begun)
+        is_begun = is_idle or is_alone or wait_s + lead_s + margin_s <= left_s
+        is_begun = is_begun or self._is_to_try(segment[0], now_ns, way)
+        self._count(segment[0], way, now_ns, is_begun=is_begun, can_be=can_be)
         if is_begun:
             self._begin(segment, due_ns, way, dict(rungs or {}))
             return ""
         self._refused[segment] = due_ns
         if len(self._refused) > MAX_REFUSED:
             del self._refused[next(iter(self._refused))]
-        why = f"{resource or 'its stages'} would take {took_s:.2f} s, and it is due in {left_s:.2f} s"
-        return f"{why}; others were refused more often" if took_s <= left_s else why
+        why = f"{resource or 'its stages'} would take {wait_s + lead_s:.2f} s, and {max(0.0, left_s):.2f} s are left"
+        return f"{why}; others were refused more often" if wait_s + lead_s <= left_s else why
+
+    def _is_to_try(self, stream: str, now_ns: int, way: Way) -> bool:
+        """Whether none of a stream was begun for so long that one is: or nothing would ever be learned of it again."""
+        known = self._streams.get(stream)
+        return known is not None and now_ns > known.begun_ns + max(TRY_S * NS, TRY_TIMES * way.lead_ns)
 
     def carries(self, stream: str, way: Way, share: float) -> bool:
         """Whether the resources that a way uses would bear what comes of all streams, with this one on that way: all
@@ -203,15 +224,22 @@ class Passage:
     def passed(self, segment: Segment, stage: str) -> None:
         """A stage has begun on it, or there is nothing to do of it."""
         begun = self._begun.get(segment)
-        if begun is not None:
-            resource, seconds = begun.left_s.pop(stage, ("", 0.0))
-            if seconds:
-                self._left_s[resource] -= seconds
+        if begun is None or stage not in begun.left_s:
+            return
+        self._note_here(stage, is_here=True)
+        resource, seconds = begun.left_s.pop(stage)
+        self._left_s[resource] -= seconds
+        if not begun.left_s:  # it is ahead of nobody
+            place = bisect_left(self._by_due, (begun.due_ns, segment))
+            if self._by_due[place : place + 1] == [(begun.due_ns, segment)]:
+                del self._by_due[place]
+                self._over.append((begun.due_ns, segment))
 
     def lost(self, segment: Segment) -> None:
         """It was begun and will not be whole in time."""
-        known = self._streams.get(segment[0])
-        if segment in self._begun and known is not None:
+        known, begun = self._streams.get(segment[0]), self._begun.get(segment)
+        if begun is not None and not begun.is_lost and known is not None:
+            begun.is_lost = True
             share = max(0.0, known.share - 1 / MEMORY)
             self._weigh(known.resources, share - known.share, 0)
             known.share = share
@@ -233,20 +261,38 @@ class Passage:
         return waits_s.get(longest, 0.0), longest
 
     def _begin(self, segment: Segment, due_ns: int, way: Way, rungs: Mapping[str, int]) -> None:
-        self._begun[segment] = _Begun(due_ns, dict(way.work_s), rungs)
+        left_s = {id: (resource, seconds * self._here(id)) for id, (resource, seconds) in way.work_s.items()}
+        self._begun[segment] = _Begun(due_ns, left_s, rungs)
         insort(self._by_due, (due_ns, segment))
-        for resource, seconds in way.work_s.values():
+        for resource, seconds in left_s.values():
             self._left_s[resource] = self._left_s.get(resource, 0.0) + seconds
+
+    def _here(self, stage: str) -> float:
+        known = self._done_here.get(stage)
+        return 1.0 if known is None else known.share
+
+    def _note_here(self, stage: str, *, is_here: bool) -> None:
+        """Whether it was this worker that had to do with a stage of a segment that was begun here; others take their
+        part of what waits."""
+        if not is_here or stage in self._done_here:
+            known = self._done_here.pop(stage, None) or Opens()
+            known.note(is_open=is_here)
+            self._done_here[stage] = known  # the last one seen stands last
+            if len(self._done_here) > MAX_STAGES:
+                del self._done_here[next(iter(self._done_here))]
 
     def _forget(self, now_ns: int) -> None:
         """What was due is over, whatever became of it."""
         num = 0
         while num < len(self._by_due) and self._by_due[num][0] < now_ns:
-            for resource, seconds in self._begun.pop(self._by_due[num][1]).left_s.values():
+            for stage, (resource, seconds) in self._begun.pop(self._by_due[num][1]).left_s.items():
+                self._note_here(stage, is_here=False)
                 self._left_s[resource] -= seconds
             num += 1
         del self._by_due[:num]
-        if not self._begun:
+        while self._over and self._over[0][0] < now_ns:
+            self._begun.pop(self._over.popleft()[1], None)
+        if not self._by_due:
             self._left_s.clear()  # and with it what rounding left
         while self._refused and next(iter(self._refused.values())) < now_ns:
             del self._refused[next(iter(self._refused))]
@@ -260,8 +306,9 @@ class Passage:
             return 0.0
         return lag_s / 2 * min(1.0, STRICTNESS * max(0.0, known.share - total / num))
 
-    def _count(self, stream: str, way: Way, now_ns: int, *, is_begun: bool) -> None:
-        resources = tuple(dict.fromkeys(resource for resource, _ in way.work_s.values()))
+    def _count(self, stream: str, way: Way, now_ns: int, *, is_begun: bool, can_be: bool) -> None:
+        """`can_be`: whether it could be in time on an idle machine."""
+        resources = tuple(dict.fromkeys(resource for resource, _ in way.work_s.values())) if can_be else ()
         known = self._streams.pop(stream, None)
         if known is not None:
             self._weigh(known.resources, -known.share, -1)
@@ -271,7 +318,8 @@ class Passage:
         if known is not None:
             since_s = (now_ns - known.seen_ns) / NS
             every_s = known.every_s + (since_s - known.every_s) / MEMORY if known.every_s else since_s
-        self._streams[stream] = _Stream(share, now_ns, resources, every_s, way)  # the last one seen stands last
+        begun_ns = now_ns if is_begun or known is None else known.begun_ns
+        self._streams[stream] = _Stream(share, now_ns, resources, every_s, way, begun_ns)  # the last seen stands last
         self._weigh(resources, share, 1)
         while (first := next(iter(self._streams.items())))[1].seen_ns < now_ns - SEEN_S * NS:
             self._weigh(first[1].resources, -first[1].share, -1)

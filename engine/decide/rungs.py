@@ -7,15 +7,19 @@ the resource that is waited for,
 
     (1 - quality below / quality here) / (seconds here - seconds below)
 
+or of its batches, where the way itself is too long, however little waits;
+
 and of a rung that has never run, whose seconds are not known, it is taken that it would save half. The last step down
 is the first one up again: HOLD_S after anything changed, and only where the machine would carry the load on the upper
 rung, that is where for every resource
 
     sum over streams of segments a second * seconds of a lane <= CARRIES * lanes
 
-and the segment in hand would be done within half of its latency. So a stream changes at most 60 / HOLD_S times a minute
-upwards, and as often and as many times more as it has rungs downwards; that N - 1 rungs carry the load is looked at
-before, not found out by falling down again. What is not known of service times changes nothing.
+and the segment in hand would be done within half of its latency. Where that has been easy for TRY_S on the lower rung,
+the upper one is tried all the same: what is known of it is from when it ran last. So a stream changes at most
+60 / HOLD_S times a minute upwards, and as often and as many times more as it has rungs downwards; that the upper rung
+carries the load is looked at before, not found out by falling down again. What is not known of service times changes
+nothing.
 Source: for stepping by quality lost over time saved, Compass and Elastico, arXiv 2603.20821.
 """
 
@@ -23,12 +27,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from engine.decide.passage import NS, StageCost, Way
+from engine.decide.passage import NS, SAFE, StageCost, Way
 
 HOLD_S = 15.0
 CARRIES = 0.8
 UP = 0.5  # of the latency
 UNKNOWN_SAVES = 0.5
+TRY_S = 180.0
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -57,13 +62,18 @@ class Ladder:
         return self._ways[key]
 
     def step_down(self, rungs: Mapping[str, int], resource: str) -> str | None:
-        """Which stage to lower next to relieve a resource; None where there is none left that would."""
+        """Which stage to lower next to relieve a resource, or, where that is none (""), to make the way shorter; None
+        where there is none left that would."""
         best: tuple[float, str] | None = None
         for id, costs in self.stages.items():
             here = rungs.get(id, 0)
-            if here + 1 >= len(costs) or costs[here].resource != resource:
+            if here + 1 >= len(costs) or resource not in ("", costs[here].resource):
                 continue
-            saved_s = _seconds(costs, here, resource) - _seconds(costs, here + 1, resource)
+            saved_s = (
+                _seconds(costs, here, resource) - _seconds(costs, here + 1, resource)
+                if resource
+                else _takes_s(costs, here) - _takes_s(costs, here + 1)
+            )
             if saved_s <= 0:
                 continue
             loses = 1 - costs[here + 1].quality / costs[here].quality if costs[here].quality else 0.0
@@ -80,6 +90,14 @@ def _seconds(costs: Sequence[StageCost], rung: int, resource: str) -> float:
     if cost.unit_s is not None:
         return cost.unit_s * cost.open_share
     return UNKNOWN_SAVES * _seconds(costs, rung - 1, resource) if rung else 0.0
+
+
+def _takes_s(costs: Sequence[StageCost], rung: int) -> float:
+    """How long a batch takes on one rung; guessed as above."""
+    took_s = costs[rung].service_s
+    if took_s is not None:
+        return took_s
+    return UNKNOWN_SAVES * _takes_s(costs, rung - 1) if rung else 0.0
 
 
 class Rungs:
@@ -103,28 +121,38 @@ class Rungs:
         self._forget(ladder)
         changes: list[Changed] = []
         took_s, resource = predict(ladder.way(self.now))
-        steps, below, enough = list[str](), dict(self.now), took_s <= left_s
-        while not enough and (stage := ladder.step_down(below, resource)) is not None:
+        steps, below, enough, waits_for = list[str](), dict(self.now), took_s <= left_s, resource
+        while not enough:
+            if SAFE * ladder.way(below).lead_ns > left_s * NS:
+                waits_for = ""  # it is the way itself that is too long
+            stage = ladder.step_down(below, waits_for)
+            if stage is None:
+                break
             steps.append(stage)
             below[stage] = below.get(stage, 0) + 1
-            enough = predict(ladder.way(below))[0] <= left_s
+            below_s, waits_for = predict(ladder.way(below))
+            enough = below_s <= left_s
         for stage in steps if enough else steps[:1]:
             self._steps.append(stage)
             self.now[stage] = self.now.get(stage, 0) + 1
             self._changed_ns = now_ns
-            why = f"{resource} would take {took_s:.2f} s, and {max(0.0, left_s):.2f} s are left of what is asked for"
+            why = f"{resource} would take {took_s:.2f} s, and {left_s:.2f} s are left of what is asked for"
             changes.append(Changed(stage, self.now[stage], why))
         if changes or not self._steps or now_ns < self._changed_ns + HOLD_S * NS:
             return changes
         stage = self._steps[-1]
         above = {**self.now, stage: self.now[stage] - 1}
-        way = ladder.way(above)
-        took_s, _ = predict(way)
-        if took_s <= UP * left_s and carries(way):
+        above_s, _ = predict(ladder.way(above))
+        why = ""
+        if above_s <= UP * left_s and carries(ladder.way(above)):
+            why = f"it would take {above_s:.2f} s of {left_s:.2f} s there"
+        elif took_s <= UP * left_s and carries(ladder.way(self.now)) and now_ns > self._changed_ns + TRY_S * NS:
+            why = f"to see whether it takes {above_s:.2f} s there still"
+        if why:
             self._steps.pop()
             self.now = {id: rung for id, rung in above.items() if rung}
             self._changed_ns = now_ns
-            changes.append(Changed(stage, above[stage], f"it would take {took_s:.2f} s of {left_s:.2f} s there"))
+            changes.append(Changed(stage, above[stage], why))
         return changes
 
     def _forget(self, ladder: Ladder) -> None:

@@ -23,7 +23,7 @@ from engine.spec.catalogue import Catalogue
 from engine.spec.choosing import Pace
 from engine.spec.jobs import JobSpec, Span, spans_of
 from engine.spec.objective import Objective, objective_of
-from engine.spec.operator import Machine, OfRanges
+from engine.spec.operator import Machine, Map, OfRanges
 from engine.spec.plan import Plan, make_plan
 from engine.spec.stream import StreamSpec
 from engine.spec.webhook_url import check_webhook
@@ -102,10 +102,12 @@ async def submit(
     window = _window(request, stream) if request.standing else None
     info = await _info(ledger, stream.name, media)
     workflow = (request.workflow or question_workflow).for_asks(request.asks)
-    pace = Pace(stream.segment_s, stream.max_lag_s if stream.policy == "live" else 0.0)
+    lag_s = stream.max_lag_s if stream.policy == "live" else 0.0
+    pace = Pace(stream.segment_s, min(lag_s, objective.latency_s or lag_s))
     elsewhere = {rung for node in await registry.nodes() for rung in node.rungs}
     how = info, window, elsewhere, pace, objective.quality
     plan = await anyio.to_thread.run_sync(make_plan, workflow, catalogue, machine, *how)
+    _check_waits(plan, pace, objective)
     asked = await _asked(ledger, request, stream, media)
     spans = spans_of(plan, asked, drafts=request.drafts and not request.standing)
     shared, rounds = await _shared(registry, ledger, plan, stream.name, spans, media)
@@ -207,6 +209,15 @@ def _objective(request: JobRequest, stream: StreamSpec) -> Objective:
     if request.slo and not (request.standing and stream.policy == "live"):
         raise UserError("slo: only a standing job on a live stream has a latency: give `standing`, or leave `slo` away")
     return objective
+
+
+def _check_waits(plan: Plan, pace: Pace, objective: Objective) -> None:
+    """Raises UserError where a stage waits for more of the stream than answers may take."""
+    for stage in plan.stages:
+        waits_s = stage.scope.after * pace.segment_s if isinstance(stage.scope, Map) else 0.0
+        if objective.latency_s and waits_s >= objective.latency_s:
+            waits = f"{stage.name!r} on {stage.rung.rung} waits for {waits_s:g} s more of the stream"
+            raise UserError(f"slo latency<{objective.latency_s:g}s: {waits}: give more, or shorter segments")
 
 
 def _window(request: JobRequest, stream: StreamSpec) -> int:

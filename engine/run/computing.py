@@ -48,7 +48,7 @@ class Computing:
         self._stages: Mapping[str, GroupStage] = {}
         self._tickets: dict[int, Ticket] = {}
         self._holds: dict[int, Hold] = {}
-        self._estimated_ns = 0  # Unix time
+        self._estimated_ns = 0  # the server's time
 
     def serve(self, stages: Mapping[str, GroupStage]) -> None:
         """Go by these from now on, by their id."""
@@ -82,6 +82,9 @@ class Computing:
         return self._host.ways.enters(self._stream, told.key.last, told.due_ns, lag_s, self._host.now_ns())
 
     def passed(self, told: Compute | GiveGap) -> None:
+        """A stage has begun on a segment, or there is nothing to do of it."""
+        if isinstance(told, GiveGap):
+            self._host.ways.lost(self._stream, told.key.last)
         self._host.ways.passed(self._stream, told.key.last, told.stage.id)
 
     def hold_back(self, told: Compute) -> None:
@@ -168,8 +171,8 @@ class Computing:
             self._failed(told, span, ran.error, ran)
         else:
             span.ran(ran)
-            if told.expires_ns and ran.ended_ns > self._estimated_ns + ESTIMATE_NS:
-                self._estimate(ran.ended_ns)
+            if told.expires_ns and (now_ns := self._host.now_ns()) > self._estimated_ns + ESTIMATE_NS:
+                self._estimate(now_ns)
             decoded = (hold.decode_s, hold.decode_path) if hold is not None else ()
             record = result_of(told, rung.planned.rung, ran, self._stream, self._host.worker, *decoded)
             self._storing.result(told, record, ran.output, span)

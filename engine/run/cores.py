@@ -29,7 +29,7 @@ class Cores:
 
     def __init__(self, num: int, now_ns: Callable[[], int] = time.time_ns) -> None:
         self.num = num
-        self._now_ns = now_ns  # the server's time
+        self.now_ns = now_ns  # the server's time
         self.num_lanes = 0  # of pools: batches that run or wait for one; kept by these
         self._num_free = num
         self._wanting: list[Claim] = []
@@ -77,7 +77,7 @@ class Cores:
         self._is_offering = True
         try:
             while self._num_free and self._wanting:
-                claim = whose_turn(self._wanting, self._now_ns())
+                claim = whose_turn(self._wanting, self.now_ns())
                 self._wanting.remove(claim)
                 self._num_free -= 1
                 has_use = False

@@ -165,7 +165,9 @@ class FrameStore:
             if all(each in kept.products for each in wanted):
                 return []
             alone = anyio.CapacityLimiter(1)
-            async with self._cores.turn(urgent_ns(due_ns, time.time_ns())):  # waiting for a core is no part of decoding
+            async with self._cores.turn(
+                urgent_ns(due_ns, self._cores.now_ns())
+            ):  # waiting for a core is no part of decoding
                 began_ns = time.time_ns()
                 try:
                     with anyio.fail_after(TIMEOUT_S):

@@ -7,7 +7,7 @@ decoding, computing, storing) comes back later, by a callback, and each output b
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 import anyio.abc
@@ -83,7 +83,9 @@ class Group:
 
     def serve(self, stages: Sequence[GroupStage]) -> None:
         """Go by these from now on: the same stages, perhaps asked for by other jobs."""
-        self.stages = {stage.rule.id: stage for stage in stages}
+        opens = {id: stage.opens for id, stage in self.stages.items()}  # what was learned of gates holds still
+        kept = (replace(stage, opens=opens.get(stage.rule.id, stage.opens)) for stage in stages)
+        self.stages = {stage.rule.id: stage for stage in kept}
         self.host.ways.serve(self.stream, self.name, self.stages)
         self.rule.serve([stage.rule for stage in stages])
         self._computing.serve(self.stages)

@@ -235,7 +235,8 @@ class Pool:
     def urgent_ns(self) -> int:
         """By when the first of its items is to be done."""
         oldest = next(iter(self._tickets.values()), None)
-        return urgency_of(self._batcher.first, oldest.since_ns if oldest is not None else self._now_ns())
+        waits_ns = time.time_ns() - oldest.since_ns if oldest is not None else 0  # by this worker's clock
+        return urgency_of(self._batcher.first, self._now_ns() - waits_ns)
 
     @property
     def takes_ns(self) -> int:

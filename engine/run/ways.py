@@ -83,13 +83,19 @@ class Ways:
 
     def enters(self, stream: str, index: int, due_ns: int, lag_s: float, now_ns: int) -> str:
         """Why a segment is not begun; empty where it is, on rungs that are chosen now."""
+        segment = stream, index
         running_s: dict[str, float] = {}
-        for pool in self._pools():
-            running_s[pool.resource] = running_s.get(pool.resource, 0.0) + pool.running_s
-        stages = {id: each for group in self._groups.get(stream, {}).values() for id, each in group.items()}
-        asked_s = (each.rule.running.latency_s for each in stages.values() if each.rule.running.latency_s)
-        when = due_ns, lag_s, min(asked_s, default=0.0), now_ns
-        why, changes = self._entrance.enters((stream, index), *when, self._ladder(stream, now_ns), running_s)
+        latencies_s: list[float] = []
+        stages: dict[str, Any] = {}
+        if not self._entrance.knows(segment):  # as of most that ask
+            for pool in self._pools():
+                running_s[pool.resource] = running_s.get(pool.resource, 0.0) + pool.running_s
+            stages = {id: each for group in self._groups.get(stream, {}).values() for id, each in group.items()}
+            latencies_s = [each.rule.running.latency_s for each in stages.values()]
+        latency_s = min((each for each in latencies_s if each), default=0.0)
+        when = due_ns, lag_s, latency_s, now_ns
+        ladder = self._ladder(stream, now_ns)
+        why, changes = self._entrance.enters(segment, *when, ladder, running_s, by_latency=all(latencies_s))
         for changed in changes:
             stage = stages[changed.stage]
             self._on_change(stream, stage.rule.name, stage.rungs[changed.rung].planned.rung, changed.why)

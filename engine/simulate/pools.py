@@ -130,6 +130,7 @@ class SimulatedPool:
         self._curve = Curve()
         self._ends_ns: dict[int, int] = {}  # of the batches that run, by their first item: when they are likely to end
         self._usual_size = 0.0
+        self._most_lanes = 1  # that ran side by side
         self._num_lanes = 0
         self._num_loaded = 10**6 if is_warm else 0
         self._num_items = 0
@@ -271,6 +272,7 @@ class SimulatedPool:
     def _start(self, items: Sequence[Item]) -> None:
         now_ns = self._world.now_ns
         self._num_lanes += 1
+        self._most_lanes = max(self._most_lanes, self._num_lanes)
         self._num_running += len(items)
         self.num_batches += 1
         self._ends_ns[items[0].id] = now_ns + round(self._curve.mean_s(len(items)) * NS)
@@ -323,7 +325,7 @@ class SimulatedPool:
         self.batching.ended(items)
         del self._ends_ns[items[0].id]
         if not is_cold and not failed:
-            self._curve.note(len(items), took_s, self.num_shared_lanes)
+            self._curve.note(len(items), took_s, self._most_lanes)
             self._usual_size += (len(items) - self._usual_size) / USUAL_OVER if self._usual_size else len(items)
             self.batching.took(len(items), took_s)
         if lanes.uses_cores(self._shape):

@@ -35,6 +35,17 @@ def driven(
     return now_s, changes
 
 
+def failing(limit: InFlight, num: int) -> tuple[float, list[Limited]]:
+    """One of three fails."""
+    now_s, changes = 100.0, []
+    for number in range(num):
+        limit.began(9, None)
+        now_s += 0.01
+        changed = limit.ended(limit.limit, 0.1, round(now_s * NS), failed=number % 3 == 0 and number < 15)
+        changes += [changed] if changed is not None else []
+    return now_s, changes
+
+
 @pytest.mark.parametrize(
     ("takes_s", "low", "high"),
     [
@@ -64,15 +75,32 @@ def test_it_begins_at_what_its_owner_allows_and_never_goes_beyond() -> None:
 
 def test_where_items_fail_it_goes_down_at_once_and_is_not_tried_again_soon() -> None:
     limit = InFlight(16)
-    now_s, changes = driven(limit, lambda n: 0.1, 5, fails_over=12)
+    now_s, changes = failing(limit, 16)
     assert [change.limit for change in changes] == [12]
-    assert changes[0].why == "5 of 5 failed"
+    assert changes[0].why == "5 of 16 failed"
     end_s = now_s + FRESH_S
     tried = 0
-    while now_s < end_s:
+    while now_s + 20 < end_s:  # a round is 8 s at most
         now_s, changes = driven(limit, lambda n: 0.1 * n, ROUND, now_s=now_s, fails_over=12)
         tried += any(change.limit == 16 for change in changes)
     assert tried == 0
+
+
+def test_one_that_is_away_comes_back_for_no_fewer() -> None:
+    """Every item fails: connections are refused."""
+    limit = InFlight(16)
+    _, changes = driven(limit, lambda n: 0.01, 1000, fails_over=0)
+    assert (changes, limit.limit) == ([], 16)
+
+
+def test_where_fewer_are_no_faster_it_goes_back() -> None:
+    limit, seen = InFlight(16), list[int]()
+    now_s = 100.0
+    for _ in range(100):
+        now_s, _ = driven(limit, lambda n: 6.0, 16, now_s=now_s, has_time_s=10.0)
+        seen.append(limit.limit)
+    assert sum(each == 16 for each in seen) > 70
+    assert min(seen) >= 12
 
 
 def test_an_item_is_to_take_no_more_than_half_of_the_time_that_it_has() -> None:
@@ -90,7 +118,7 @@ def test_at_rest_nothing_changes() -> None:
 
 def test_what_was_begun_under_another_limit_is_of_another_time() -> None:
     limit = InFlight(16)
-    now_s, changes = driven(limit, lambda n: 0.1, 5, fails_over=12)
+    now_s, changes = failing(limit, 16)
     assert changes
     before = dict(limit._known)
     assert limit.ended(16, 5.0, round((now_s + 1) * NS), failed=True) is None

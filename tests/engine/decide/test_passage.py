@@ -1,10 +1,12 @@
 """Whether a segment is begun: by what is ahead of it, the same for all its stages, and fairly among streams."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decide.passage import SAFE, SEEN_S, STRICTNESS, Opens, Passage, StageCost, Way
+from engine.decide.passage import SAFE, SEEN_S, STRICTNESS, TRY_TIMES, Opens, Passage, StageCost, Way
 
 S = 10**9
 
@@ -170,8 +172,51 @@ def test_what_is_counted_as_left_is_what_is_left_of_what_was_begun(
         assert {resource: pytest.approx(seconds, abs=1e-9) for resource, seconds in left.items()} == {
             resource: seconds for resource, seconds in passage._left_s.items() if resource in left
         }
-        assert len(passage._by_due) == len(passage._begun)
+        assert len(passage._by_due) + len(passage._over) == len(passage._begun)
         for resource, (total, num) in passage._shares.items():
             known = [each.share for each in passage._streams.values() if resource in each.resources]
             assert (total, num) == (pytest.approx(sum(known)), len(known))
         assert all(0 <= each.share <= 1 for each in passage._streams.values())
+
+
+def test_one_of_a_stream_is_begun_now_and_then_whatever_is_thought_of_it() -> None:
+    """Something always runs, and what was learned is wrong: or nothing would ever be learned again."""
+    passage, wrong = Passage(), way(look=("cores", 3.9))
+    begun_s = [
+        second
+        for second in range(600)
+        if not passage.enters(("gate", second), (second + 3) * S, 3.0, second * S, wrong, {"cores": 0.2})
+    ]
+    assert len(begun_s) > 5
+    assert max(later - earlier for earlier, later in pairwise(begun_s)) <= TRY_TIMES * 3.9 + 1
+
+
+def test_what_is_slow_and_can_be_in_time_is_begun_where_little_waits() -> None:
+    slow = way(look=("cores", 1.7))
+    assert not Passage().enters(("gate", 0), 2 * S, 2.0, 0, slow, {"cores": 0.2})
+
+
+def test_stages_that_other_workers_do_count_for_as_much_as_is_done_here() -> None:
+    """Two stages of a second each, of which the second is always done elsewhere: two lanes do two a second."""
+    passage, num = Passage(), 0
+    both = Way.through({id: StageCost(("media",), "cores", 2, 1.0, 1.0) for id in ("look", "read")})
+    waiting: list[tuple[str, int]] = []
+    for number in range(600):
+        now_ns = number * S // 2
+        if not passage.enters(("gate", number), now_ns + 10 * S, 10.0, now_ns, both, {}):
+            waiting.append(("gate", number))
+            num += number >= 300
+        if waiting:
+            passage.passed(waiting.pop(0), "look")
+    assert num > 0.95 * 300
+
+
+def test_one_that_is_over_is_ahead_of_nobody_and_still_known() -> None:
+    passage = Passage()
+    assert begun(passage, 0, due_s=100.0)
+    for stage in ("look", "tell"):
+        passage.passed(("gate", 0), stage)
+    assert passage._by_due == []
+    assert passage.knows(("gate", 0))
+    assert begun(passage, 1, due_s=200.0, now_s=101.0)
+    assert not passage.knows(("gate", 0))

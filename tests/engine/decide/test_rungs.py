@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.decide.entrance import Entrance
 from engine.decide.passage import StageCost, Way
-from engine.decide.rungs import CARRIES, HOLD_S, Changed, Ladder, Rungs
+from engine.decide.rungs import CARRIES, HOLD_S, TRY_S, Changed, Ladder, Rungs
 
 S = 10**9
 
@@ -137,3 +137,36 @@ def test_up_again_only_where_all_that_comes_would_be_carried() -> None:
             entrance.passed(("cam", number), "read")
         assert [change.rung for change in found if change.stage == "read"] == ([1, 0] if carries else [1])
     assert 0 < CARRIES < 1
+
+
+def test_another_jobs_bound_refuses_nothing_of_those_without_one() -> None:
+    entrance = Entrance()
+    asked = 10 * S, 10.0, 0.05, 0, Ladder({"look": [cost(0.4)], "toy": [cost(0.01)]})
+    assert entrance.enters(("cam", 0), *asked, {"cores": 0.5}, by_latency=False)[0] == ""
+    assert entrance.enters(("cam", 1), *asked, {"cores": 0.5}, by_latency=True)[0]
+
+
+def test_one_that_misses_its_latency_half_way_goes_on_as_it_was_begun() -> None:
+    entrance = Entrance()
+    assert entrance.enters(("cam", 0), 10 * S, 10.0, 2.0, 0, LADDER, {}) == ("", [])
+    assert entrance.enters(("cam", 0), 10 * S, 10.0, 2.0, 5 * S, LADDER, {"cores": 9.0}) == ("", [])
+    assert entrance.now_on("cam") == {}
+    why, changes = entrance.enters(("cam", 1), 10 * S, 10.0, 2.0, 5 * S, LADDER, {"cores": 9.0})
+    assert why  # it is past its time
+    assert changes == []
+
+
+def test_where_the_way_itself_is_too_long_that_is_made_shorter_whatever_is_waited_for() -> None:
+    detect, describe = [cost(0.01)], [cost(3.0, resource="engine"), cost(0.5, 0.7, resource="engine")]
+    for stages in ({"detect": detect, "describe": describe}, {"describe": describe, "detect": detect}):
+        (changed,) = Rungs().choose(Ladder(stages), 2.0, 0, lambda way: (way.lead_ns / S, "cores"), carried)
+        assert (changed.stage, changed.rung) == ("describe", 1)
+
+
+def test_the_upper_rung_is_tried_again_though_it_was_slow_when_it_ran_last() -> None:
+    chosen = Rungs()
+    slow = Ladder({"look": [cost(4.0), cost(0.1, 0.8)]})
+    chosen.choose(slow, 2.0, 0, took, carried)
+    assert chosen.choose(slow, 2.0, round(TRY_S * S), took, carried) == []
+    (up,) = chosen.choose(slow, 2.0, round(TRY_S * S) + 1, took, carried)
+    assert (up.rung, chosen.now) == (0, {})

@@ -81,7 +81,7 @@ def test_a_segment_is_begun_behind_what_runs_and_what_was_begun() -> None:
     assert not made.enters("gate", 0, 3 * S, 3.0, 0)
     assert not made.enters("gate", 1, 3 * S, 3.0, 0)
     look.rungs[0].pool.running_s = 2.0
-    assert "cores would take 3.25 s, and it is due in 3.00 s" in made.enters("gate", 2, 3 * S, 3.0, 0)
+    assert "cores would take 3.25 s, and 3.00 s are left" in made.enters("gate", 2, 3 * S, 3.0, 0)
     made.passed("gate", 0, "look")
     assert "as a whole" in made.enters("gate", 2, 3 * S, 3.0, 0)
     assert not made.enters("gate", 3, 3 * S, 3.0, 0)
