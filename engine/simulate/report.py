@@ -45,10 +45,10 @@ class Segments:
         self.came_s: list[float] = []
         self.took_s: list[float] = []
         self.is_in_time: list[bool] = []
+        self.qualities: list[float] = []  # against the best rungs
         self.by_stream: dict[str, tuple[int, int]] = {}  # in time, and all
         self.num_gaps = 0
         self.num_late = 0
-        self.quality_sum = 0.0  # of those in time
         self.num_opened = self.num_opened_in_time = 0  # of those that open a gate: something is found in them
         self.computed_s = 0.0
         self.wasted_s = 0.0  # of computing, on what was not answered in time
@@ -70,7 +70,7 @@ class Segments:
         self.is_in_time.append(whole and not late)
         good, num = self.by_stream.get(stream, (0, 0))
         self.by_stream[stream] = good + (whole and not late), num + 1
-        self.quality_sum += quality * (whole and not late)
+        self.qualities.append(quality)
         self.num_opened += opened
         self.num_opened_in_time += opened and whole and not late
         self.num_gaps += not whole
@@ -90,7 +90,8 @@ class Segments:
     @property
     def quality(self) -> float:
         """What those in time are worth on average, against the best rungs; 1 where there are none."""
-        return self.quality_sum / self.num_in_time if self.num_in_time else 1.0
+        worth = [quality for quality, good in zip(self.qualities, self.is_in_time, strict=True) if good]
+        return sum(worth) / len(worth) if worth else 1.0
 
     @property
     def opened_in_time(self) -> float:

@@ -32,6 +32,9 @@ class Simulated(msgspec.Struct, frozen=True):
     p99_s: float | None
     computed_s: float  # of lanes
     wasted_s: float  # of these, for segments that were not answered in time
+    least_of_a_stream: float  # the share in time of the stream that has the least
+    quality: float  # what those in time are worth on average, against the best rungs
+    num_rung_changes: int
     pools: dict[str, PoolReport]
 
 
@@ -80,6 +83,9 @@ def summary(report: Report, seed: int) -> Simulated:
         p99_s=segments.quantile_s(0.99) if is_any else None,
         computed_s=segments.computed_s,
         wasted_s=segments.wasted_s,
+        least_of_a_stream=min(segments.shares, default=1.0),
+        quality=segments.quality,
+        num_rung_changes=len(report.changes),
         pools=report.pools,
     )
 
@@ -107,9 +113,16 @@ def _show(found: Simulated) -> None:
     if found.num_gaps or found.num_late:
         wasted = 100 * found.wasted_s / found.computed_s if found.computed_s else 0.0
         out.print(
-            f"{found.num_gaps} with a gap, {found.num_late} late; {wasted:.1f} % of the computing was for these",
+            f"{found.num_gaps} with a gap, {found.num_late} late; {wasted:.1f} % of the computing was for these; of the"
+            f" stream with the least, {100 * found.least_of_a_stream:.1f} % in time",
             soft_wrap=True,
         )
+    if found.num_rung_changes:
+        worth = f"{100 * found.quality:.1f} % of the best rungs' quality on average"
+        out.print(f"{found.num_rung_changes} changes of rungs; {worth}", soft_wrap=True)
+    for name, pool in found.pools.items():
+        for at_s, limit, why in pool.limits:
+            out.print(f"{escape(name)} at {at_s:.0f} s: {limit} under way at most, {escape(why)}", soft_wrap=True)
 
 
 def _draw(report: Report, path: Path) -> None:
@@ -122,26 +135,34 @@ def _draw(report: Report, path: Path) -> None:
 
     segments = report.segments
     width_s = max(report.seconds, 1e-9) / NUM_BINS
-    came, good = [0] * NUM_BINS, [0] * NUM_BINS
+    came, good, worth = [0] * NUM_BINS, [0] * NUM_BINS, [0.0] * NUM_BINS
     took: list[list[float]] = [[] for _ in range(NUM_BINS)]
-    for came_s, took_s, is_good in zip(segments.came_s, segments.took_s, segments.is_in_time, strict=True):
+    every = zip(segments.came_s, segments.took_s, segments.is_in_time, segments.qualities, strict=True)
+    for came_s, took_s, is_good, quality in every:
         place = min(NUM_BINS - 1, int(came_s / width_s))
         came[place] += 1
         if is_good:
             good[place] += 1
+            worth[place] += quality
             took[place].append(took_s)
     at_s = [(place + 0.5) * width_s for place in range(NUM_BINS)]
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    above, below = figure.subplots(2, sharex=True)
-    above.plot(at_s, [num / width_s for num in came], label="came", color="tab:grey")
-    above.plot(at_s, [num / width_s for num in good], label="answered in time", color="tab:green")
-    above.set_ylabel("segments a second")
-    above.legend()
+    has_rungs = bool(report.changes)
+    figure = Figure(figsize=(9, 7 if has_rungs else 5), layout="constrained")
+    panels = figure.subplots(2 + has_rungs, sharex=True)
+    panels[0].plot(at_s, [num / width_s for num in came], label="came", color="tab:grey")
+    panels[0].plot(at_s, [num / width_s for num in good], label="answered in time", color="tab:green")
+    panels[0].set_ylabel("segments a second")
+    panels[0].legend()
     for share, name in ((0.5, "half"), (0.99, "99 of 100")):
-        below.plot(at_s, [quantile(each, share) for each in took], label=f"{name} within")
-    below.set_ylabel("s")
-    below.set_xlabel("when it came, s")
-    below.legend()
+        panels[1].plot(at_s, [quantile(each, share) for each in took], label=f"{name} within")
+    panels[1].set_ylabel("s")
+    panels[1].legend()
+    if has_rungs:
+        means = [sum_ / num if num else float("nan") for sum_, num in zip(worth, good, strict=True)]
+        panels[2].plot(at_s, means, color="tab:purple", label="quality, against the best rungs")
+        panels[2].set_ylim(0, 1.05)
+        panels[2].legend()
+    panels[-1].set_xlabel("when it came, s")
     try:
         figure.savefig(path)
     except OSError as error:

@@ -1,6 +1,7 @@
 """`penstock simulate`, as a person and as a program use it."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -16,6 +17,13 @@ stages.s = { pool = "p" }
 streams = [{ max_lag_s = 2.0, arrivals = { per_s = 1.0, kind = "poisson" } }]
 """
 
+ENGINE = """
+duration_s = 60
+pools.m = { runs_in = "async", max_async = 64, service = { base_s = 1.0, max_running = 8 } }
+stages.s = { pool = "m" }
+streams = [{ max_lag_s = 5.0, arrivals = { per_s = 20.0, kind = "poisson" } }]
+"""
+
 
 def simulate(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "penstock", "simulate", *words]
@@ -29,6 +37,16 @@ def test_people_are_told_what_was_answered_in_time_and_what_each_pool_did() -> N
     assert "% answered in time" in done.stdout
     assert [line.split()[0] for line in done.stdout.splitlines()[:3]] == ["pool", "detector", "reader"]
     assert not done.stderr
+
+
+def test_what_lower_rungs_and_limits_came_to_is_told(tmp_path: Path) -> None:
+    done = simulate(str(EXAMPLE.with_name("lower_rungs.toml")))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d+ changes of rungs; 9\d\.\d % of the best rungs' quality on average", done.stdout)
+    path = tmp_path / "engine.toml"
+    path.write_text(ENGINE)
+    assert "m at " in simulate(str(path)).stdout
+    assert json.loads(simulate(str(path), "--json").stdout)["pools"]["m"]["limits"]
 
 
 def test_programs_are_given_one_object_and_the_same_seed_gives_the_same(tmp_path: Path) -> None:

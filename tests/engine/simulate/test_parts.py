@@ -177,3 +177,18 @@ def test_the_examples_rush_hour_is_too_much_for_a_while() -> None:
     rush = [good for at, good in zip(found.segments.came_s, found.segments.is_in_time, strict=True) if 200 <= at < 400]
     calm = [good for at, good in zip(found.segments.came_s, found.segments.is_in_time, strict=True) if at < 190]
     assert sum(rush) / len(rush) < 0.99 <= sum(calm) / len(calm)
+
+
+def test_the_examples_lower_rungs_hold_the_latency_and_come_back_up() -> None:
+    found = run(load_scenario(EXAMPLES / "lower_rungs.toml"))
+    assert found.in_time > 0.99
+    every = zip(found.segments.came_s, found.segments.qualities, strict=True)
+    by_time = {"before": [0.0, 0], "rush": [0.0, 0], "after": [0.0, 0]}
+    for came_s, quality in every:
+        part = "before" if came_s < 150 else "rush" if 160 < came_s < 400 else "after" if came_s > 460 else ""
+        if part:
+            by_time[part][0] += quality
+            by_time[part][1] += 1
+    means = {part: total / num for part, (total, num) in by_time.items()}
+    assert means["before"] == means["after"] == 1.0
+    assert 0.8 < means["rush"] < 0.95
