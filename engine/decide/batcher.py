@@ -1,9 +1,10 @@
 """The batcher: what of a pool's waiting items runs now. Pure.
 
-Items of all stages, jobs and streams that share the pool wait in one queue, the one due earliest first and, of equals
-and of those that are never late, the one that came first. A batch is formed when a lane is free and not before: what
-comes while the model is busy makes the next batch larger. It takes items while their weights fit into `max_batch`; an
-item that must run alone does. An item whose time is up is dropped when it is, not when its turn would have come.
+Items of all stages, jobs and streams that share the pool wait in one queue, the one that is wanted earliest first and,
+of equals and of those that are wanted whenever, the one that came first. A batch is formed when a lane is free and not
+before: what comes while the model is busy makes the next batch larger. It takes items while their weights fit into
+`max_batch`; an item that must run alone does. An item whose time is up is dropped when it is, not when its turn would
+have come.
 
 **In time.** A larger batch takes longer: s(b), as was learned of the pool (`engine.decide.curve`). One that would make
 its first item late is made smaller, or its first items are dropped, whichever lets more be in time. For each i up to
@@ -29,7 +30,8 @@ batches small.
 
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import takewhile
 
 import msgspec
 
@@ -38,15 +40,24 @@ from engine.decide.curve import Curve
 
 class Item(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Something to compute, in the server's Unix time. `due_ns` is when it is worth nothing any more to begin it; 0:
-    never. `done_ns` is by when it should be done; 0: whenever."""
+    never. `done_ns` is by when it should be done; 0: whenever. `wanted_ns` is by when it is wanted, where that is
+    earlier."""
 
     id: int
     due_ns: int = 0
     done_ns: int = 0
+    wanted_ns: int = 0
     lag_ns: int = 0  # what its stream may lag
     weight: float = 1.0  # of a full batch's `max_batch`
     alone: bool = False  # it came with others before, and the batch failed
     shared: frozenset[Hashable] = frozenset()  # pieces of work that other items may want as well
+
+    @property
+    def turn_ns(self) -> int:
+        """Whose turn comes first: by when each is to be begun, for it to be done when it is wanted."""
+        if not self.due_ns:
+            return NEVER
+        return self.due_ns - (self.done_ns - self.wanted_ns if self.wanted_ns else 0)
 
 
 class Run(msgspec.Struct, frozen=True, gc=False):
@@ -131,7 +142,7 @@ class Batcher:
 
     def add(self, item: Item) -> None:
         self._num_added += 1
-        insort(self._waiting, (item.due_ns or NEVER, self._num_added, item))
+        insort(self._waiting, (item.turn_ns, self._num_added, item))
 
     def cancel(self, id: int) -> None:
         """An item that waits is wanted no more."""
@@ -156,12 +167,8 @@ class Batcher:
         """What to do now that `num_free` lanes are free. What is told to run or dropped waits no longer; when a batch
         has come to its end, that is to be said (`ended`)."""
         self._forget_cancelled()
+        decisions: list[Decision] = [Drop(item) for item in self._expired(now_ns)]
         waiting = self._waiting
-        num_late = 0
-        while num_late < len(waiting) and waiting[num_late][0] < now_ns:
-            num_late += 1
-        decisions: list[Decision] = [Drop(item) for _, _, item in waiting[:num_late]]
-        del waiting[:num_late]
         num_lanes = num_free + len(self._ends_ns)
         self._num_lanes = max(num_lanes, self._num_lanes)
         for _ in range(num_free):
@@ -177,9 +184,20 @@ class Batcher:
             for shared in _work_of(batch):
                 self._running[shared] = self._running.get(shared, 0) + 1
             decisions.append(Run(tuple(batch), self._why(len(batch), most)))
-        if waiting and waiting[0][0] != NEVER:
-            decisions.append(WakeAt(waiting[0][0] + 1))
-        return decisions
+        due_ns = min((item.due_ns for _, _, item in self._dated() if item.due_ns), default=0)
+        return [*decisions, WakeAt(due_ns + 1)] if due_ns else decisions
+
+    def _dated(self) -> Iterator[tuple[int, int, Item]]:
+        """What waits and is wanted by some time; it stands first."""
+        return takewhile(lambda entry: entry[0] != NEVER, self._waiting)
+
+    def _expired(self, now_ns: int) -> list[Item]:
+        """What is worth nothing any more; it waits no longer."""
+        expired = [item for _, _, item in self._dated() if 0 < item.due_ns < now_ns]
+        if expired:
+            gone = {item.id for item in expired}
+            self._waiting = [entry for entry in self._waiting if entry[2].id not in gone]
+        return expired
 
     def _why(self, num: int, most: int) -> str:
         if num >= self._max_batch:

@@ -48,7 +48,7 @@ def urgent_ns(done_ns: int, since_ns: int) -> int:
 
 def urgency_of(first: Item | None, since_ns: int) -> int:
     """Of a pool, by the first item of its queue; `since_ns`: when the oldest one came."""
-    return urgent_ns(first.done_ns or first.due_ns if first is not None else 0, since_ns)
+    return urgent_ns(first.wanted_ns or first.done_ns or first.due_ns if first is not None else 0, since_ns)
 
 
 def whose_turn(wanting: Sequence[W], now_ns: int) -> W:

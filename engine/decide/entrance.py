@@ -49,7 +49,7 @@ class Entrance:
         stream = segment[0]
         if ladder.has_choice and wanted_ns > now_ns:
             rungs = self._rungs.setdefault(stream, self._rungs_of())
-            predict = partial(self._passage.predict, due_ns, running_s=running_s)
+            predict = partial(self._passage.predict, wanted_ns, running_s=running_s)
             carries = partial(self._passage.carries, stream, share=CARRIES)
             changes = rungs.choose(ladder, (wanted_ns - now_ns) / NS, now_ns, predict, carries)
         now_on = self.now_on(stream)

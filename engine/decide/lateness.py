@@ -39,6 +39,14 @@ def latest_ns(due_ns: int, lead_ns: int, max_lag_s: float) -> int:
     return due_ns - min(lead_ns, round(max_lag_s * 1e9 / 2))
 
 
+def wanted_ns(done_ns: int, max_lag_s: float, latency_s: float) -> int:
+    """By when something is wanted that is to be done by then at the latest, of a stream that may lag so much and whose
+    answers are wanted within so much (0: as the lag allows)."""
+    if not done_ns or not latency_s:
+        return done_ns
+    return done_ns - round(max(0.0, max_lag_s - latency_s) * 1e9)
+
+
 def leads_ns(sources: Mapping[str, Sequence[str]], service_s: Mapping[str, float | None]) -> dict[str, int]:
     """The leads of stages, by what each reads and what a batch of each lately took (None: not known)."""
     found: dict[str, int] = {}

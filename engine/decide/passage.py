@@ -8,7 +8,7 @@ is due earlier? With
 
 of the resources r that its stages use (the worker's cores, a GPU's instances, an engine that batches by itself), where
 running(r) is what the batches that run still take and left(r) what is left to do of segments that were begun and are
-due no later, in seconds of a lane, it is begun if
+wanted no later, in seconds of a lane, it is begun if
 
     now + wait + min(SAFE lead, MOST lag) + margin <= due
 
@@ -118,6 +118,7 @@ class _Begun(msgspec.Struct):
     """A segment that was begun: what is left to do of it, by stage, and on which rungs."""
 
     due_ns: int
+    until_ns: int  # by when it is wanted: whose turn comes first
     left_s: dict[str, tuple[str, float]]
     rungs: Mapping[str, int]
     is_lost: bool = False
@@ -140,6 +141,7 @@ class Passage:
     def __init__(self) -> None:
         self._begun: dict[Segment, _Begun] = {}
         self._by_due: list[tuple[int, Segment]] = []  # those of which something is left to do
+        self._by_turn: list[tuple[int, Segment]] = []  # the same, by when they are wanted
         self._over: deque[tuple[int, Segment]] = deque()  # the others, until they are due
         self._left_s: dict[str, float] = {}  # by resource, of all that was begun
         self._refused: dict[Segment, int] = {}  # when it was due
@@ -157,9 +159,10 @@ class Passage:
         begun = self._begun.get(segment)
         return None if begun is None else begun.rungs
 
-    def predict(self, due_ns: int, way: Way, running_s: Mapping[str, float]) -> tuple[float, str]:
-        """What a segment would take that is begun now, in seconds, and the resource that it would wait for."""
-        wait_s, resource = self._wait(due_ns, way, running_s)
+    def predict(self, until_ns: int, way: Way, running_s: Mapping[str, float]) -> tuple[float, str]:
+        """What a segment would take that is begun now and wanted by then, in seconds, and the resource that it would
+        wait for."""
+        wait_s, resource = self._wait(until_ns, way, running_s)
         return wait_s + SAFE * way.lead_ns / NS, resource
 
     def enters(
@@ -182,7 +185,7 @@ class Passage:
             return "it was refused as a whole"
         self._forget(now_ns)
         until_ns = wanted_ns or due_ns
-        wait_s, resource = self._wait(due_ns, way, running_s)
+        wait_s, resource = self._wait(until_ns, way, running_s)
         lead_s = way.lead_ns / NS
         can_be = lead_s <= lag_s  # or it would be refused whatever the others do, and is nothing to them
         lead_s = min(SAFE * lead_s, MOST * lag_s) if can_be else lead_s
@@ -194,7 +197,7 @@ class Passage:
         is_begun = is_begun or self._is_to_try(segment[0], now_ns, way)
         self._count(segment[0], way, now_ns, is_begun=is_begun, can_be=can_be)
         if is_begun:
-            self._begin(segment, due_ns, way, dict(rungs or {}))
+            self._begin(segment, due_ns, until_ns, way, dict(rungs or {}))
             return ""
         self._refused[segment] = due_ns
         if len(self._refused) > MAX_REFUSED:
@@ -230,10 +233,9 @@ class Passage:
         resource, seconds = begun.left_s.pop(stage)
         self._left_s[resource] -= seconds
         if not begun.left_s:  # it is ahead of nobody
-            place = bisect_left(self._by_due, (begun.due_ns, segment))
-            if self._by_due[place : place + 1] == [(begun.due_ns, segment)]:
-                del self._by_due[place]
-                self._over.append((begun.due_ns, segment))
+            _take(self._by_due, (begun.due_ns, segment))
+            _take(self._by_turn, (begun.until_ns, segment))
+            self._over.append((begun.due_ns, segment))
 
     def lost(self, segment: Segment) -> None:
         """It was begun and will not be whole in time."""
@@ -246,12 +248,12 @@ class Passage:
 
     # --- what is ahead -------------------------------------------------------------------------------------------
 
-    def _wait(self, due_ns: int, way: Way, running_s: Mapping[str, float]) -> tuple[float, str]:
+    def _wait(self, until_ns: int, way: Way, running_s: Mapping[str, float]) -> tuple[float, str]:
         """How long it would wait, and for what."""
         resources = dict.fromkeys(resource for resource, _ in way.work_s.values())
         ahead = {resource: running_s.get(resource, 0.0) + self._left_s.get(resource, 0.0) for resource in resources}
-        for later_ns, other in reversed(self._by_due):
-            if later_ns <= due_ns:
+        for later_ns, other in reversed(self._by_turn):
+            if later_ns <= until_ns:
                 break
             for resource, seconds in self._begun[other].left_s.values():
                 if resource in ahead:
@@ -260,10 +262,11 @@ class Passage:
         longest = max(waits_s, key=lambda each: waits_s[each], default="")
         return waits_s.get(longest, 0.0), longest
 
-    def _begin(self, segment: Segment, due_ns: int, way: Way, rungs: Mapping[str, int]) -> None:
+    def _begin(self, segment: Segment, due_ns: int, until_ns: int, way: Way, rungs: Mapping[str, int]) -> None:
         left_s = {id: (resource, seconds * self._here(id)) for id, (resource, seconds) in way.work_s.items()}
-        self._begun[segment] = _Begun(due_ns, left_s, rungs)
+        self._begun[segment] = _Begun(due_ns, until_ns, left_s, rungs)
         insort(self._by_due, (due_ns, segment))
+        insort(self._by_turn, (until_ns, segment))
         for resource, seconds in left_s.values():
             self._left_s[resource] = self._left_s.get(resource, 0.0) + seconds
 
@@ -285,7 +288,10 @@ class Passage:
         """What was due is over, whatever became of it."""
         num = 0
         while num < len(self._by_due) and self._by_due[num][0] < now_ns:
-            for stage, (resource, seconds) in self._begun.pop(self._by_due[num][1]).left_s.items():
+            segment = self._by_due[num][1]
+            begun = self._begun.pop(segment)
+            _take(self._by_turn, (begun.until_ns, segment))
+            for stage, (resource, seconds) in begun.left_s.items():
                 self._note_here(stage, is_here=False)
                 self._left_s[resource] -= seconds
             num += 1
@@ -332,3 +338,10 @@ class Passage:
                 self._shares[resource] = before + share, count + num
             else:
                 self._shares.pop(resource, None)
+
+
+def _take(entries: list[tuple[int, Segment]], entry: tuple[int, Segment]) -> None:
+    """Out of what is sorted."""
+    place = bisect_left(entries, entry)
+    if entries[place : place + 1] == [entry]:
+        del entries[place]

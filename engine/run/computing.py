@@ -127,13 +127,15 @@ class Computing:
         self._submit(told, stage, rung, span, hold)
 
     def _submit(self, told: Compute, stage: GroupStage, rung: StageRung, span: WorkSpan, hold: Hold | None) -> None:
-        pool = rung.pool
+        pool, running = rung.pool, told.stage.running
+        done_ns = lateness.expires_ns(running, told.key, told.due_ns, stage.rule.behind_ns)
         ticket = pool.submit(
             inputs_of(told, self._stream, stage.params, hold.media if hold is not None else {}),
             partial(self._computed, told, rung, span),
             due_ns=told.expires_ns,
-            done_ns=lateness.expires_ns(told.stage.running, told.key, told.due_ns, stage.rule.behind_ns),
-            lag_s=told.stage.running.max_lag_s if told.expires_ns else 0.0,
+            done_ns=done_ns,
+            wanted_ns=lateness.wanted_ns(done_ns, running.max_lag_s, running.latency_s),
+            lag_s=running.max_lag_s if told.expires_ns else 0.0,
             alone=told.event.num_delivered > 1,
             emit=partial(self._emit, told) if pool.is_async else no_word,
             span=span.item,

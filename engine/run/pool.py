@@ -100,6 +100,7 @@ class Pool:
         *,
         due_ns: int = 0,
         done_ns: int = 0,
+        wanted_ns: int = 0,
         lag_s: float = 0.0,
         alone: bool = False,
         emit: Emit = no_word,
@@ -112,7 +113,7 @@ class Pool:
         ticket = Ticket(self, self.tally.num_arrived, inputs, on_done, emit, time.time_ns(), span, on_begun)
         self._tickets[ticket.id] = ticket
         shared = self._shared_work(inputs) if self._shares else frozenset[Hashable]()
-        self._batcher.add(Item(ticket.id, due_ns, done_ns, round(lag_s * 1e9), alone=alone, shared=shared))
+        self._batcher.add(Item(ticket.id, due_ns, done_ns, wanted_ns, round(lag_s * 1e9), alone=alone, shared=shared))
         self._wake()
         return ticket
 

@@ -285,9 +285,9 @@ class _Run:
             ended(Ended(now_ns, now_ns, 0))
             return
         segment.quality *= quality
-        pool.submit(
-            Item(0, expires_ns, done_ns, round(segment.lag_s * NS)), ended, partial(self._passed, stage, segment)
-        )
+        wanted_ns = lateness.wanted_ns(done_ns, segment.lag_s, segment.latency_s)
+        item = Item(0, expires_ns, done_ns, wanted_ns, round(segment.lag_s * NS))
+        pool.submit(item, ended, partial(self._passed, stage, segment))
 
     def _enters(self, segment: _Segment) -> bool:
         if self.entrance is None:

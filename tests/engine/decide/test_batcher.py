@@ -239,3 +239,14 @@ def test_a_free_lane_waits_for_nothing_and_what_runs_is_in_time_if_it_can_be(
                 seen.append(told.item.id)
         assert not len(waiting) or len(running) == num_lanes
     assert sorted(seen) == list(range(len(dues)))
+
+
+def test_what_is_wanted_sooner_comes_first_and_expires_when_it_is_due() -> None:
+    waiting = batcher(1, Item(1, due_ns=5000 * MS, done_ns=5100 * MS))
+    waiting.add(Item(2, due_ns=10_000 * MS, done_ns=10_100 * MS, wanted_ns=2100 * MS))
+    assert ids(waiting.decide(0, 1)) == [[2]]
+    waiting.add(Item(3, due_ns=10_000 * MS, done_ns=10_100 * MS, wanted_ns=2100 * MS))
+    told = waiting.decide(3000 * MS, 0)  # it is late for whoever wanted it, and worth something still
+    assert told == [WakeAt(5000 * MS + 1)]
+    assert [each.item.id for each in waiting.decide(6000 * MS, 0) if isinstance(each, Drop)] == [1]
+    assert ids(waiting.decide(6000 * MS, 1)) == [[3]]

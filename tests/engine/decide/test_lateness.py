@@ -3,7 +3,7 @@
 import msgspec
 
 from engine.decide.instructions import Known
-from engine.decide.lateness import due_of, expires_ns, is_late, leads_ns, said_of
+from engine.decide.lateness import due_of, expires_ns, is_late, leads_ns, said_of, wanted_ns
 from engine.decide.running_graph import RunningStage
 from engine.spec.jobs import Span
 from engine.spec.operator import Map, Reduce, Scope
@@ -69,3 +69,10 @@ def test_what_cannot_be_in_time_any_more_is_late_before_work_is_wasted_on_it() -
 
 def test_what_is_late_before_it_is_due_says_so() -> None:
     assert said_of(3_000_000_000, 1_500_000_000) == "its turn came 1.50 s before it was due, too late to be in time"
+
+
+def test_what_is_wanted_within_a_latency_is_wanted_before_it_is_due() -> None:
+    assert wanted_ns(100 * 10**9, 10.0, 2.0) == 92 * 10**9
+    assert wanted_ns(100 * 10**9, 10.0, 0.0) == 100 * 10**9
+    assert wanted_ns(100 * 10**9, 10.0, 30.0) == 100 * 10**9
+    assert wanted_ns(0, 10.0, 2.0) == 0

@@ -76,3 +76,19 @@ def test_a_recording_of_an_hour_keeps_no_camera_waiting_and_is_not_kept_waiting_
     in_time = {name: good / num for name, (good, num) in found.segments.by_stream.items()}
     assert min(share for name, share in in_time.items() if name.startswith("0/")) > 0.9
     assert in_time["1/0"] == 1.0
+
+
+@pytest.mark.parametrize("lag_s", [2.0, 10.0])
+def test_a_latency_is_held_beside_streams_that_are_due_sooner_than_its_stream(lag_s: float) -> None:
+    """One camera whose answers are wanted within two seconds, of a stream that may lag ten, beside eight that may lag
+    five and have more than the machine can do."""
+    pools = {"best": {"service": {"base_s": 0.4}}, "small": {"service": {"base_s": 0.1}}}
+    look = {"pool": "best", "lower": [{"pool": "small", "quality": 0.8}]}
+    arrivals = [
+        {"num": 1, "max_lag_s": lag_s, "latency_s": 2.0, "arrivals": {"per_s": 0.5}},
+        {"num": 8, "max_lag_s": 5.0, "arrivals": {"per_s": 0.7, "kind": "poisson"}},
+    ]
+    scenario = {"num_cores": 2, "duration_s": 300, "pools": pools, "stages": {"look": look}, "streams": arrivals}
+    segments = run(scenario_of(scenario)).segments
+    good, num = segments.by_stream["0/0"]
+    assert good / num > 0.98
