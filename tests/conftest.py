@@ -13,6 +13,7 @@ import disks
 import pytest
 import structlog
 from anyio.from_thread import start_blocking_portal
+from hypothesis import HealthCheck, settings
 
 from streams.wire.ledger import Ledger
 from streams.wire.link import connect
@@ -25,6 +26,10 @@ for place in "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME":
     atexit.register(shutil.rmtree, os.environ[place], ignore_errors=True)
 for place in "PENSTOCK_MODELS", "PENSTOCK_WHISPER_DIR", "PENSTOCK_ENDPOINTS":
     os.environ.pop(place, None)
+
+# No test depends on speed, nor on how many others run beside it.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
 
