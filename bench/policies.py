@@ -178,23 +178,12 @@ class Thresholds(Rungs):
         took_s, resource = predict(ladder.way(self.now))
         if took_s > left_s:
             stage = ladder.step_down(self.now, resource)
-            return [] if stage is None else [self._goes(stage, 1, now_ns)]
+            return [] if stage is None else [self._down(stage, now_ns, "the queue")]
         if not self._steps or now_ns < self._changed_ns + self.patience_s * NS:
             return []
-        stage = self._steps[-1]
-        if predict(ladder.way({**self.now, stage: self.now[stage] - 1}))[0] > left_s:
+        if predict(ladder.way(self._above()))[0] > left_s:
             return []
-        return [self._goes(stage, -1, now_ns)]
-
-    def _goes(self, stage: str, by: int, now_ns: int) -> Changed:
-        if by > 0:
-            self._steps.append(stage)
-        else:
-            self._steps.pop()
-        rung = self.now.get(stage, 0) + by
-        self.now = {id: at for id, at in {**self.now, stage: rung}.items() if at}
-        self._changed_ns = now_ns
-        return Changed(stage, rung, "the queue")
+        return [self._up(now_ns, "the queue")]
 
 
 # --- how many in flight: each is an `engine.simulate.pools.Limiting` ------------------------------------------

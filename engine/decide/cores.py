@@ -56,13 +56,10 @@ def whose_turn(wanting: Sequence[W], now_ns: int) -> W:
     if len(wanting) == 1:
         return wanting[0]
     takes_ns = [each.takes_ns for each in wanting]
-    longest = max(takes_ns)
-    longest_other = longest if takes_ns.count(longest) > 1 else max(t for t in takes_ns if t != longest)
 
     def order(place: int) -> tuple[bool, int]:
-        each, own_ns = wanting[place], takes_ns[place]
-        other_ns = longest_other if own_ns == longest else longest
-        can_wait = not each.is_full and now_ns + own_ns + other_ns <= each.urgent_ns
+        each, others_ns = wanting[place], max(takes_ns[:place] + takes_ns[place + 1 :])
+        can_wait = not each.is_full and now_ns + takes_ns[place] + others_ns <= each.urgent_ns
         return can_wait, each.urgent_ns
 
     return wanting[min(range(len(wanting)), key=order)]

@@ -7,7 +7,7 @@ keeps both through all its stages.
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from engine.decide.passage import NOWHERE, NS, Passage, Segment
+from engine.decide.passage import NS, Passage, Segment
 from engine.decide.rungs import CARRIES, Changed, Ladder, Rungs
 
 NONE: Mapping[str, int] = {}
@@ -21,9 +21,9 @@ class Entrance:
         self._passage = Passage()
         self._rungs: dict[str, Rungs] = {}  # of streams whose stages may run on more than one
 
-    def knows(self, segment: Segment) -> bool:
-        """Whether it was decided about it."""
-        return self._passage.knows(segment)
+    def said(self, segment: Segment) -> str | None:
+        """What was decided about it: empty where it was begun, else why not; None where nobody has asked yet."""
+        return self._passage.said(segment)
 
     def enters(
         self,
@@ -41,8 +41,8 @@ class Entrance:
         all stages that ask, until it is due. `lag_s`: what its stream may lag; `latency_s`: within which it is wanted
         (0: as the lag allows); `running_s`: by resource, what the batches that run still take; `by_latency`: whether it
         is refused where it would come later than that, for nobody wants it then."""
-        if self._passage.knows(segment):
-            return self._passage.enters(segment, due_ns, lag_s, now_ns, NOWHERE, running_s), []
+        if (said := self.said(segment)) is not None:
+            return said, []
         changes: list[Changed] = []
         within_s = min(lag_s, latency_s or lag_s)
         wanted_ns = due_ns - round((lag_s - within_s) * NS)  # what comes later would only make the next ones later

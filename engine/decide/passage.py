@@ -38,6 +38,7 @@ PARD, arXiv 2602.08747, for dropping by the state of what is downstream.
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -56,6 +57,24 @@ MAX_STAGES = 10_000  # of which it is known how often they are done here
 MAX_REFUSED = 10_000  # that are remembered
 
 Segment = tuple[str, int]  # a stream and a number
+
+
+class Busy(Protocol):
+    """A pool, as far as its batches take up a resource."""
+
+    @property
+    def resource(self) -> str: ...
+    @property
+    def running_s(self) -> float:
+        """What the batches that run still take, together."""
+
+
+def running_by_resource(pools: Iterable[Busy]) -> dict[str, float]:
+    """What the batches that run still take, of all pools."""
+    found: dict[str, float] = {}
+    for pool in pools:
+        found[pool.resource] = found.get(pool.resource, 0.0) + pool.running_s
+    return found
 
 
 class Opens:
@@ -149,9 +168,11 @@ class Passage:
         self._streams: dict[str, _Stream] = {}
         self._shares: dict[str, tuple[float, int]] = {}  # by resource: the sum over its streams, and their number
 
-    def knows(self, segment: Segment) -> bool:
-        """Whether it was decided about it."""
-        return segment in self._begun or segment in self._refused
+    def said(self, segment: Segment) -> str | None:
+        """What was decided about it: empty where it was begun, else why not; None where nobody has asked yet."""
+        if segment in self._begun:
+            return ""
+        return "it was refused as a whole" if segment in self._refused else None
 
     def rungs_of(self, segment: Segment) -> Mapping[str, int] | None:
         """The rungs that it was begun on, by stage, where that is not the best; None where it was not begun, or is
@@ -179,10 +200,8 @@ class Passage:
         """Why it is not begun; empty where it is. The same for all stages that ask, until it is due. `lag_s`: what its
         stream may lag; `running_s`: by resource, what the batches that run still take; `rungs`: that it would be begun
         on, by stage; `wanted_ns`: by when it is to be done, where that is before it is due."""
-        if segment in self._begun:
-            return ""
-        if segment in self._refused:
-            return "it was refused as a whole"
+        if (said := self.said(segment)) is not None:
+            return said
         self._forget(now_ns)
         until_ns = wanted_ns or due_ns
         wait_s, resource = self._wait(until_ns, way, running_s)

@@ -133,27 +133,35 @@ class Rungs:
             below_s, waits_for = predict(ladder.way(below))
             enough = below_s <= left_s
         for stage in steps if enough else steps[:1]:
-            self._steps.append(stage)
-            self.now[stage] = self.now.get(stage, 0) + 1
-            self._changed_ns = now_ns
             why = f"{resource} would take {took_s:.2f} s, and {left_s:.2f} s are left of what is asked for"
-            changes.append(Changed(stage, self.now[stage], why))
+            changes.append(self._down(stage, now_ns, why))
         if changes or not self._steps or now_ns < self._changed_ns + HOLD_S * NS:
             return changes
+        above = ladder.way(self._above())
+        above_s, _ = predict(above)
+        if above_s <= UP * left_s and carries(above):
+            return [self._up(now_ns, f"it would take {above_s:.2f} s of {left_s:.2f} s there")]
+        if took_s <= UP * left_s and carries(ladder.way(self.now)) and now_ns > self._changed_ns + TRY_S * NS:
+            return [self._up(now_ns, f"to see whether it takes {above_s:.2f} s there still")]
+        return []
+
+    def _above(self) -> dict[str, int]:
+        """The rungs before the last step down."""
         stage = self._steps[-1]
         above = {**self.now, stage: self.now[stage] - 1}
-        above_s, _ = predict(ladder.way(above))
-        why = ""
-        if above_s <= UP * left_s and carries(ladder.way(above)):
-            why = f"it would take {above_s:.2f} s of {left_s:.2f} s there"
-        elif took_s <= UP * left_s and carries(ladder.way(self.now)) and now_ns > self._changed_ns + TRY_S * NS:
-            why = f"to see whether it takes {above_s:.2f} s there still"
-        if why:
-            self._steps.pop()
-            self.now = {id: rung for id, rung in above.items() if rung}
-            self._changed_ns = now_ns
-            changes.append(Changed(stage, above[stage], why))
-        return changes
+        return {id: rung for id, rung in above.items() if rung}
+
+    def _down(self, stage: str, now_ns: int, why: str) -> Changed:
+        self._steps.append(stage)
+        self.now = {**self.now, stage: self.now.get(stage, 0) + 1}
+        self._changed_ns = now_ns
+        return Changed(stage, self.now[stage], why)
+
+    def _up(self, now_ns: int, why: str) -> Changed:
+        self.now = self._above()
+        stage = self._steps.pop()
+        self._changed_ns = now_ns
+        return Changed(stage, self.now.get(stage, 0), why)
 
     def _forget(self, ladder: Ladder) -> None:
         """Stages that are no more, or have fewer rungs here."""

@@ -69,7 +69,7 @@ class Computing:
             self._do(self._rule.late(told, why))
             return
         place = self._host.ways.rung_of(self._stream, told.key.last, stage.rule.id) if told.expires_ns else 0
-        rung = stage.rungs[min(place, len(stage.rungs) - 1)]  # fewer may be left since it was begun
+        rung = stage.rung(place)
         span = self._host.spans.begin(told, self._stream, rung.planned.rung)
         if rung.demands:
             self._host.tasks.start_soon(self._decode, told, stage, rung, span)
@@ -163,8 +163,6 @@ class Computing:
         if hold is not None:
             hold.let_go()
         if isinstance(ran.error, Late):
-            self.passed(told)
-            self._host.ways.lost(self._stream, told.key.last)
             self._do(self._rule.late(told, lateness.said_of(told.due_ns, self._host.now_ns())))
         elif isinstance(ran.error, Canceled):
             span.end(error="canceled")

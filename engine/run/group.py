@@ -109,10 +109,7 @@ class Group:
     @property
     def pools(self) -> list[Pool]:
         """Those that compute what is taken now."""
-        now = (
-            stage.rungs[min(self.host.ways.rung_now(self.stream, id), len(stage.rungs) - 1)]
-            for id, stage in self.stages.items()
-        )
+        now = (stage.rung(self.host.ways.rung_now(self.stream, id)) for id, stage in self.stages.items())
         return list({id(rung.pool): rung.pool for rung in now}.values())
 
     @property

@@ -42,6 +42,10 @@ class GroupStage:
     empty: Any = None  # what is stored where its gate is shut
     opens: Opens = field(default_factory=Opens)
 
+    def rung(self, place: int) -> StageRung:
+        """The best is 0; the last where there are fewer: some may have gone since a segment was begun."""
+        return self.rungs[min(place, len(self.rungs) - 1)]
+
     @property
     def demands(self) -> tuple[Demand, ...]:
         """What its best rung asks of the decoder of its media."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.decide.entrance import Entrance
 from engine.decide.lanes import CORES
-from engine.decide.passage import StageCost, Way
+from engine.decide.passage import StageCost, Way, running_by_resource
 from engine.decide.rungs import Ladder
 from engine.run.pool import Pool
 from engine.spec.operator import OfRanges
@@ -84,14 +84,11 @@ class Ways:
     def enters(self, stream: str, index: int, due_ns: int, lag_s: float, now_ns: int) -> str:
         """Why a segment is not begun; empty where it is, on rungs that are chosen now."""
         segment = stream, index
-        running_s: dict[str, float] = {}
-        latencies_s: list[float] = []
-        stages: dict[str, Any] = {}
-        if not self._entrance.knows(segment):  # as of most that ask
-            for pool in self._pools():
-                running_s[pool.resource] = running_s.get(pool.resource, 0.0) + pool.running_s
-            stages = {id: each for group in self._groups.get(stream, {}).values() for id, each in group.items()}
-            latencies_s = [each.rule.running.latency_s for each in stages.values()]
+        if (said := self._entrance.said(segment)) is not None:  # as of most that ask
+            return said
+        running_s = running_by_resource(self._pools())
+        stages = self._stages(stream)
+        latencies_s = [each.rule.running.latency_s for each in stages.values()]
         latency_s = min((each for each in latencies_s if each), default=0.0)
         when = due_ns, lag_s, latency_s, now_ns
         ladder = self._ladder(stream, now_ns)
@@ -109,8 +106,11 @@ class Ways:
         """A segment that was begun will not be whole in time."""
         self._entrance.lost((stream, index))
 
+    def _stages(self, stream: str) -> dict[str, Any]:
+        """Of all its groups, by id."""
+        return {id: stage for stages in self._groups.get(stream, {}).values() for id, stage in stages.items()}
+
     def _estimated(self, stream: str) -> Ladder:
-        every = {id: stage for stages in self._groups.get(stream, {}).values() for id, stage in stages.items()}
         costs = {
             id: [
                 StageCost(
@@ -125,7 +125,7 @@ class Ways:
                 )
                 for rung in stage.rungs
             ]
-            for id, stage in every.items()
+            for id, stage in self._stages(stream).items()
             if not isinstance(stage.rule.scope, OfRanges)  # which is not made of each segment
         }
         if decode_s := self._decode_s.get(stream, 0.0):

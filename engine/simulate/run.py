@@ -6,7 +6,7 @@ there; what is dropped is a gap, and gaps make gaps.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +16,7 @@ from engine.decide.batcher import Batcher, Item
 from engine.decide.cores import whose_turn
 from engine.decide.entrance import Entrance
 from engine.decide.inflight import InFlight
-from engine.decide.passage import Opens, Segment, StageCost
+from engine.decide.passage import Opens, Segment, StageCost, running_by_resource
 from engine.decide.rungs import Ladder, Rungs
 from engine.simulate.arrivals import times_s
 from engine.simulate.pools import Batching, Cores, Ended, Limiting, SimulatedPool, Turn
@@ -233,8 +233,11 @@ class _Run:
 
     def _pool_now(self, group: _Group) -> SimulatedPool:
         """That computes what a group takes now."""
-        rung = self.entrance.now_on(group.stream).get(group.stage.name, 0) if self.entrance is not None else 0
-        return group.stage.rungs[rung][0]
+        return group.stage.rungs[self._now_on(group.stream).get(group.stage.name, 0)][0]
+
+    def _now_on(self, stream: str) -> Mapping[str, int]:
+        """The rungs that new segments take, by stage, where that is not the best."""
+        return {} if self.entrance is None else self.entrance.now_on(stream)
 
     def _take(self, line: str) -> None:
         """As many as admission lends, group by group."""
@@ -277,7 +280,7 @@ class _Run:
         is_begun = self._enters(segment)
         rung = self.entrance.rung_of(segment.name, stage.name) if self.entrance is not None else 0
         pool, quality = stage.rungs[rung]
-        way = self.ladder.way(self.entrance.now_on(group.stream) if self.entrance is not None else {})
+        way = self.ladder.way(self._now_on(group.stream))
         done_ns = lateness.latest_ns(segment.due_ns, way.behind_ns.get(stage.name, 0), segment.lag_s)
         expires_ns = lateness.latest_ns(segment.due_ns, way.with_it_ns[stage.name], segment.lag_s)
         ended = partial(self._ended, group, segment, pool)
@@ -292,9 +295,9 @@ class _Run:
     def _enters(self, segment: _Segment) -> bool:
         if self.entrance is None:
             return True
-        running_s: dict[str, float] = {}
-        for pool in self.pools.values():
-            running_s[pool.resource] = running_s.get(pool.resource, 0.0) + pool.running_s
+        if (said := self.entrance.said(segment.name)) is not None:
+            return not said
+        running_s = running_by_resource(self.pools.values())
         when = segment.due_ns, segment.lag_s, segment.latency_s, self.world.now_ns
         why, changes = self.entrance.enters(segment.name, *when, self.ladder, running_s)
         at_s = self.world.now_ns / NS - 1

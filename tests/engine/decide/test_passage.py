@@ -217,6 +217,6 @@ def test_one_that_is_over_is_ahead_of_nobody_and_still_known() -> None:
     for stage in ("look", "tell"):
         passage.passed(("gate", 0), stage)
     assert passage._by_due == []
-    assert passage.knows(("gate", 0))
+    assert passage.said(("gate", 0)) == ""
     assert begun(passage, 1, due_s=200.0, now_s=101.0)
-    assert not passage.knows(("gate", 0))
+    assert passage.said(("gate", 0)) is None
