@@ -94,7 +94,7 @@ class Load:
             if (left_s := began_s + at_s - time.time()) > 0:
                 await anyio.sleep(left_s)
             done_ns = round((began_s + at_s + SLACK_S) * 1e9)
-            expires_ns = done_ns - round((self.pool.usual_s or 0.0) * 1e9)
+            expires_ns = done_ns - round((self.pool.learned.usual_s or 0.0) * 1e9)
             dues_ns = (expires_ns, done_ns) if self.has_dues else (0, 0)
             note = partial(self._note, began_s, at_s)
             self.pool.submit(NOTHING, note, due_ns=dues_ns[0], done_ns=dues_ns[1])

@@ -189,7 +189,7 @@ async def ran(operator: type[Operator], came_s: Sequence[float]) -> dict[str, fl
             if (left_s := began_s + at_s - time.time()) > 0:
                 await anyio.sleep(left_s)
             done_ns = round((began_s + at_s + SLACK_S) * 1e9)
-            expires_ns = done_ns - round((pool.usual_s or 0.0) * 1e9)
+            expires_ns = done_ns - round((pool.learned.usual_s or 0.0) * 1e9)
             pool.submit(NOTHING, partial(note, began_s + at_s), due_ns=expires_ns, done_ns=done_ns)
         await over.wait()
         tasks.cancel_scope.cancel()
@@ -215,7 +215,7 @@ def simulated(operator: type[Operator], came_s: Sequence[float], curve: tuple[fl
     def comes() -> None:
         since_ns = world.now_ns
         done_ns = since_ns + round(SLACK_S * NS)
-        expires_ns = done_ns - round((pool.usual_s or 0.0) * NS)
+        expires_ns = done_ns - round((pool.learned.usual_s or 0.0) * NS)
         pool.submit(Item(0, expires_ns, done_ns), lambda ended: done.append((since_ns, ended)))
 
     for at_s in came_s:

@@ -35,7 +35,7 @@ from itertools import takewhile
 
 import msgspec
 
-from engine.decide.curve import Curve
+from engine.decide.learned import Learned
 
 
 class Item(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -85,7 +85,6 @@ NEVER = 1 << 63
 HELD_UP = "waiting for it would have made more of the others late"
 MAX_SKIPPED = 32
 MAX_AHEAD = 2
-USUAL_OVER = 20  # batches
 
 
 class Batcher:
@@ -97,10 +96,7 @@ class Batcher:
         self._num_added = 0
         self._cancelled: set[int] = set()
         self._running: dict[Hashable, int] = {}  # shared work, with the number of batches that do it
-        self._ends_ns: dict[int, int] = {}  # of the batches that run, by their first item: when they are likely to end
-        self._num_lanes = 1  # the most that there were
-        self._usual_size = 0.0
-        self._curve = Curve()
+        self.learned = Learned(max_batch)
         self._table_ns: list[int] = []
 
     def __len__(self) -> int:
@@ -116,30 +112,6 @@ class Batcher:
         """Whose turn comes first."""
         return next((item for _, _, item in self._waiting if item.id not in self._cancelled), None)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether as much waits as a batch takes."""
-        return len(self) >= self._max_batch
-
-    @property
-    def takes_ns(self) -> int:
-        """How long a batch of what waits would take; 0 while nothing is known."""
-        return self._mean_ns(min(max(1, len(self)), self._max_batch))
-
-    @property
-    def unit_s(self) -> float | None:
-        """Seconds of a lane that an item takes in a full batch; None while nothing is known."""
-        return self._curve.mean_s(self._max_batch) / self._max_batch if self._curve.is_known else None
-
-    @property
-    def usual_s(self) -> float | None:
-        """What batches take that are as large as they lately were, but for stalls; None while nothing is known."""
-        return self._curve.mean_s(round(self._usual_size)) if self._curve.is_known else None
-
-    def running_s(self, now_ns: int) -> float:
-        """What the batches that run still take, together."""
-        return sum(max(0, ends_ns - now_ns) for ends_ns in self._ends_ns.values()) / 1e9
-
     def add(self, item: Item) -> None:
         self._num_added += 1
         insort(self._waiting, (item.turn_ns, self._num_added, item))
@@ -151,7 +123,7 @@ class Batcher:
 
     def ended(self, items: Sequence[Item]) -> None:
         """A batch runs no more."""
-        self._ends_ns.pop(items[0].id, None)
+        self.learned.ended(items[0].id)
         for shared in _work_of(items):
             self._running[shared] -= 1
             if not self._running[shared]:
@@ -159,8 +131,7 @@ class Batcher:
 
     def took(self, batch_size: int, service_s: float) -> None:
         """A batch of so many took so long; none that waited for its model to be loaded."""
-        self._curve.note(batch_size, service_s, self._num_lanes)
-        self._usual_size += (batch_size - self._usual_size) / USUAL_OVER if self._usual_size else batch_size
+        self.learned.took(batch_size, service_s)
         self._table_ns = []
 
     def decide(self, now_ns: int, num_free: int) -> list[Decision]:
@@ -169,8 +140,7 @@ class Batcher:
         self._forget_cancelled()
         decisions: list[Decision] = [Drop(item) for item in self._expired(now_ns)]
         waiting = self._waiting
-        num_lanes = num_free + len(self._ends_ns)
-        self._num_lanes = max(num_lanes, self._num_lanes)
+        num_lanes = num_free + self.learned.num_running
         for _ in range(num_free):
             if not waiting:
                 break
@@ -180,7 +150,7 @@ class Batcher:
             batch = self._next_batch(most)
             if not batch:
                 break
-            self._ends_ns[batch[0].id] = now_ns + self._mean_ns(len(batch))
+            self.learned.began(batch[0].id, len(batch), now_ns)
             for shared in _work_of(batch):
                 self._running[shared] = self._running.get(shared, 0) + 1
             decisions.append(Run(tuple(batch), self._why(len(batch), most)))
@@ -215,7 +185,7 @@ class Batcher:
         """How many of the first ones to drop, and how large a batch of the next ones may be."""
         most = self._max_batch
         first = self._waiting[0][2]
-        if not (self._curve.is_known and first.done_ns):
+        if not (self.learned.curve.is_known and first.done_ns):
             return 0, most
         table = self._safe_ns()
         if now_ns + table[-1] <= first.done_ns:
@@ -239,11 +209,8 @@ class Batcher:
         """What a batch of 1, 2, .. `max_batch` hardly takes more than."""
         if not self._table_ns:
             sizes = range(1, self._max_batch + 1)
-            self._table_ns = [round(self._curve.safe_s(size) * 1e9) for size in sizes]
+            self._table_ns = [round(self.learned.curve.safe_s(size) * 1e9) for size in sizes]
         return self._table_ns
-
-    def _mean_ns(self, batch_size: int) -> int:
-        return round(self._curve.mean_s(batch_size) * 1e9)
 
     # --- which ---------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ from typing import Protocol
 import msgspec
 
 from engine.decide.lateness import behind_ns, leads_ns
+from engine.decide.learned import Learned
 
 NS = 1_000_000_000
 SAFE = 1.25  # times the lead: batches take longer at times
@@ -88,6 +89,19 @@ class Opens:
         return is_open
 
 
+class Costed(Protocol):
+    """A pool, as far as what its items take."""
+
+    @property
+    def resource(self) -> str: ...
+    @property
+    def num_shared_lanes(self) -> int:
+        """Of its resource."""
+
+    @property
+    def learned(self) -> Learned: ...
+
+
 class StageCost(msgspec.Struct, frozen=True):
     """What is known of a stage here. `unit_s`: seconds of a lane for each item, of full batches; None: not known."""
 
@@ -99,6 +113,21 @@ class StageCost(msgspec.Struct, frozen=True):
     open_share: float = 1.0
     quality: float = 1.0  # of the rung it is on, against the best
     batches: bool = False  # whether it takes several items at once
+
+    @staticmethod
+    def on(pool: Costed, sources: Sequence[str], open_share: float, quality: float) -> "StageCost":
+        """By what was learned of the pool that computes it."""
+        known = pool.learned
+        return StageCost(
+            sources=sources,
+            resource=pool.resource,
+            num_lanes=pool.num_shared_lanes,
+            unit_s=known.unit_s,
+            service_s=known.usual_s,
+            open_share=open_share,
+            quality=quality,
+            batches=known.max_batch > 1,
+        )
 
 
 class Way(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ import structlog
 from engine.decide import lanes
 from engine.decide.batcher import Batcher, Drop, Item, Run, WakeAt
 from engine.decide.cores import urgency_of
+from engine.decide.learned import Learned
 from engine.decide.signals import PoolSignals
 from engine.run.cores import Cores
 from engine.run.done import Canceled, Done, Late, OnDone
@@ -141,19 +142,14 @@ class Pool:
         return lanes.num_shared(self._shape_now, self._cores.num)
 
     @property
-    def unit_s(self) -> float | None:
-        """Seconds of a lane that an item takes in a full batch; None while nothing is known."""
-        return self._batcher.unit_s
-
-    @property
-    def usual_s(self) -> float | None:
-        """What a batch takes of late, but for stalls; None while nothing is known."""
-        return self._batcher.usual_s
+    def learned(self) -> Learned:
+        """How long its batches take."""
+        return self._batcher.learned
 
     @property
     def running_s(self) -> float:
         """What the batches that run still take, together, as far as is known."""
-        return self._batcher.running_s(self._now_ns())
+        return self.learned.running_s(self._now_ns())
 
     @property
     def overdue_s(self) -> float:
@@ -242,12 +238,12 @@ class Pool:
     @property
     def takes_ns(self) -> int:
         """How long its next batch would take, as far as is known."""
-        return self._batcher.takes_ns
+        return self.learned.takes_ns(len(self._tickets))
 
     @property
     def is_full(self) -> bool:
         """Whether its next batch would be full."""
-        return self._batcher.is_full
+        return len(self._tickets) >= self.max_batch
 
     def granted(self) -> bool:
         """A core is its own: whether it begins a batch on it."""

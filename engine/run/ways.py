@@ -113,16 +113,7 @@ class Ways:
     def _estimated(self, stream: str) -> Ladder:
         costs = {
             id: [
-                StageCost(
-                    sources=stage.rule.sources,
-                    resource=rung.pool.resource,
-                    num_lanes=rung.pool.num_shared_lanes,
-                    unit_s=rung.pool.unit_s,
-                    service_s=rung.pool.usual_s,
-                    open_share=stage.opens.share,
-                    quality=rung.planned.quality,
-                    batches=rung.pool.max_batch > 1,
-                )
+                StageCost.on(rung.pool, stage.rule.sources, stage.opens.share, rung.planned.quality)
                 for rung in stage.rungs
             ]
             for id, stage in self._stages(stream).items()

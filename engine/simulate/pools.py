@@ -11,10 +11,10 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from engine.decide import lanes
-from engine.decide.batcher import USUAL_OVER, Decision, Drop, Item, Run, WakeAt
+from engine.decide.batcher import Decision, Drop, Item, Run, WakeAt
 from engine.decide.cores import urgency_of, whose_turn
-from engine.decide.curve import Curve
 from engine.decide.inflight import Limited
+from engine.decide.learned import Learned
 from engine.decide.signals import PoolSignals
 from engine.simulate.services import Service, Slow, ends_s
 from engine.simulate.sharing import Sharing
@@ -127,10 +127,7 @@ class SimulatedPool:
         self._cores = cores
         self._chance = world.chance(f"service/{name}")
         self._callers: dict[int, _Caller] = {}  # by item
-        self._curve = Curve()
-        self._ends_ns: dict[int, int] = {}  # of the batches that run, by their first item: when they are likely to end
-        self._usual_size = 0.0
-        self._most_lanes = 1  # that ran side by side
+        self.learned = Learned(max_batch)  # beside what a batcher learns: others' learn nothing
         self._num_lanes = 0
         self._num_loaded = 10**6 if is_warm else 0
         self._num_items = 0
@@ -171,19 +168,9 @@ class SimulatedPool:
         return lanes.num_shared(self._shape_now, self._cores.num)
 
     @property
-    def unit_s(self) -> float | None:
-        """Seconds of a lane that an item takes in a full batch; None while nothing is known."""
-        return self._curve.mean_s(self.max_batch) / self.max_batch if self._curve.is_known else None
-
-    @property
-    def usual_s(self) -> float | None:
-        """What a batch takes of late, but for stalls; None while nothing is known."""
-        return self._curve.mean_s(round(self._usual_size)) if self._curve.is_known else None
-
-    @property
     def running_s(self) -> float:
         """What the batches that run still take, together."""
-        return sum(max(0, ends_ns - self._world.now_ns) for ends_ns in self._ends_ns.values()) / NS
+        return self.learned.running_s(self._world.now_ns)
 
     def signals(self) -> PoolSignals:
         return PoolSignals(
@@ -218,7 +205,7 @@ class SimulatedPool:
 
     @property
     def takes_ns(self) -> int:
-        return round(self._curve.mean_s(min(max(1, len(self.batching)), self.max_batch)) * NS)
+        return self.learned.takes_ns(len(self.batching))
 
     @property
     def is_full(self) -> bool:
@@ -272,10 +259,9 @@ class SimulatedPool:
     def _start(self, items: Sequence[Item]) -> None:
         now_ns = self._world.now_ns
         self._num_lanes += 1
-        self._most_lanes = max(self._most_lanes, self._num_lanes)
         self._num_running += len(items)
         self.num_batches += 1
-        self._ends_ns[items[0].id] = now_ns + round(self._curve.mean_s(len(items)) * NS)
+        self.learned.began(items[0].id, len(items), now_ns)
         for item in items:
             self._callers[item.id].on_begun()
         for item in items[-NUM_RECENT:]:
@@ -323,10 +309,9 @@ class SimulatedPool:
         self._num_running -= len(items)
         self._services_s.append(took_s)
         self.batching.ended(items)
-        del self._ends_ns[items[0].id]
+        self.learned.ended(items[0].id)
         if not is_cold and not failed:
-            self._curve.note(len(items), took_s, self._most_lanes)
-            self._usual_size += (len(items) - self._usual_size) / USUAL_OVER if self._usual_size else len(items)
+            self.learned.took(len(items), took_s)
             self.batching.took(len(items), took_s)
         if lanes.uses_cores(self._shape):
             self._cores.num_lanes -= 1

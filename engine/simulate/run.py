@@ -347,19 +347,7 @@ class _Run:
         self._estimated_ns = self.world.now_ns
         self.ladder = Ladder(
             {
-                name: [
-                    StageCost(
-                        sources=stage.spec.inputs,
-                        resource=pool.resource,
-                        num_lanes=pool.num_shared_lanes,
-                        unit_s=pool.unit_s,
-                        service_s=pool.usual_s,
-                        open_share=stage.opens.share,
-                        quality=quality,
-                        batches=pool.max_batch > 1,
-                    )
-                    for pool, quality in stage.rungs
-                ]
+                name: [StageCost.on(pool, stage.spec.inputs, stage.opens.share, worth) for pool, worth in stage.rungs]
                 for name, stage in self.stages.items()
             }
         )

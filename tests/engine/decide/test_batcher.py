@@ -197,12 +197,13 @@ def test_what_is_to_be_done_by_no_time_fills_batches() -> None:
 
 def test_what_batches_take_is_told_of_what_waits_and_of_what_runs() -> None:
     waiting = knowing(4, 20, 10, *(wanted(id, 500) for id in range(5)))
-    assert (waiting.is_full, round(waiting.takes_ns / MS), waiting.unit_s) == (True, 60, pytest.approx(0.015))
+    known = waiting.learned
+    assert (round(known.takes_ns(len(waiting)) / MS), known.unit_s) == (60, pytest.approx(0.015))
     assert ids(waiting.decide(0, 1)) == [[0, 1, 2, 3]]
-    assert (waiting.is_full, round(waiting.takes_ns / MS)) == (False, 30)
-    assert waiting.running_s(10 * MS) == pytest.approx(0.05)
-    assert waiting.running_s(100 * MS) == 0  # whatever holds it up
-    assert (batcher(4).takes_ns, batcher(4).unit_s) == (0, None)
+    assert round(known.takes_ns(len(waiting)) / MS) == 30
+    assert (known.num_running, known.running_s(10 * MS)) == (1, pytest.approx(0.05))
+    assert known.running_s(100 * MS) == 0  # whatever holds it up
+    assert (batcher(4).learned.takes_ns(3), batcher(4).learned.unit_s, batcher(4).learned.usual_s) == (0, None, None)
 
 
 DUES = st.lists(st.tuples(st.integers(1, 400), st.integers(0, 60)), min_size=1, max_size=40)

@@ -61,7 +61,7 @@ def test_it_is_worked_out_anew_once_a_second() -> None:
     made, slow = ways(), stage(1.0, "media")
     made.serve("gate", "first", {"look": slow})
     before = made.of("gate", 0)
-    slow.rungs[0].pool.usual_s = 3.0
+    slow.rungs[0].pool.learned.usual_s = 3.0
     assert made.of("gate", ESTIMATE_NS) is before
     assert made.of("gate", ESTIMATE_NS + 1).with_it_ns == {"look": 3_000_000_000}
 
