@@ -20,15 +20,8 @@ class Stage:
 
 
 def stage(service_s: float | None, *sources: str, scope: Any = None) -> Stage:
-    pool = SimpleNamespace(
-        usual_s=service_s,
-        unit_s=service_s,
-        resource="cores",
-        num_shared_lanes=2,
-        running_s=0.0,
-        name="p",
-        max_batch=1,
-    )
+    learned = SimpleNamespace(usual_s=service_s, unit_s=service_s, max_batch=1)
+    pool = SimpleNamespace(learned=learned, resource="cores", num_shared_lanes=2, running_s=0.0)
     rung = SimpleNamespace(pool=pool, planned=SimpleNamespace(quality=1.0, rung="best"))
     running = SimpleNamespace(latency_s=0.0)
     return Stage(SimpleNamespace(sources=sources, scope=scope or Map(), running=running, name="look"), (rung,))
