@@ -20,6 +20,11 @@ class Lately(Generic[T]):
         self._lock = threading.Lock()
         self._values: OrderedDict[Hashable, Future[T]] = OrderedDict()
 
+    def clear(self) -> None:
+        """Forget all of it; who waits for what is being computed still gets that."""
+        with self._lock:
+            self._values.clear()
+
     def get(self, key: Hashable, compute: Callable[[], T]) -> T:
         with self._lock:
             known = self._values.get(key)
@@ -59,6 +64,10 @@ class LatelyAwaited(Generic[T]):
         self._size = size
         self._values: OrderedDict[Hashable, T] = OrderedDict()
         self._begun: dict[Hashable, _Begun[T]] = {}
+
+    def clear(self) -> None:
+        """Forget all that was computed."""
+        self._values.clear()
 
     async def get(self, key: Hashable, compute: Callable[[], Awaitable[T]]) -> T:
         while key not in self._values:

@@ -57,6 +57,11 @@ class Instances:
             return False
         return True
 
+    def forget(self) -> None:
+        """Have those that are at hand forget what they kept of earlier items, all but what is in other processes."""
+        for each in self._idle:
+            each.forget()
+
     async def call(self, batch: list[Inputs]) -> Answer:
         """Have a batch processed. Raises what the operator raises, and TimeoutError past its time."""
         operator = self._operator

@@ -1,7 +1,7 @@
 """Composing: the workflow behind one capability, from the types of its ports. Pure.
 
 A port that takes media reads the stream; any other reads the capabilities whose output fits it, each with what it needs
-in turn.
+in turn. Of those that a port of many, or one that may be empty, can do without, what nothing feeds is left out.
 """
 
 from collections.abc import Mapping
@@ -31,17 +31,29 @@ def _add(
     if capability.name in stages:
         return
     inputs: dict[str, str | tuple[str, ...]] = {}
+    within = (*above, capability.name)
     for port_name, port in capability.inputs.items():
-        sources = _sources(catalogue, port, (*above, capability.name))
-        if not sources:
-            raise UserError(
+        fed: list[str] = []
+        unfed: UserError | None = None
+        for source in _sources(catalogue, port, within):
+            if fed and not port.many:
+                break
+            before = dict(stages)
+            try:
+                if source != MEDIA:
+                    _add(catalogue, catalogue.capability(source), {}, stages, within)
+                fed.append(source)
+            except UserError as error:
+                stages.clear()
+                stages.update(before)
+                unfed = unfed or error
+        if not fed and not port.optional:
+            raise unfed or UserError(
                 f"nothing here gives what {capability.name!r} reads on {port_name!r} ({port.type.__name__}): "
                 "write a workflow that does"
             )
-        for source in sources:
-            if source != MEDIA:
-                _add(catalogue, catalogue.capability(source), {}, stages, (*above, capability.name))
-        inputs[port_name] = tuple(sources) if port.many else sources[0]
+        if fed:
+            inputs[port_name] = tuple(fed) if port.many else fed[0]
     stages[capability.name] = Stage(capability=capability.name, inputs=inputs, params=params)
 
 

@@ -88,7 +88,8 @@ class Product(Protocol):
 
 
 class Demand(Hashable, Protocol):
-    """What an operator asks of the decoder of its media, such as small pictures or sound."""
+    """What an operator asks of the decoder of its media, such as small pictures or sound. Its class may say in `track`
+    what kind of track that is made from, "audio" or "video"."""
 
     @classmethod
     def decode(cls, segment: Segment, wanted: Sequence[Any]) -> Mapping[Any, Product]:
@@ -261,6 +262,10 @@ class Operator(ABC):
         """What is to be decoded for one output, where its other inputs say which: of the kinds of `demands`. Pure."""
         return self.demands()
 
+    def forget(self) -> None:  # noqa: B027 - many operators keep nothing
+        """Forget what was kept of earlier items, so that the next ones are computed anew: for whoever measures how long
+        that takes. Weights stay loaded. Called while others of its kind may compute."""
+
     def load(self, device: Device) -> None:  # noqa: B027 - many operators have nothing to load
         """Load weights and warm up. Raises Transient or Permanent."""
 
@@ -274,3 +279,9 @@ class Operator(ABC):
         once and batch by themselves. Canceled where nobody wants the output any more: pass that on to whatever
         computes."""
         raise NotImplementedError(f"{type(self).__name__} has no process_one()")
+
+
+def shares_work(operator: type[Operator]) -> bool:
+    """Whether its items may share pieces of work."""
+    own = getattr(operator.shared_work, "__func__", None)  # None of a static method
+    return own is not Operator.shared_work.__func__  # type: ignore[attr-defined]

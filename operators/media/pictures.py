@@ -7,7 +7,7 @@ are decoded, and the first picture that comes at or after each multiple of the i
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -37,6 +37,7 @@ class FrameSpec:
     slack_ns: int = 0
     tensor: TensorSpec | None = None  # pictures as a model takes them: `Tensors`, and neither of the two above counts
     moments_ns: tuple[int, ...] | None = None  # media time
+    track: ClassVar[str] = "video"  # they are made from
 
     @property
     def takes_all(self) -> bool:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import cast
+from typing import ClassVar, cast
 
 import av
 import numpy as np
@@ -29,6 +29,7 @@ class AudioSpec:
     """Mono, 16 bits."""
 
     sample_rate: int = 16_000
+    track: ClassVar[str] = "audio"  # it is made from
 
     @classmethod
     def decode(cls, segment: Segment, wanted: Sequence["AudioSpec"]) -> Mapping["AudioSpec", "Audio"]:

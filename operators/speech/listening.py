@@ -109,6 +109,9 @@ class Listening(Operator):
     def demands(self) -> tuple[Any, ...]:
         return (SPEECH_AUDIO,)
 
+    def forget(self) -> None:
+        self._heard.clear()
+
     async def process_one(self, inputs: Inputs, emit: Emit) -> Transcript:
         endpoint = self._endpoint()
         if self._limit is None:

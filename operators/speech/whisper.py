@@ -142,6 +142,9 @@ class Whisper(Operator):
     def demands(self) -> tuple[Any, ...]:
         return (SPEECH_AUDIO,)
 
+    def forget(self) -> None:
+        _heard.clear()
+
     def load(self, device: Device) -> None:
         import faster_whisper
 
