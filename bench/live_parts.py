@@ -225,6 +225,7 @@ class FeedOrder(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     store: str
     paced: tuple[Paced, ...] = ()
+    clip: str = ""  # what the paced streams show, over and over; empty: toys
     looped: tuple[str, ...] = ()  # streams of the clip again and again, as it plays
     held_back: tuple[str, ...] = ()  # durable streams: as fast as they are let, for as long as the others last
     pushed: str = ""  # the clip, once, as a durable stream
@@ -262,6 +263,7 @@ class Feeder:
         self._ends_ns = self.report.started_ns + (order.num_segments + 1) * self.length_ns
         self._ledger = ledger
         self._registry = registry
+        self._shown = whole_segments(order.clip, order.segment_s) if order.clip else []
 
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
@@ -282,13 +284,21 @@ class Feeder:
             await anyio.sleep(max(0, due_ns - time.time_ns()) / SECOND_NS)
             begun_ns = time.time_ns()
             index = stream.first + number
-            data = encode(toy_segment(stream.name, index, captured_ns, self.length_ns))
+            data = encode(self._segment(stream.name, index, captured_ns))
             worthless_ns = begun_ns + round(self.order.max_lag_s * SECOND_NS) if self.order.max_lag_s else 0
             await self._ledger.put(subjects.media(stream.name, index), data, due_ns=worthless_ns)
             self.report.puts.append(Put(stream.name, index, due_ns, begun_ns, time.time_ns()))
         if self.order.ends:
             end = EndOfStream(stream=stream.name, num_segments=stream.first + self.order.num_segments)
             await self._ledger.put(subjects.media_end(stream.name), encode(end))
+
+    def _segment(self, stream: str, index: int, captured_ns: int) -> Segment:
+        if not self._shown:
+            return toy_segment(stream, index, captured_ns, self.length_ns)
+        shown, start_ns = self._shown[index % len(self._shown)], index * self.length_ns
+        moved_ns = start_ns - shown.start_ns
+        changes = {"stream": stream, "index": index, "start_ns": start_ns, "duration_ns": self.length_ns}
+        return msgspec.structs.replace(shown, **changes, origin_ns=shown.origin_ns - moved_ns, captured_ns=captured_ns)
 
     async def _loop(self, name: str, phase: float) -> None:
         """As `penstock push --live` feeds a file, but that it begins anew."""
@@ -333,6 +343,12 @@ class Feeder:
         spec = StreamSpec(name=name, segment_s=self.order.segment_s)
         source = source_of(spec, str(demo.clip()))
         await feed(self._registry, self._ledger, spec, source, new_id("c"), Telemetry("bench"))
+
+
+def whole_segments(clip: str, segment_s: float) -> list[Segment]:
+    """Those of a clip that are as long as they should be."""
+    every = segments(clip, stream="shown", target_s=segment_s)
+    return [each for each in every if isinstance(each, Segment) and abs(each.duration_ns / 1e9 - segment_s) < 0.1]
 
 
 def clip_again_and_again(stream: str, target_s: float, stop: threading.Event) -> Iterator[Segment]:

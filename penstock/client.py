@@ -23,12 +23,15 @@ import anyio.to_thread
 import msgspec
 
 from engine.decide.answer import Answer
+from engine.decide.decisions import Decision
 from engine.decide.redundancy.findings import Redundancy
 from engine.decide.redundancy.report import find_redundancy
 from engine.decide.watching import SourceState
 from engine.node.costs import measured_costs
 from engine.node.endpoints import Declare, Filter, Nothing, OfStream
 from engine.node.feeding import feed, policy_for, source_of, treated
+from engine.node.recalling import decisions, following_decisions
+from engine.node.recording import Recorder
 from engine.node.searching import Hit, Search
 from engine.node.submission import JobRequest, Submitted
 from engine.node.views import JobView, StreamView
@@ -36,6 +39,7 @@ from engine.run.registry import NodeStatus, Registry, new_id, open_registry
 from engine.run.telemetry import Telemetry, configure_logging_once
 from engine.spec.catalogue import installed
 from engine.spec.jobs import BUCKET, State
+from engine.spec.recording import Recording
 from engine.spec.stream import Policy
 from engine.spec.workflow import Workflow
 from operators.heard import Speech
@@ -317,6 +321,25 @@ class Client:
             if standing is None and await self._ledger.get(subjects.media_of(stream)) is None:
                 await self._registry.forget_stream(stream)  # nothing ever came of it
             raise
+
+    async def decisions(self, stream: str = "") -> list[Decision]:
+        """What the control loops of the workers decided of late, in order; of one stream and of all together, or of
+        all."""
+        return await decisions(self._link, stream)
+
+    async def coming_decisions(self, stream: str = "") -> AsyncIterator[Decision]:
+        """What is decided from now on, as it comes."""
+        async with following_decisions(self._link, stream) as coming:
+            async for decision in coming:
+                yield decision
+
+    async def recording(self, seconds: float, stream: str = "") -> Recording:
+        """What came on live streams in the last seconds and what was done of it, for `penstock replay`. Raises
+        UserError where there is nothing to record."""
+        nodes = await self._registry.nodes()
+        num_cores = max(1, sum(node.num_cores for node in nodes))
+        now_ns = self._ledger.clock.now_ns()
+        return await Recorder(self._registry, self._ledger, installed()).record(seconds, num_cores, now_ns, stream)
 
     async def redundancy(self) -> list[Redundancy]:
         """What the running jobs compute twice for no reason, the most costly first."""

@@ -12,7 +12,7 @@ each other as well; its key is needed again only to make more.
 | worker | what `penstock worker` does: the same, but it deletes none of the streams that hold the records |
 | admin | everything in the account, that is, what the command line can ask for |
 | publisher | send media to `penstock.ingest.<stream>` |
-| subscriber | hear and read answers, drafts, gaps, signals and events |
+| subscriber | hear and read answers, drafts, gaps, signals, decisions and events |
 | client | both of these, submit jobs and ask |
 """
 
@@ -44,7 +44,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([
 
 HELD = (*retention.names(), *(f"KV_{bucket}" for bucket in BUCKETS))
 FOLLOWED = ("PENSTOCK_ANSWERS", "PENSTOCK_GAPS")
-HEARD = tuple(f"penstock.{kind}.>" for kind in ("answers", "partials", "gaps", "signals", "events"))
+HEARD = tuple(f"penstock.{kind}.>" for kind in ("answers", "partials", "gaps", "signals", "decisions", "events"))
 ASKED = (*(f"penstock.{kind}.>" for kind in ("jobs", "streams", "nodes", "ask", "operators")), "penstock.search")
 READ = tuple(
     subject

@@ -28,6 +28,7 @@ from engine.node.upkeep import keep_up
 from engine.node.worker_processes import node
 from engine.run import heap
 from engine.run.assignment import Assignment
+from engine.run.profiles import Profiles
 from engine.run.registry import NodeStatus, Registry, new_id, open_registry
 from engine.run.telemetry import Telemetry, product_version
 from engine.spec.access import Access, checked_access
@@ -105,6 +106,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
     config = load_config(options.config) if options.config else Config()
     models, states = to_serve(), dict[str, ServedState]()
     machine = this_machine()
+    profiles = Profiles.beside(options.store, machine.num_cores)
     id = new_id("n")
     traces = Telemetry("penstock-node", options.trace_file, id)
     closed = ExitStack()
@@ -127,13 +129,15 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
 
             index = await anyio.to_thread.run_sync(open_index, index_of(options.store, options.url))
             closed.callback(index.close)
-            services = Services(registry, ledger, installed(), machine, demo.workflow(), gate, index)
+            services = Services(registry, ledger, installed(), machine, demo.workflow(), gate, index, profiles)
             workers.assign(
                 Assignment(
                     url=url,
                     store="" if options.url else str(options.store),
                     name=id,
                     node=id,
+                    profiles=str(profiles.folder),
+                    machine=profiles.machine,
                     num_cores=max(1, machine.num_cores // options.num_workers),
                     has_gpu=machine.has_gpu,
                     trace_file=str(options.trace_file.absolute()) if options.trace_file else "",

@@ -20,6 +20,7 @@ from engine.node.savings import Saving, savings
 from engine.node.whole_file import answers_about
 from engine.node.worker_processes import node
 from engine.run.assignment import Assignment
+from engine.run.profiles import Profiles
 from engine.run.registry import Registry, open_registry
 from engine.run.telemetry import Telemetry, configure_logging_once
 from engine.spec.catalogue import installed
@@ -174,9 +175,12 @@ def _source(path: Path, stream: str, segment_s: float) -> Source:
 
 def work_of(url: str, options: Options) -> Assignment:
     machine = this_machine()
+    profiles = Profiles.beside(options.store or default_store(), machine.num_cores)
     return Assignment(
         url=url,
         store="" if options.url else str(options.store or default_store()),
+        profiles=str(profiles.folder),
+        machine=profiles.machine,
         num_cores=max(1, machine.num_cores // options.num_workers),
         has_gpu=machine.has_gpu,
         ack_wait_s=options.ack_wait_s,

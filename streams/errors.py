@@ -1,8 +1,8 @@
 """Whose fault it is: every error Penstock raises says so by its type.
 
-`UserError` is yours (exit 2), `Transient` may pass if tried again, `Permanent` never will, `Malformed` is whoever
-wrote those bytes, `LinkError` is the connection. Errors of other libraries are translated where they enter, with
-`from`.
+`UserError` is yours (exit 2; `Infeasible`, an objective that cannot be held, 3), `Transient` may pass if tried again,
+`Permanent` never will, `Malformed` is whoever wrote those bytes, `LinkError` is the connection. Errors of other
+libraries are translated where they enter, with `from`.
 """
 
 MAX_LINE = 2000  # characters of a message: what it repeats may be as long as anybody likes
@@ -18,6 +18,10 @@ class PenstockError(Exception):
 
 class UserError(PenstockError):
     """The input is wrong: a workflow, an option, a file. The message says what would be right."""
+
+
+class Infeasible(UserError):
+    """What is asked for cannot be held here, whatever is done. The message says what could be."""
 
 
 class Transient(PenstockError):

@@ -24,6 +24,7 @@ from clips import first_seconds
 from nats.aio.client import Client as Nats
 
 from engine.decide.answer import Answer
+from engine.decide.decisions import Decision
 from engine.decide.signals import SERVICE_BOUNDS_S, WorkerSignals
 from engine.decide.watching import SourceState
 from engine.node import answering, intake, submission
@@ -87,6 +88,7 @@ MESSAGES: dict[str, type] = {
     "penstock.partials.<job>.<stream>": Answer,
     "penstock.gaps.<cause>.<stage>.<stream>.<segment>": Gap,
     "penstock.signals.<worker>": WorkerSignals,
+    "penstock.decisions.<worker>": Decision,
     "penstock.events.<stream>": SourceState,
 }
 MEDIA = subjects.ingest("<stream>")  # its requests are bytes; this is the reply
@@ -274,7 +276,13 @@ def test_limits_and_lists_are_those_of_the_code() -> None:
     (causes,) = (rows(table) for name, table in marked("causes") if name == "Gap")
     assert [row[0].strip("`") for row in causes] == list(get_args(GapCause))
     (codes,) = (rows(table) for name, table in marked("codes") if name == "all")
-    assert [row[0].strip("`") for row in codes] == [service.WRONG, service.TOO_LARGE, service.FAILED, service.NOT_NOW]
+    assert [row[0].strip("`") for row in codes] == [
+        service.WRONG,
+        service.TOO_LARGE,
+        service.CANNOT_BE,
+        service.FAILED,
+        service.NOT_NOW,
+    ]
 
 
 def test_the_bounds_of_service_times_are_as_told() -> None:

@@ -10,6 +10,8 @@ as that one, which is the worst either can be.
 OUTLIER times what the line says nothing is learned, unless more do one after the other than MAX_ODD, or than run side
 by side: a stall, which these have in common, is not how long batches take. Nor is anything learned of batches that were
 interrupted, or that waited for their model to be loaded: whoever tells of them leaves those out.
+What is expected before the first batch (`engine.spec.profile`) counts as EXPECTED batches, half of them of one item and
+half full, and for less with each that runs.
 Source: Ljung, System Identification (1999), 11.2, for recursive least squares with forgetting.
 """
 
@@ -18,6 +20,7 @@ OUTLIER = 4.0
 MAX_ODD = 4
 SAFE = 1.0
 MIN_BATCHES = 3  # before which nothing is said
+EXPECTED = 4.0
 
 
 class Curve:
@@ -34,6 +37,15 @@ class Curve:
     def is_known(self) -> bool:
         return self._num >= MIN_BATCHES
 
+    def expect(self, base_s: float, per_item_s: float, spread: float, max_batch: int) -> None:
+        """Begin with a line, of batches of which none was seen yet."""
+        if self._num or base_s + per_item_s <= 0:
+            return
+        self._num, self.spread = MIN_BATCHES, min(1.25, spread)
+        for batch_size in (1, max_batch):
+            self._weigh(batch_size, base_s + per_item_s * batch_size, EXPECTED / 2)
+        self._fit()
+
     def note(self, batch_size: int, service_s: float, num_lanes: int = 1) -> None:
         """A batch of so many took so long, where so many run side by side."""
         said_s = self.mean_s(batch_size)
@@ -44,12 +56,22 @@ class Curve:
             off = 1.25 * min(abs(service_s / said_s - 1), 1.0)
             self.spread = DECAY * self.spread + (1 - DECAY) * off if self._num > MIN_BATCHES else off
         self._num += 1
-        self._weight = DECAY * self._weight + 1
-        self._b = DECAY * self._b + batch_size
-        self._s = DECAY * self._s + service_s
-        self._bb = DECAY * self._bb + batch_size * batch_size
-        self._bs = DECAY * self._bs + batch_size * service_s
+        self._weight, self._b, self._s = DECAY * self._weight, DECAY * self._b, DECAY * self._s
+        self._bb, self._bs = DECAY * self._bb, DECAY * self._bs
+        self._weigh(batch_size, service_s, 1.0)
         self._fit()
+
+    def _weigh(self, batch_size: int, service_s: float, weight: float) -> None:
+        self._weight += weight
+        self._b += weight * batch_size
+        self._s += weight * service_s
+        self._bb += weight * batch_size * batch_size
+        self._bs += weight * batch_size * service_s
+
+    @property
+    def line(self) -> tuple[float, float]:
+        """What a batch takes however small, and the more for each item, s; (0, 0) while nothing is known."""
+        return self._base_s, self._per_item_s
 
     def _fit(self) -> None:
         mean_b, mean_s = self._b / self._weight, self._s / self._weight

@@ -19,6 +19,11 @@ class Learned:
         self._usual_size = 0.0
         self._ends_ns: dict[int, int] = {}  # of the batches that run, by their first item: when they are likely to end
 
+    def expect(self, base_s: float, per_item_s: float, spread: float) -> None:
+        """Before the first batch: what was measured of others, or of these when they last ran."""
+        self.curve.expect(base_s, per_item_s, spread, self.max_batch)
+        self._usual_size = self._usual_size or 1.0
+
     def began(self, first: int, batch_size: int, now_ns: int) -> None:
         """A batch of so many runs; `first`: the number of its first item."""
         self._ends_ns[first] = now_ns + round(self.curve.mean_s(batch_size) * NS)
@@ -40,6 +45,11 @@ class Learned:
     def unit_s(self) -> float | None:
         """Seconds of a lane that an item takes in a full batch; None while nothing is known."""
         return self.curve.mean_s(self.max_batch) / self.max_batch if self.curve.is_known else None
+
+    @property
+    def usual_size(self) -> float:
+        """Of batches, lately; 0 before the first."""
+        return self._usual_size
 
     @property
     def usual_s(self) -> float | None:

@@ -45,6 +45,7 @@ class PoolSignals(Record, frozen=True, omit_defaults=False):
     num_failed: int = 0
     num_late: int = 0
     num_held_back: int = 0  # outputs that were not computed, for their gate was shut
+    drift: float | None = None  # how long batches lately took over what the profile says
     why: str = ""  # why max_in_flight is what it is
 
     @property

@@ -28,6 +28,7 @@ from engine.node.gate import Gate
 from engine.node.searching import Hit, Index, Search, Searching
 from engine.node.submission import JobRequest, Submitted, submit
 from engine.node.views import JobView, StreamView, faulty_job, job_view, stream_views
+from engine.run.profiles import Profiles
 from engine.run.registry import NodeStatus, Registry
 from engine.spec.catalogue import Catalogue
 from engine.spec.compose import compose
@@ -108,7 +109,9 @@ class Services:
         question_workflow: Workflow,
         gate: Gate | None = None,
         index: Index | None = None,
+        profiles: Profiles | None = None,
     ) -> None:
+        self._profiles = profiles
         self._gate = gate or Gate()
         self._searching = None if index is None else Searching(registry, ledger, catalogue, index)
         self._registry = registry
@@ -147,7 +150,7 @@ class Services:
         if confined and request.webhook:
             self._gate.check_webhook(request.webhook)
         parts = (self._registry, self._ledger, self._catalogue, self._machine)
-        return await submit(*parts, request, self._question_workflow, confined=confined)
+        return await submit(*parts, request, self._question_workflow, self._profiles, confined=confined)
 
     async def declare(self, spec: StreamSpec, *, confined: bool = False) -> None:
         """As `submit`: say how a stream is to be treated, and where nodes read it, if it is they who do."""

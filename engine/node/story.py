@@ -2,22 +2,19 @@
 
 from collections.abc import Sequence
 
-import anyio
-import msgspec
-
 from engine.decide.answer import Answer
 from engine.decide.story import Kept, Line, Remembered, lines_of
+from engine.node.recalling import recalled
 from engine.run.journal import STORY, Recall
 from engine.run.registry import Registry
 from engine.spec.jobs import JobSpec
 from streams import subjects
 from streams.decoding import from_json
-from streams.errors import LinkError, Malformed, PenstockError, UserError
+from streams.errors import Malformed, PenstockError, UserError
 from streams.records import Segment, decode_dead, decode_media, decode_result
 from streams.subjects import PREFIX, Key
 from streams.wire.ledger import Ledger, Noted
 
-ASK_S = 0.25  # how long workers are waited for
 MAX_RECORDS = 20_000
 NEAR = 64  # segments around one that others of its batch may be about
 
@@ -110,25 +107,7 @@ class Storyteller:
 
     async def _remembered(self, segment: int | None) -> list[Remembered]:
         """What the workers that are there remember; what does not come in time is left out."""
-        found: list[Remembered] = []
-
-        async def on_reply(message: object) -> None:
-            try:
-                found.extend(from_json(message.data, list[Remembered]))  # type: ignore[attr-defined]
-            except Malformed:
-                return
-
-        link = self._ledger.link
-        inbox = link.client.new_inbox()
-        watch = await link.subscribe(inbox, on_reply)
-        try:
-            await link.publish(STORY, msgspec.json.encode(Recall(stream=self.stream, segment=segment)), inbox)
-            await anyio.sleep(ASK_S)
-        except LinkError:
-            pass
-        finally:
-            await link.unsubscribe(watch)
-        return found
+        return await recalled(self._ledger.link, STORY, Recall(stream=self.stream, segment=segment), Remembered)
 
 
 def _names(jobs: Sequence[JobSpec]) -> dict[str, str]:

@@ -12,24 +12,26 @@ from typing import Annotated
 import anyio.to_thread
 import msgspec
 
+from engine.decide.feasible import Known, why_not
 from engine.decide.lacking import MAX_VIEW
 from engine.decide.running_graph import running_stages
 from engine.decide.sharing import is_covered, lacks
 from engine.node.recovery import lost, stored_of
 from engine.node.stretches import Kept, index_at, kept_of, segment_of
 from engine.run.gaps import put_gaps
+from engine.run.profiles import Profiles
 from engine.run.registry import Registry, new_id
 from engine.spec.catalogue import Catalogue
 from engine.spec.choosing import Pace
 from engine.spec.jobs import JobSpec, Span, spans_of
 from engine.spec.objective import Objective, objective_of
 from engine.spec.operator import Machine, Map, OfRanges
-from engine.spec.plan import Plan, make_plan
+from engine.spec.plan import Plan, make_plan, on_rung
 from engine.spec.stream import StreamSpec
 from engine.spec.webhook_url import check_webhook
 from engine.spec.workflow import Workflow
 from streams import subjects
-from streams.errors import UserError
+from streams.errors import Infeasible, UserError
 from streams.records import MediaInfo, Record
 from streams.subjects import Key
 from streams.wire.ledger import Ledger
@@ -82,11 +84,13 @@ async def submit(
     machine: Machine,
     request: JobRequest,
     question_workflow: Workflow,
+    profiles: Profiles | None = None,
     *,
     confined: bool = False,
 ) -> Submitted:
     """Make the job and put it into the registry; its answers are sent only where nodes connect for others, if it is
-    `confined`. Raises UserError with what would be right."""
+    `confined`. Raises UserError with what would be right, Infeasible where its objective cannot be held by `profiles`.
+    """
     if request.id and (standing := await registry.job_of_key(request.id, request.key)) is not None:
         return _told(standing, standing.spans)  # it is asked for once more, and the stream may have gone on meanwhile
     if len(request.asks) > MAX_ASKS:
@@ -104,10 +108,13 @@ async def submit(
     workflow = (request.workflow or question_workflow).for_asks(request.asks)
     lag_s = stream.max_lag_s if stream.policy == "live" else 0.0
     pace = Pace(stream.segment_s, min(lag_s, objective.latency_s or lag_s))
-    elsewhere = {rung for node in await registry.nodes() for rung in node.rungs}
+    nodes = await registry.nodes()
+    elsewhere = {rung for node in nodes for rung in node.rungs}
     how = info, window, elsewhere, pace, objective.quality
     plan = await anyio.to_thread.run_sync(make_plan, workflow, catalogue, machine, *how)
     _check_waits(plan, pace, objective)
+    if profiles is not None and len(nodes) <= 1:  # what machines of others take is not known here
+        await anyio.to_thread.run_sync(_check_feasible, plan, profiles, pace, objective, machine)
     asked = await _asked(ledger, request, stream, media)
     spans = spans_of(plan, asked, drafts=request.drafts and not request.standing)
     shared, rounds = await _shared(registry, ledger, plan, stream.name, spans, media)
@@ -218,6 +225,25 @@ def _check_waits(plan: Plan, pace: Pace, objective: Objective) -> None:
         if objective.latency_s and waits_s >= objective.latency_s:
             waits = f"{stage.name!r} on {stage.rung.rung} waits for {waits_s:g} s more of the stream"
             raise UserError(f"slo latency<{objective.latency_s:g}s: {waits}: give more, or shorter segments")
+
+
+def _check_feasible(plan: Plan, profiles: Profiles, pace: Pace, objective: Objective, machine: Machine) -> None:
+    """Raises Infeasible where no control could hold the latency, by what was measured on segments as long as these."""
+    if not objective.latency_s:
+        return
+    known = Known(
+        {
+            stage.id: [profiles.of(on_rung(stage.capability, rung), segment_s=pace.segment_s) for rung in stage.rungs]
+            for stage in plan.stages
+        }
+    )
+    why = why_not(plan, known, objective.latency_s, pace.segment_s, machine.num_cores)
+    if why:
+        clips = {each.media for found in known.profiles.values() for each in found if each is not None}
+        raise Infeasible(
+            f"slo {why}. That is by profiles of {', '.join(sorted(clips))}: `penstock profile --like` a clip of yours"
+            " measures anew"
+        )
 
 
 def _window(request: JobRequest, stream: StreamSpec) -> int:

@@ -1,8 +1,11 @@
 """An assignment: where a worker works, as it is told when it starts."""
 
+from pathlib import Path
+
 import msgspec
 
 from engine.decide.retry import RetryPolicy
+from engine.run.profiles import Profiles
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -12,6 +15,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     store: str = ""  # of the embedded server, where it is one
     name: str = "worker"
     node: str = ""  # its id
+    profiles: str = ""  # the folder of what rungs were measured to take; empty: none is looked at or kept
+    machine: str = ""  # that they have to be of
     num_cores: int = 1
     has_gpu: bool = False
     ack_wait_s: float = 10.0  # silence after which the server gives a message to another worker
@@ -19,3 +24,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     trace_file: str = ""
     log_level: str = "warning"
     log_file: str = ""  # where what it says goes from now on
+
+    @property
+    def kept_profiles(self) -> Profiles | None:
+        return Profiles(Path(self.profiles), self.machine) if self.profiles else None

@@ -1,22 +1,26 @@
 """How many items of an engine that batches by itself are under way in a pool, as `engine.decide.inflight` says."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 
+from engine.decide.decisions import Decision
 from engine.decide.inflight import InFlight
 from engine.spec.operator import Operator
 from streams.errors import Permanent
 
 log = structlog.get_logger(__name__)
+OnDecision = Callable[[Decision], None]
 
 
 class PoolLimit:
     """Of one pool."""
 
-    def __init__(self, operator: type[Operator], knobs: Any, pool: str) -> None:
+    def __init__(self, operator: type[Operator], knobs: Any, pool: str, on_decision: OnDecision) -> None:
         self._pool = pool
+        self._on_decision = on_decision
         try:
             most = operator.in_flight(knobs)
         except Exception as error:  # of its owner's file; whoever computes will say so
@@ -36,7 +40,11 @@ class PoolLimit:
         """An item's own fault says nothing of what serves it."""
         if isinstance(failed, Permanent):
             return
+        limit = self.limit
         changed = self._in_flight.ended(num_under_way, service_s, time.monotonic_ns(), failed=failed is not None)
         if changed is not None:
             self.why = changed.why
-            log.info("limit_changed", pool=self._pool, limit=changed.limit, why=changed.why)
+            went_by = {"max_in_flight": float(limit), "num_in_flight": num_under_way, "service_s": service_s}
+            what = f"at most {changed.limit} under way"
+            told = Decision(0, "in flight", what, changed.why, pool=self._pool, inputs=went_by)
+            self._on_decision(told)

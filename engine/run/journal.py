@@ -1,13 +1,19 @@
-"""The journal: what a worker was told to do lately, and why. Bounded, and gone with the worker; what it led to is in
-the ledger."""
+"""The journal: what a worker was told to do lately, what its control loops decided, and why. Bounded, and gone with the
+worker; what it led to is in the ledger.
+
+Decisions are said as they are made, too, to whoever listens. Delivery guarantee of that: none.
+"""
 
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
 import msgspec
+import structlog
 
+from engine.decide.decisions import Decision
 from engine.decide.story import Remembered
 from streams.decoding import from_json
 from streams.errors import Malformed
@@ -15,9 +21,13 @@ from streams.subjects import PREFIX
 from streams.wire.link import Link
 from streams.wire.outbox import Outbox
 
+log = structlog.get_logger(__name__)
+
 MAX_ENTRIES = 20_000
 MAX_TOLD = 2_000  # in one answer
 STORY = f"{PREFIX}.story"  # asked of all workers at once; each that remembers something answers with a list
+DECISIONS = f"{PREFIX}.decisions"  # the same, of decisions; what is decided is said on a subject behind it
+MAX_DECISIONS = 10_000
 
 
 class Recall(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,16 +37,39 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True):
     segment: int | None = None
 
 
+class OfDecisions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which decisions workers are asked to remember."""
+
+    stream: str = ""  # empty: of all
+
+
 class Journal:
     """The last instructions of one worker."""
 
     def __init__(self, worker: str) -> None:
         self.worker = worker
         self._entries: deque[tuple[int, str, object, str, str, str]] = deque(maxlen=MAX_ENTRIES)
+        self._decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
+        self.on_decision: Callable[[Decision], None] = lambda decision: None
 
     def note(self, stream: str, segment: object, stage: str, what: str, why: str) -> None:
         """`segment` is what says which: a number, a key or the last token of a subject."""
         self._entries.append((time.time_ns(), stream, segment, stage, what, why))
+
+    def decided(self, decision: Decision) -> None:
+        """A control loop has changed something."""
+        decision = msgspec.structs.replace(decision, worker=self.worker, at_ns=decision.at_ns or time.time_ns())
+        self._decisions.append(decision)
+        if decision.loop == "rungs":
+            self.note(decision.stream, "", decision.stage, decision.what, decision.why)
+        if decision.loop != "passage":  # of which there are many, each of one segment and told with it
+            told = {name: value for name in ("stream", "stage", "pool") if (value := getattr(decision, name))}
+            log.info(decision.loop.replace(" ", "_"), what=decision.what, why=decision.why, **told)
+        self.on_decision(decision)
+
+    def decisions(self, stream: str = "") -> list[Decision]:
+        """What was decided, of all streams or of one and of all together, in order."""
+        return [each for each in self._decisions if not stream or each.stream in ("", stream)]
 
     def told(self, stream: str, segment: int | None = None) -> list[Remembered]:
         """What was done for a stream, or for outputs that a segment belongs to, in order."""
@@ -58,11 +91,33 @@ async def tell_stories(journal: Journal, link: Link, outbox: Outbox) -> None:
         if message.reply:
             outbox.send(message.reply, msgspec.json.encode(journal.told(asked.stream, asked.segment)[-MAX_TOLD:]))
 
-    watch = await link.subscribe(STORY, on_question)
+    async def on_decisions(message: Any) -> None:
+        try:
+            asked = from_json(message.data or b"{}", OfDecisions)
+        except Malformed:
+            return
+        if message.reply:
+            outbox.send(message.reply, _within(journal.decisions(asked.stream)[-MAX_TOLD:], link.max_payload_bytes))
+
+    def say(decision: Decision) -> None:
+        outbox.send(f"{DECISIONS}.{journal.worker}", msgspec.json.encode(decision))
+
+    watches = [await link.subscribe(STORY, on_question), await link.subscribe(DECISIONS, on_decisions)]
+    journal.on_decision = say
     try:
         await anyio.sleep_forever()
     finally:
-        await link.unsubscribe(watch)
+        for watch in watches:
+            await link.unsubscribe(watch)
+
+
+def _within(decisions: Sequence[Decision], max_bytes: int) -> bytes:
+    """The newest that fit into one message."""
+    data = msgspec.json.encode(decisions)
+    while len(data) > max_bytes and decisions:
+        decisions = decisions[len(decisions) // 2 + 1 :]
+        data = msgspec.json.encode(decisions)
+    return data
 
 
 def _holds(place: str, segment: int) -> bool:

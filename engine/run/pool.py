@@ -26,11 +26,13 @@ from engine.decide.learned import Learned
 from engine.decide.signals import PoolSignals
 from engine.run.cores import Cores
 from engine.run.done import Canceled, Done, Late, OnDone
-from engine.run.inflight import PoolLimit
+from engine.run.expecting import Expectation
+from engine.run.inflight import OnDecision, PoolLimit
 from engine.run.instances import Answer, Instances, encoded, translated
 from engine.run.tally import Tally
 from engine.run.tickets import Lane, Ticket, no_word, nothing
-from engine.spec.operator import Device, Emit, Inputs, Operator, Settings
+from engine.spec.operator import Device, Emit, Inputs, Operator, Settings, shares_work
+from engine.spec.profile import Expected, OnRung
 from engine.spec.spending import noting
 
 log = structlog.get_logger(__name__)
@@ -54,26 +56,25 @@ class Pool:
         now_ns: Callable[[], int] = time.time_ns,
         on_change: Callable[[], None] = lambda: None,
         on_batch: Callable[[int, float], None] = lambda batch_size, service_s: None,
+        on: OnRung | None = None,
+        expected: Expected | None = None,
+        on_decision: OnDecision = lambda decision: None,
     ) -> None:
         self.operator = operator
         self.name = name or operator.name
         self.is_async = operator.runs_in == "async"
         self.max_batch = 1 if self.is_async else operator.max_batch
         self._knobs = knobs
-        own = getattr(operator.shared_work, "__func__", None)  # None of a static method
-        self._shares = own is not Operator.shared_work.__func__  # type: ignore[attr-defined]
+        self._shares = shares_work(operator)
         self._device = device
         self._instances = Instances(operator, knobs, device)
         self._cores = cores
         self._tasks = tasks
         self._now_ns = now_ns
         self._on_change = on_change
-        self._shape = lanes.PoolShape(
-            runs_in=operator.runs_in,
-            device=device.kind,
-            num_instances=operator.num_instances,
-        )
-        self._in_flight = PoolLimit(operator, knobs, self.name) if self.is_async else None
+        num = operator.num_instances
+        self._shape = lanes.PoolShape(runs_in=operator.runs_in, device=device.kind, num_instances=num)
+        self._in_flight = PoolLimit(operator, knobs, self.name, on_decision) if self.is_async else None
         self._batcher = Batcher(self.max_batch)
         self._uses_cores = lanes.uses_cores(self._shape)
         self.resource = lanes.resource_of(self._shape, self.name)
@@ -87,6 +88,8 @@ class Pool:
         self._is_kept = False
         self._wake_ns = 0
         self._on_batch = on_batch
+        self.expectation = Expectation(self.name, on, expected, on_decision)
+        self.expectation.tell(self.learned)
 
     async def warm_up(self) -> bool:
         """Load the first instance ahead of the work, once; whether it was done now."""
@@ -179,6 +182,7 @@ class Pool:
             num_failed=tally.num_failed,
             num_late=tally.num_late,
             num_held_back=tally.num_held_back,
+            drift=self.expectation.drift,
             why=self._in_flight.why or limits.why if self._in_flight is not None else limits.why,
         )
 
@@ -391,4 +395,5 @@ class Pool:
         self.tally.note_batch(batch_size, service_s)
         if self.tally.num_batches > self._instances.num_loaded:  # the first of each warms it up
             self._batcher.took(batch_size, service_s)
+            self.expectation.note(batch_size, service_s)
         self._on_batch(batch_size, service_s)

@@ -6,18 +6,23 @@ from collections.abc import Callable, Collection, Sequence
 
 import anyio
 import anyio.abc
+import structlog
 
 from engine.decide.lanes import is_worker_to_end
 from engine.decide.reconcile import lacking_rung
 from engine.run.cores import Cores
 from engine.run.host import StageRung
+from engine.run.inflight import OnDecision
 from engine.run.pool import Pool
+from engine.run.profiles import Profiles
 from engine.spec.catalogue import Catalogue
 from engine.spec.operator import Device
-from engine.spec.plan import PlannedRung, PlannedStage, settings_of
+from engine.spec.plan import PlannedRung, PlannedStage, on_rung, settings_of
 from engine.spec.workflow import MEDIA
 from streams.errors import PenstockError
 from streams.records import encode
+
+log = structlog.get_logger(__name__)
 
 LOOK_FOR_HELD_S = 1.0
 KEEP_S = 600.0  # one that no job needs: the next job that does finds its models loaded
@@ -34,12 +39,16 @@ class Pools:
         now_ns: Callable[[], int],
         on_change: Callable[[], None],
         on_batch: Callable[[str, int, float], None],
+        profiles: Profiles | None = None,
+        on_decision: OnDecision = lambda decision: None,
     ) -> None:
+        self._on_decision = on_decision
         self.cores = Cores(num_cores, now_ns)
         self._catalogue = catalogue
         self._now_ns = now_ns
         self._on_change = on_change
         self._on_batch = on_batch
+        self._profiles = profiles
         self._pools: dict[bytes, tuple[Pool, float]] = {}  # by rung; when it was last needed (monotonic)
 
     def of(self, capability: str, rung: PlannedRung, tasks: anyio.abc.TaskGroup) -> Pool:
@@ -58,7 +67,19 @@ class Pools:
     def tend(self) -> None:
         """Let go of those that nobody has needed for long."""
         since_s = time.monotonic() - KEEP_S
+        self.tell_profiles()
         self._pools = {rung: kept for rung, kept in self._pools.items() if kept[1] >= since_s}
+
+    def tell_profiles(self) -> None:
+        """Keep what was learned, for whoever works here next."""
+        if self._profiles is None:
+            return
+        for pool in self.all():
+            if (seen := pool.expectation.seen(pool.learned, self._profiles.machine)) is not None:
+                try:
+                    self._profiles.keep_seen(seen)
+                except PenstockError as error:
+                    log.info("profile_not_kept", pool=pool.name, error=str(error))
 
     async def end_when_held(self) -> None:
         """Until a thread holds a core so long past its time that the worker is to end: then raises PenstockError."""
@@ -72,6 +93,7 @@ class Pools:
     def _made(self, capability: str, rung: PlannedRung, tasks: anyio.abc.TaskGroup) -> Pool:
         operator = self._catalogue.implementation(capability, rung.implementation)
         name = self._name(f"{capability}/{rung.implementation}/{rung.rung}")
+        on = on_rung(capability, rung)
         return Pool(
             operator,
             settings_of(operator.Knobs, rung.knobs),
@@ -82,6 +104,9 @@ class Pools:
             now_ns=self._now_ns,
             on_change=self._on_change,
             on_batch=lambda batch_size, service_s: self._on_batch(name, batch_size, service_s),
+            on=on,
+            on_decision=self._on_decision,
+            expected=None if self._profiles is None else self._profiles.expected(on),
         )
 
     def _name(self, rung: str) -> str:

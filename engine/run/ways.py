@@ -6,6 +6,7 @@ most.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from engine.decide.decisions import Decision
 from engine.decide.entrance import Entrance
 from engine.decide.lanes import CORES
 from engine.decide.passage import StageCost, Way, running_by_resource
@@ -18,7 +19,7 @@ ESTIMATE_NS = 1_000_000_000
 DECODING = "decoding"  # as if it were a stage of its own
 DECODE_MEMORY = 20  # segments
 
-OnChange = Callable[[str, str, str, str], None]  # stream, stage, the rung it is on from now on, and why
+OnDecision = Callable[[Decision], None]
 
 
 class Ways:
@@ -28,9 +29,9 @@ class Ways:
         self,
         num_cores: int,
         pools: Callable[[], Iterable[Pool]],
-        on_change: OnChange = lambda stream, stage, rung, why: None,
+        on_decision: OnDecision = lambda decision: None,
     ) -> None:
-        self._on_change = on_change
+        self._on_decision = on_decision
         self._num_cores = num_cores
         self._pools = pools
         self._groups: dict[str, dict[str, Mapping[str, Any]]] = {}  # stages, by stream and group
@@ -93,9 +94,16 @@ class Ways:
         when = due_ns, lag_s, latency_s, now_ns
         ladder = self._ladder(stream, now_ns)
         why, changes = self._entrance.enters(segment, *when, ladder, running_s, by_latency=all(latencies_s))
+        went_by = {"left_s": (due_ns - now_ns) / 1e9, "max_lag_s": lag_s, "latency_s": latency_s}
+        went_by |= {f"{resource}_running_s": seconds for resource, seconds in running_s.items()}
         for changed in changes:
             stage = stages[changed.stage]
-            self._on_change(stream, stage.rule.name, stage.rungs[changed.rung].planned.rung, changed.why)
+            what = f"rung {stage.rungs[changed.rung].planned.rung} from now on"
+            about = {"stream": stream, "segment": str(index), "stage": stage.rule.name, "inputs": went_by}
+            self._on_decision(Decision(at_ns=0, loop="rungs", what=what, why=changed.why, **about))
+        if why:
+            about = {"stream": stream, "segment": str(index), "inputs": went_by}
+            self._on_decision(Decision(at_ns=0, loop="passage", what="not begun", why=why, **about))
         return why
 
     def passed(self, stream: str, index: int, stage: str) -> None:

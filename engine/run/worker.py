@@ -104,10 +104,9 @@ class Worker:
         self._spans = WorkSpans(traces, assignment.name)
         self._meters = meters or Meters()
         self._credit = CreditDesk(self._is_held_back)
-        self._pools = Pools(
-            catalogue, assignment.num_cores, ledger.clock.now_ns, self._credit.note_change, self._meters.served
-        )
-        self._ways = Ways(assignment.num_cores, self._pools.all, self._on_rung)
+        told = (ledger.clock.now_ns, self._credit.note_change, self._meters.served)
+        self._pools = Pools(catalogue, assignment.num_cores, *told, assignment.kept_profiles, self._journal.decided)
+        self._ways = Ways(assignment.num_cores, self._pools.all, self._journal.decided)
         self._frames = FrameStore(self._pools.cores, on_decoded=self._on_decoded)
         machine = Machine(num_cores=assignment.num_cores, has_gpu=assignment.has_gpu)
         self._offers = offers(catalogue, devices_of(machine))
@@ -128,6 +127,7 @@ class Worker:
                 tasks.start_soon(say_signals, self._ledger.link, self.signals, self._meters)
                 await self._follow(tasks)
         finally:
+            self._pools.tell_profiles()
             with anyio.move_on_after(0.3, shield=True):
                 for arrival in self._unfinished():
                     self._outbox.send(arrival.reply, again(0))
@@ -346,10 +346,6 @@ class Worker:
         took_s = (ended_ns - began_ns) / 1e9
         self._ways.note_decoded(stream, took_s)
         self._journal.note(stream, str(segment.index), "", "decode", f"{kind.__name__} in {took_s:.3f} s")
-
-    def _on_rung(self, stream: str, stage: str, rung: str, why: str) -> None:
-        self._journal.note(stream, "", stage, f"rung {rung} from now on", why)
-        log.info("rung_changed", stream=stream, stage=stage, rung=rung, why=why)
 
     def _unfinished(self) -> list[Arrival]:
         """What this worker has taken and not yet done."""

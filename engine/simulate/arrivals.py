@@ -10,6 +10,7 @@ Source: Cinlar, Introduction to Stochastic Processes (1975), 4.7, for the time c
 | `poisson` | exponential |
 | `bursty` | gamma distributed, with coefficient of variation `cv` |
 | `trace` | as measured, of mean 1, from a place that chance chooses, over and over |
+| `times` | none: at these moments, however the load bends, and no more |
 """
 
 import math
@@ -27,10 +28,11 @@ class Arrivals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How something comes, `per_s` a second on average where the load is 1."""
 
     per_s: Positive
-    kind: Literal["regular", "poisson", "bursty", "trace"] = "regular"
+    kind: Literal["regular", "poisson", "bursty", "trace", "times"] = "regular"
     cv: Annotated[float, Meta(gt=0, le=50)] = 1.0
     jitter: Annotated[float, Meta(ge=0, le=1)] = 0.0
     intervals: tuple[Annotated[float, Meta(ge=0)], ...] = ()  # of a trace, s
+    at_s: tuple[Annotated[float, Meta(ge=0)], ...] = ()  # of `times`, in order
 
 
 class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,6 +45,9 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def times_s(arrivals: Arrivals, phases: Sequence[Phase], chance: Random, first: float = 0.0) -> Iterator[float]:
     """When they come, without end, or until the load is 0 for good. `first`: of a regular one, what part of an interval
     has passed at the beginning."""
+    if arrivals.kind == "times":
+        yield from arrivals.at_s
+        return
     bends = [(0.0, 1.0), *((phase.at_s, phase.load) for phase in sorted(phases, key=lambda each: each.at_s))]
     piece, since_u = 0, 0.0
     for u in _units(arrivals, chance, first):

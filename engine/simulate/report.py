@@ -42,6 +42,7 @@ class Segments:
     """What became of each segment: when it came, how long it took, and whether it was answered, whole and in time."""
 
     def __init__(self) -> None:
+        self.streams: list[str] = []  # of each segment
         self.came_s: list[float] = []
         self.took_s: list[float] = []
         self.is_in_time: list[bool] = []
@@ -65,6 +66,7 @@ class Segments:
         quality: float = 1.0,
         opened: bool = False,
     ) -> None:
+        self.streams.append(stream)
         self.came_s.append(came_s)
         self.took_s.append(took_s)
         self.is_in_time.append(whole and not late)

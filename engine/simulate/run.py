@@ -48,6 +48,7 @@ class _Segment:
     latency_s: float
     left: dict[str, int]
     num_open: int
+    stages: tuple[str, ...]  # as its stream has them
     counts: bool
     is_whole: bool = True
     computed_s: float = 0.0  # of lanes, its share of the batches
@@ -104,7 +105,7 @@ class _Run:
     ) -> None:
         self.scenario = scenario
         self.entrance = entrance
-        self.ladder = Ladder({})
+        self.ladders = {streams.stages: Ladder({}) for streams in scenario.streams}
         self.changes: list[tuple[float, str, str, int]] = []
         self.world = World(scenario.seed)
         cores = Cores(scenario.num_cores, lambda: self.world.now_ns, turn)
@@ -189,7 +190,8 @@ class _Run:
     def _come(self, stream: str, spec: StreamsSpec) -> None:
         now_ns, lag_s = self.world.now_ns, spec.max_lag_s
         self.num_came += 1
-        gated = [stage for stage in self.stages.values() if stage.spec.share < 1]
+        wanted = {name: self.stages[name] for name in spec.stages or self.stages}
+        gated = [stage for stage in wanted.values() if stage.spec.share < 1]
         segment = _Segment(
             opens=frozenset(stage.name for stage in gated if self.chance.random() < stage.spec.share),
             name=(stream, self.num_came),
@@ -197,11 +199,12 @@ class _Run:
             due_ns=now_ns + round(lag_s * NS) if lag_s else 0,
             lag_s=lag_s,
             latency_s=spec.latency_s,
-            left={name: len(stage.spec.inputs) for name, stage in self.stages.items()},
-            num_open=len(self.stages),
+            left={name: len(stage.spec.inputs) for name, stage in wanted.items()},
+            num_open=len(wanted),
+            stages=spec.stages,
             counts=now_ns >= NS + self.scenario.warm_up_s * NS,
         )
-        for stage in self.stages.values():
+        for stage in wanted.values():
             if MEDIA in stage.spec.inputs:
                 self._arrive(stage, segment)
 
@@ -250,7 +253,8 @@ class _Run:
             name, group = hungry.popitem(last=False)
             pool = self._pool_now(group)
             signals = pool.signals()
-            if not self.ladder.has_choice and room(without_patient(signals)) <= 0:  # nor is there for the others
+            has_choice = any(ladder.has_choice for ladder in self.ladders.values())
+            if not has_choice and room(without_patient(signals)) <= 0:  # nor is there for the others
                 hungry[name] = group
                 hungry.move_to_end(name, last=False)
                 break
@@ -280,7 +284,7 @@ class _Run:
         is_begun = self._enters(segment)
         rung = self.entrance.rung_of(segment.name, stage.name) if self.entrance is not None else 0
         pool, quality = stage.rungs[rung]
-        way = self.ladder.way(self._now_on(group.stream))
+        way = self.ladders[segment.stages].way(self._now_on(group.stream))
         done_ns = lateness.latest_ns(segment.due_ns, way.behind_ns.get(stage.name, 0), segment.lag_s)
         expires_ns = lateness.latest_ns(segment.due_ns, way.with_it_ns[stage.name], segment.lag_s)
         ended = partial(self._ended, group, segment, pool)
@@ -299,7 +303,7 @@ class _Run:
             return not said
         running_s = running_by_resource(self.pools.values())
         when = segment.due_ns, segment.lag_s, segment.latency_s, self.world.now_ns
-        why, changes = self.entrance.enters(segment.name, *when, self.ladder, running_s)
+        why, changes = self.entrance.enters(segment.name, *when, self.ladders[segment.stages], running_s)
         at_s = self.world.now_ns / NS - 1
         self.changes += ((at_s, segment.name[0], changed.stage, changed.rung) for changed in changes)
         return not why
@@ -325,7 +329,8 @@ class _Run:
         is_over = not segment.num_open
         segment.is_whole = segment.is_whole and not is_gap
         for name in stage.behind:
-            self._arrive(self.stages[name], segment, is_gap=is_gap)
+            if name in segment.left:
+                self._arrive(self.stages[name], segment, is_gap=is_gap)
         if is_over and segment.counts:
             took_s = (self.world.now_ns - segment.came_ns) / NS
             is_late = bool(segment.due_ns) and self.world.now_ns > segment.due_ns
@@ -345,9 +350,8 @@ class _Run:
         if self._estimated_ns and self.world.now_ns < self._estimated_ns + ESTIMATE_S * NS:
             return
         self._estimated_ns = self.world.now_ns
-        self.ladder = Ladder(
-            {
-                name: [StageCost.on(pool, stage.spec.inputs, stage.opens.share, worth) for pool, worth in stage.rungs]
-                for name, stage in self.stages.items()
-            }
-        )
+        costs = {
+            name: [StageCost.on(pool, stage.spec.inputs, stage.opens.share, worth) for pool, worth in stage.rungs]
+            for name, stage in self.stages.items()
+        }
+        self.ladders = {names: Ladder({name: costs[name] for name in names or costs}) for names in self.ladders}

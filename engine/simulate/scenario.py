@@ -84,6 +84,7 @@ class StreamsSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_lag_s: NotNegative = 0.0  # 0: whatever comes is wanted however late
     latency_s: NotNegative = 0.0  # within which it is wanted, on lower rungs if need be; 0: as the lag allows
     together: bool = False
+    stages: tuple[str, ...] = ()  # that are computed of them; empty: all
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,10 +114,18 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if each.pool not in self.pools:
                 raise UserError(f"[[slow]] names no pool {each.pool!r}; there are {', '.join(self.pools)}")
         for streams in self.streams:
+            for name in streams.stages:
+                if name not in self.stages:
+                    raise UserError(f"[[streams]] has no stage {name!r}; there are {', '.join(self.stages)}")
+                lacking = [each for each in self.stages[name].inputs if each not in (MEDIA, *streams.stages)]
+                if lacking:
+                    raise UserError(f"[[streams]] with stage {name!r} need {lacking[0]!r}, too, which that reads")
             if streams.arrivals.kind == "trace" and not sum(streams.arrivals.intervals) > 0:
                 raise UserError("arrivals of a trace need intervals, in seconds, that are not all 0")
         most = max((1.0, *(phase.load for phase in self.phases)))
-        num = sum(streams.num * streams.arrivals.per_s for streams in self.streams) * most * self.duration_s
+        at_times = sum(streams.num * len(streams.arrivals.at_s) for streams in self.streams)
+        by_rate = sum(s.num * s.arrivals.per_s for s in self.streams if s.arrivals.kind != "times")
+        num = by_rate * most * self.duration_s + at_times
         if not num <= MAX_SEGMENTS:
             raise UserError(f"up to {num:.3g} segments would come; make it fewer than {MAX_SEGMENTS:.3g}")
         self.order()

@@ -3,7 +3,8 @@
     mean(b, t) = (base_s + per_item_s * b) * slow(t)
 
 `slow` is what `Slow` says of a stretch of time: a drift, a stall. The spread is exponential, lognormal with coefficient
-of variation `cv`, or none; with probability `straggle` a batch takes `straggle_times` as long.
+of variation `cv`, or none; with probability `straggle` a batch takes `straggle_times` as long. Of items of which only a
+share `fresh` have to be computed, for the others' work was done with these, b counts those that have.
 """
 
 import math
@@ -14,6 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+DONE_S = 1e-4  # what a batch takes of which all is done
 NotNegative = Annotated[float, Meta(ge=0, le=1e7)]
 
 
@@ -26,6 +28,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cv: NotNegative = 0.0
     straggle: Annotated[float, Meta(ge=0, le=1)] = 0.0
     straggle_times: Annotated[float, Meta(ge=1, le=1e6)] = 10.0
+    fresh: Annotated[float, Meta(ge=0, le=1)] = 1.0  # of items; of the others the work was done with another's
     cold_s: NotNegative = 0.0  # to load an instance
     per_in_flight_s: NotNegative = (
         0.0  # `async`: the more for each item that runs beside it, and by the square of those
@@ -44,6 +47,10 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.base_s + self.per_item_s * batch_size + beside_s
 
     def sampled_s(self, batch_size: int, chance: Random) -> float:
+        if self.fresh < 1:
+            batch_size = sum(chance.random() < self.fresh for _ in range(batch_size))
+            if not batch_size:
+                return DONE_S
         took_s = self.mean_s(batch_size) * self.drawn(chance)
         if self.straggle and chance.random() < self.straggle:
             took_s *= self.straggle_times

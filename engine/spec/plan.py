@@ -31,6 +31,7 @@ from engine.spec.operator import (
     Settings,
     Window,
 )
+from engine.spec.profile import OnRung
 from engine.spec.workflow import MEDIA, WHEN, Stage, Workflow
 from streams.errors import UserError
 from streams.records import Evidence, MediaInfo, encode
@@ -45,6 +46,10 @@ class PlannedRung(msgspec.Struct, frozen=True, kw_only=True):
     knobs: dict[str, Any] = {}
     device: Literal["cpu", "cuda"] = "cpu"  # where it is to run; never part of what makes two computations the same
     quality: float = 1.0  # against the best of its stage, by what rungs declare; never part of it either
+
+
+def on_rung(capability: str, rung: PlannedRung) -> OnRung:
+    return OnRung(capability, rung.implementation, rung.rung, rung.version, rung.knobs, rung.device)
 
 
 class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,6 +168,8 @@ def make_plan(
         below = lower(catalogue, capability, offer, machine, media, elsewhere, pace, asked, given, floor)
         planned_rung = placed(offer, 1.0)
         lower_rungs = tuple(placed(each, round(each.rung.quality / rung.quality, 4)) for each in below)
+        if MEDIA in stage.all_sources and (lacking := _lacks_track(operator(rung.knobs), media)):
+            notices.append(f"{name} finds nothing: the source has no {lacking}")
         scope = operator.scope_of(rung.knobs, pace.segment_s)
         if window is not None and isinstance(scope, Reduce):
             scope = Window(window)
@@ -183,6 +190,14 @@ def make_plan(
     stages = _with_ranges_apart({stage.id: stage for stage in planned.values()}.values())
     answers = tuple(dict.fromkeys(planned[name].id for name in workflow.answers))
     return Plan(workflow=workflow.name, stages=stages, answers=answers, notices=tuple(notices))
+
+
+def _lacks_track(operator: Operator, media: MediaInfo | None) -> str:
+    """What a source has none of, where that is all that an operator asks of it; empty where it has, or nobody knows."""
+    tracks = {getattr(type(demand), "track", "") for demand in operator.demands()}
+    if media is None or not tracks or "" in tracks or tracks & set(media.codecs):
+        return ""
+    return "sound" if tracks == {"audio"} else "pictures"
 
 
 class _Choice(NamedTuple):

@@ -20,9 +20,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import anyio
 
 from engine.run.telemetry import configure_logging, product_version
-from penstock.cli import annotate, live, mcp, models, new, search, show, simulate, store, story, transcript
+from penstock.cli import (
+    annotate,
+    decisions,
+    live,
+    mcp,
+    measure,
+    models,
+    new,
+    search,
+    show,
+    simulate,
+    store,
+    story,
+    transcript,
+)
 from penstock.cli.terminal import harmless
-from streams.errors import PenstockError, UserError, first_error
+from streams.errors import Infeasible, PenstockError, UserError, first_error
 
 if TYPE_CHECKING:
     from engine.decide.answer import Answer
@@ -47,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_logging(getattr(parsed, "log", "error"))
         command: Callable[[argparse.Namespace], int] = parsed.command
         return command(parsed)
+    except Infeasible as error:
+        return _fail(error, INFEASIBLE)
     except UserError as error:
         return _fail(error, BAD_INPUT)
     except PenstockError as error:
@@ -125,6 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     new.add_command(commands)
     models.add_command(commands)
     simulate.add_command(commands)
+    measure.add_commands(commands, _duration_s, _until_done)
+    decisions.add_commands(commands, _duration_s, _until_done)
     story.add_command(commands, _until_done)
     search.add_command(commands, _until_done)
     transcript.add_command(commands, _until_done)

@@ -3,7 +3,8 @@
 | raised | status |
 |---|---|
 | `Refusal` | its own |
-| `UserError` | 400 |
+| `Infeasible` | 422 |
+| any other `UserError` | 400 |
 | `Transient` | 504 where a wait ran out, else 503 |
 | `LinkError` | 503 |
 | any other of ours | 500, with its line |
@@ -20,7 +21,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, InternalServerException, NotFoundException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 
-from streams.errors import LinkError, PenstockError, Transient, UserError, first_error
+from streams.errors import Infeasible, LinkError, PenstockError, Transient, UserError, first_error
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +53,8 @@ def problem_of(error: BaseException) -> Problem:
     match error:
         case Refusal():
             status = error.status
+        case Infeasible():
+            status = HTTPStatus(422)
         case UserError():
             status = HTTPStatus.BAD_REQUEST
         case Transient() if isinstance(error.__cause__, TimeoutError):

@@ -44,6 +44,7 @@ CutLength = Annotated[float | None, QueryParameter(ge=0.2, le=60, description="t
 Patience = Annotated[float, QueryParameter(gt=0, le=MAX_WAIT_S, description="how long to wait for the outputs")]
 
 MISSING, TAKEN = HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT
+INFEASIBLE = HTTPStatus(422)  # whose name is another one from Python 3.13 on
 UPLOAD = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.INSUFFICIENT_STORAGE)
 LATE = HTTPStatus.GATEWAY_TIMEOUT
 EVENTS = ResponseSpec(
@@ -89,7 +90,7 @@ class Health(Record, frozen=True):
 # --- jobs ----------------------------------------------------------------------------------------------------------
 
 
-@post("/v1/jobs", responses=documented(LATE), summary="Submit a job")
+@post("/v1/jobs", responses=documented(INFEASIBLE, LATE), summary="Submit a job")
 async def submit_job(face: Given, data: JSONBody[JobRequest]) -> Response[Submitted]:
     """Without a workflow, it is the one that answers questions. What a job shares with others is not computed twice."""
     with face.soon():

@@ -8,7 +8,7 @@ import anyio
 import nats.errors
 from nats.aio.msg import Msg
 
-from streams.errors import LinkError, PenstockError, Transient, UserError
+from streams.errors import Infeasible, LinkError, PenstockError, Transient, UserError
 from streams.wire.ledger import HEADROOM_BYTES, TRACEPARENT
 from streams.wire.link import Link
 from streams.wire.service import ACCEPTED, BEAT, CODE, DECLINED, ERROR, OFFER, one_line
@@ -41,6 +41,8 @@ async def ask(link: Link, subject: str, payload: bytes, *, timeout_s: float, tra
     match said.get(CODE):
         case "400":
             raise UserError(line)
+        case "422":
+            raise Infeasible(line)
         case "503":
             raise Transient(line)
     raise PenstockError(line)

@@ -13,6 +13,7 @@ where a node went down, or was cut off, in the middle of it may a request be don
 | code | what | raised by `ask` as |
 |---|---|---|
 | 400 | the request is wrong | UserError |
+| 422 | what is asked for cannot be held here, whatever is done | Infeasible |
 | 413 | the reply is larger than NATS carries here | PenstockError |
 | 500 | it failed | PenstockError |
 | 503 | not now: busy, ending, or what may pass | Transient |
@@ -35,7 +36,7 @@ from anyio.abc import TaskGroup
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from streams.errors import LinkError, PenstockError, Transient, UserError
+from streams.errors import Infeasible, LinkError, PenstockError, Transient, UserError
 from streams.subjects import token
 from streams.wire.ledger import traceparent_of
 from streams.wire.link import REQUEST_TIMEOUT_S, Link
@@ -44,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 ACCEPTED, DECLINED = b"+", b"-"
 CODE, ERROR = "Nats-Service-Error-Code", "Nats-Service-Error"
-WRONG, TOO_LARGE, FAILED, NOT_NOW = "400", "413", "500", "503"
+WRONG, TOO_LARGE, CANNOT_BE, FAILED, NOT_NOW = "400", "413", "422", "500", "503"
 ENDING = "the service is ending: try again"
 MAX_LINE = 1000  # characters of an error: headers are bounded
 MAX_IN_FLIGHT = 64  # requests to one endpoint, unless told otherwise
@@ -206,6 +207,8 @@ class Service:
         request = Request(message.subject, message.data, asked, traceparent_of(headers))
         try:
             reply = await self._endpoints[name].handler(request)
+        except Infeasible as error:
+            return _Refusal(CANNOT_BE, one_line(error))
         except UserError as error:
             return _Refusal(WRONG, one_line(error))
         except (Transient, LinkError) as error:

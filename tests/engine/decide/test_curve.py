@@ -66,3 +66,34 @@ def test_a_larger_batch_never_takes_less(batches: list[tuple[int, float]], size:
     assert 0 <= curve.mean_s(size) <= curve.mean_s(size + 1) * (1 + 1e-9)
     assert 0 <= curve.mean_s(size) <= curve.safe_s(size)
     assert curve.spread <= 1.25
+
+
+def test_what_is_expected_holds_until_batches_say_otherwise() -> None:
+    curve = Curve()
+    curve.expect(0.1, 0.05, 0.2, 8)
+    assert curve.is_known
+    assert [curve.mean_s(size) for size in (1, 4, 8)] == pytest.approx([0.15, 0.3, 0.5])
+    assert curve.spread == 0.2
+    for size in [1, 2, 4, 8] * 2:
+        curve.note(size, 0.2 + 0.1 * size)
+    assert curve.mean_s(8) == pytest.approx(1.0, rel=0.25)
+    for size in [1, 2, 4, 8] * 20:
+        curve.note(size, 0.2 + 0.1 * size)
+    assert curve.mean_s(8) == pytest.approx(1.0, rel=0.02)
+
+
+def test_what_is_expected_comes_before_what_is_known_or_not_at_all() -> None:
+    curve = learned((1, 0.1), (1, 0.1), (1, 0.1))
+    curve.expect(5.0, 5.0, 0.0, 8)
+    assert curve.mean_s(1) == pytest.approx(0.1)
+    nothing = Curve()
+    nothing.expect(0.0, 0.0, 0.0, 8)
+    assert not nothing.is_known
+
+
+def test_an_expectation_far_too_short_is_given_up_after_a_few_batches() -> None:
+    curve = Curve()
+    curve.expect(0.0, 0.001, 0.0, 1)
+    for _ in range(MAX_ODD + 12):
+        curve.note(1, 0.5)
+    assert curve.mean_s(1) == pytest.approx(0.5, rel=0.35)

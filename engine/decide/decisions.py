@@ -1,0 +1,32 @@
+"""Decisions: what the control loops changed, with what they went by and why. Values only.
+
+| loop | what |
+|---|---|
+| `rungs` | a stage of a stream runs on another rung from now on |
+| `passage` | a segment is not begun: it could not be done in time |
+| `in flight` | so many items of what batches by itself are under way at most |
+| `profile` | batches take other than what was measured |
+"""
+
+from typing import Literal
+
+import msgspec
+
+from streams.records import Record
+
+Loop = Literal["rungs", "passage", "in flight", "profile"]
+
+
+class Decision(Record, frozen=True, omit_defaults=False):
+    """One change. `inputs` are the figures that it was made by, in the units that their names say."""
+
+    at_ns: int  # Unix time
+    loop: Loop
+    what: str
+    why: str
+    stream: str = ""
+    segment: str = ""
+    stage: str = ""
+    pool: str = ""
+    inputs: dict[str, float] = msgspec.field(default_factory=dict)
+    worker: str = ""
