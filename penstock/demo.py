@@ -2,13 +2,13 @@
 voice, to be heard."""
 
 import re
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import msgspec
 
 from engine.spec.workflow import Stage, Workflow, load_workflow
+from operators.judging import num_wrong_words as num_wrong_words
 from streams.errors import PenstockError
 
 HERE = Path(__file__).parent
@@ -65,17 +65,6 @@ def reading() -> Reading:
 
 def words(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
-
-
-def num_wrong_words(said: Sequence[str], heard: Sequence[str]) -> int:
-    """Inserted, left out and replaced: Levenshtein's distance in words."""
-    before = list(range(len(heard) + 1))
-    for row, word in enumerate(said, 1):
-        now = [row]
-        for column, other in enumerate(heard, 1):
-            now.append(min(before[column] + 1, now[-1] + 1, before[column - 1] + (word != other)))
-        before = now
-    return before[-1]
 
 
 def _example(name: str) -> Path:

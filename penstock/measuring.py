@@ -1,7 +1,8 @@
 """What this machine can do: profiles of rungs over a clip, and how many streams like it a workflow can look at here."""
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ import anyio.to_thread
 import msgspec
 
 from engine.decide.feasible import Known, core_s, least_latency_s, longest_wait_s
-from engine.run.profiler import Clip, Profiler
+from engine.run.profiler import Clip, Profiler, computed_on
 from engine.run.profiles import Profiles
 from engine.run.profiling import Effort
 from engine.run.sampling import Sample, sample
@@ -24,16 +25,19 @@ from engine.spec.compose import compose
 from engine.spec.objective import objective_of
 from engine.spec.operator import Capability
 from engine.spec.plan import Plan, make_plan
-from engine.spec.profile import Profile
+from engine.spec.profile import Measured, Profile
 from engine.spec.workflow import Workflow
+from operators.judging import METRICS, Labelled, Metric
 from penstock.demo import clip as demo_clip
 from penstock.places import default_store, this_machine, title_of
 from penstock.running import local_file
-from streams.errors import UserError
+from streams.decoding import from_json
+from streams.errors import Malformed, UserError
 from streams.media.probe import probe
 from streams.media.segmenter import segments, stream_id
 from streams.records import Segment
 
+MAX_LABELLED = 400  # segments of a labelled recording that are looked at
 FILLER = "person"  # stands for words that a capability has to be given
 WINDOW_S = 60.0  # that a stage looks back which would reduce a whole range
 
@@ -60,12 +64,16 @@ class Measuring:
         return Profiles.beside(self.store or default_store(), this_machine().num_cores)
 
 
-async def profile(names: Sequence[str] = (), how: Measuring | None = None) -> list[Profile]:
+async def profile(names: Sequence[str] = (), how: Measuring | None = None, labels: Path | None = None) -> list[Profile]:
     """Measure every rung that can run here of these capabilities or implementations, all of them where none is named,
-    and keep what was found. Raises UserError where there is no such capability, or none of its rungs can run."""
+    and keep what was found; with `labels` (`operators.judging`), how good each is as well. Raises UserError where there
+    is no such capability, none of its rungs can run, or the labels are not of it."""
     how = how or Measuring()
     catalogue = installed()
     chosen = _named(catalogue, names)
+    if labels is not None:
+        for name in chosen:
+            read_labels(labels, name)  # or say what is wrong before anything is measured
     cut = await _cut(how)
     found: list[Profile] = []
     for name, offers in chosen.items():
@@ -79,12 +87,60 @@ async def profile(names: Sequence[str] = (), how: Measuring | None = None) -> li
         taken = await sample(plan, catalogue, cut.segments, partial(_said, how, name))
         planned = next(stage for stage in plan.stages if stage.capability == name)
         profiler = _profiler(taken, cut, how)
+        judged = await _judged(name, offers, labels, how) if labels is not None else {}
         for offer in offers:
             try:
-                found += await profiler.of_offers(planned, [offer])
+                profiled = msgspec.structs.replace(
+                    await profiler.of_offer(planned, offer), quality=judged.get(offer.rung.name)
+                )
+                how.profiles().keep(profiled)
+                found.append(profiled)
             except Exception as error:  # of one rung; the others are measured
                 how.on_note(f"{name} on {offer.rung.name} is left out: {' '.join(str(error).split())[:200]}")
     return found
+
+
+async def _judged(name: str, offers: Sequence[Offer], labels: Path, how: Measuring) -> dict[str, Measured]:
+    """How good each of a capability's rungs is on what is labelled, by rung."""
+    metric, items, said = await anyio.to_thread.run_sync(read_labels, labels, name)
+    scores: dict[str, list[tuple[float, float]]] = {offer.rung.name: [] for offer in offers}
+    for labelled in items:
+        how.on_step(f"{name} on {labelled.media}")
+        each = replace(how, like=labels.parent / labelled.media, max_segments=MAX_LABELLED)
+        plan = await _planned(_composed(installed(), name), each, Pace(how.segment_s), window=None)
+        taken = await sample(plan, installed(), (await _cut(each)).segments)
+        planned = next(stage for stage in plan.stages if stage.capability == name)
+        for offer in offers:
+            other = await computed_on(taken, planned, offer, this_machine(), how.segment_s)
+            outputs = [value for value in taken.stages[other.id].outputs.values() if value is not None]
+            scores[offer.rung.name].append(metric.judge(labelled, outputs))
+    return {rung: Measured.of(metric.name, found, said) for rung, found in scores.items()}
+
+
+def read_labels(path: Path, capability: str) -> tuple[Metric, list[Labelled], str]:
+    """How a capability is judged, what is labelled for it, and what the set is called. Raises UserError with the line
+    that is wrong."""
+    metric = METRICS.get(capability)
+    if metric is None:
+        raise UserError(f"--labels: {capability} cannot be judged; name one of {', '.join(METRICS)}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read labels {path}: {error.strerror}; give a file of JSON lines") from error
+    found = []
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            labelled = from_json(line, Labelled)
+        except Malformed as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+        if getattr(labelled, metric.of) is None:
+            raise UserError(f"{path}, line {number}: {capability} is judged by {metric.of!r}, which it does not say")
+        found.append(labelled)
+    if not found:
+        raise UserError(f"{path}: nothing is labelled in it")
+    return metric, found, f"{path.name} {hashlib.sha256(data).hexdigest()[:8]}"
 
 
 def kept_profiles(names: Sequence[str] = (), how: Measuring | None = None) -> list[Profile]:

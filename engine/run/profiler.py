@@ -1,6 +1,6 @@
 """The profiler: profiles of all that a workflow may run on here, over a clip; measured now where there is none yet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -103,15 +103,20 @@ class Profiler:
             for kind, times in found.items()
         ]
 
-    async def of_offers(self, planned: PlannedStage, offers: Sequence[Offer]) -> list[Profile]:
-        """Of a stage on each of these rungs, whatever each of them reads."""
-        found = []
-        for offer in offers:
-            other = on_offer(planned, offer, self._machine, self._clip.segment_s)
-            if other.id not in self._sample.stages:
-                await compute(self._sample, other)
-            found.append(await self.of_stage(other, other.rung))
-        return found
+    async def of_offer(self, planned: PlannedStage, offer: Offer) -> Profile:
+        """Of a stage on this rung, whatever it reads."""
+        other = await computed_on(self._sample, planned, offer, self._machine, self._clip.segment_s)
+        return await self.of_stage(other, other.rung)
+
+
+async def computed_on(
+    sample: Sample, planned: PlannedStage, offer: Offer, machine: Machine, segment_s: float
+) -> PlannedStage:
+    """The same stage on another rung, computed over the sample's clip."""
+    other = on_offer(planned, offer, machine, segment_s)
+    if other.id not in sample.stages:
+        await compute(sample, other)
+    return other
 
 
 def on_offer(planned: PlannedStage, offer: Offer, machine: Machine, segment_s: float) -> PlannedStage:

@@ -67,9 +67,10 @@ class Profiles:
         """What a pool is to begin with; None where nothing is known."""
         profile, seen = self.of(on), self.seen(on)
         told = None if profile is None else (profile.line[0], profile.fresh * profile.line[1])
+        holds_for_each = None if profile is None or profile.fresh < 1 else told  # of shared work some take all of it
         if seen is not None:
-            return Expected(seen.base_s, seen.per_item_s, seen.spread, told)
-        return None if profile is None or told is None else Expected(*told, profile.spread, told)
+            return Expected(seen.base_s, seen.per_item_s, seen.spread, holds_for_each)
+        return None if profile is None or told is None else Expected(*told, profile.spread, holds_for_each)
 
     def keep(self, profile: Profile) -> None:
         """Raises UserError where it cannot be written."""

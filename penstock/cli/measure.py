@@ -15,7 +15,7 @@ from penstock.cli.show import console, lines
 
 if TYPE_CHECKING:
     from engine.simulate.capacity import Load
-    from engine.spec.profile import BatchTimes, Profile
+    from engine.spec.profile import BatchTimes, Measured, Profile
     from penstock.measuring import Fits, Measuring
 
 Run = Callable[[Callable[[], Awaitable[Any]]], Any]
@@ -41,6 +41,7 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], run: Run) ->
 
     measuring = command("profile", "measure what rungs take on this machine, and keep it", _profile)
     measuring.add_argument("names", nargs="*", metavar="NAME", help="capabilities or implementations; default: all")
+    measuring.add_argument("--labels", type=Path, metavar="FILE", help="JSON lines that say what is in recordings")
     measuring.add_argument("--kept", action="store_true", help="measure nothing: list what is kept")
     fitting = command("capacity", "say how many live streams a workflow can look at on this machine", _capacity)
     fitting.add_argument("workflow", metavar="WORKFLOW", type=Path, help="a workflow file (TOML)")
@@ -75,7 +76,7 @@ async def _profile(parsed: argparse.Namespace) -> None:
     from penstock.measuring import kept_profiles, profile
 
     how = _measuring(parsed, anew=True)
-    found = kept_profiles(parsed.names, how) if parsed.kept else await profile(parsed.names, how)
+    found = kept_profiles(parsed.names, how) if parsed.kept else await profile(parsed.names, how, parsed.labels)
     if parsed.json:
         lines(found)
         return
@@ -96,7 +97,9 @@ def _table(found: list[Profile]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("capability", "rung", "on"):
         table.add_column(name)
-    for name in ("batch", "alone", "busy", "p95", "items/s", "to load", "memory", "J/item"):
+    is_judged = any(each.quality is not None for each in found)
+    judged = ("quality",) if is_judged else ()
+    for name in ("batch", "alone", "busy", "p95", "items/s", "to load", "memory", "J/item", *judged):
         table.add_column(name, justify="right")
     for each in found:
         head = [escape(each.capability), escape(each.rung), each.device]
@@ -104,10 +107,11 @@ def _table(found: list[Profile]) -> Table:
             "" if each.cold_s is None else f"{each.cold_s:.2f} s",
             "" if each.memory_bytes is None else f"{each.memory_bytes / 1e6:.0f} MB",
             "" if each.energy_j is None else f"{each.energy_j:.3g}",
+            *([_quality(each.quality)] if is_judged else []),
         ]
         by_size = _by_size(each)
         for number, (alone, busy) in enumerate([by_size[0], by_size[-1]][: len(by_size)]):
-            rate = busy.num_beside * busy.batch_size / busy.mean_s if busy.mean_s else 0.0
+            rate = busy.num_beside * busy.batch_size / (busy.mean_s * each.fresh) if busy.mean_s * each.fresh else 0.0
             times = [_duration(took_s) for took_s in (alone.mean_s, busy.mean_s, busy.p95_s)]
             size = str(busy.batch_size) if each.runs_in != "async" else f"{busy.num_beside} at once"
             row = [*head, size, *times, _rate(rate), *tail] if not number else ["", "", "", size, *times, _rate(rate)]
@@ -130,6 +134,13 @@ def _duration(seconds: float) -> str:
 
 def _rate(per_s: float) -> str:
     return f"{per_s:.3g}" if per_s < 1000 else f"{per_s:,.0f}"
+
+
+def _quality(measured: Measured | None) -> str:
+    if measured is None:
+        return ""
+    interval = f" ({measured.low:.3f} to {measured.high:.3f})" if measured.num > 1 else ""
+    return f"{measured.value:.3f}{interval} {escape(measured.metric)}"
 
 
 def _by_size(profile: Profile) -> list[tuple[BatchTimes, BatchTimes]]:

@@ -151,3 +151,45 @@ def test_what_is_wrong_is_a_line(tmp_path: Path, text: str | None, words: tuple[
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert said in line
+
+
+async def test_labels_say_how_good_a_rung_is(tmp_path: Path) -> None:
+    """The reading that comes along, heard by the floor that is always there."""
+    from penstock.demo import reading, recording
+
+    labels = tmp_path / "set.jsonl"
+    labels.write_bytes(msgspec.json.encode({"media": str(recording()), "words": reading().text}) + b"\n\n")
+    how = Measuring(like=recording(), max_segments=1, effort=SHORT, store=tmp_path)
+    (found,) = await profile(["pocketsphinx"], how, labels)
+    assert found.quality is not None
+    assert (found.quality.metric, found.quality.num) == ("word accuracy", 1)
+    assert 0.4 < found.quality.value < 1.0
+    assert found.quality.labels.startswith("set.jsonl ")
+    assert kept_profiles(["pocketsphinx"], how) == [found]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("detect_scenes", "{}", "--labels: detect_scenes cannot be judged; name one of transcribe"),
+        ("transcribe", None, "cannot read labels "),
+        ("transcribe", "\n", "nothing is labelled in it"),
+        ("transcribe", "{", "set.jsonl, line 1: "),
+        ("transcribe", '{"media": "a.wav", "wrods": "x"}', "set.jsonl, line 1: "),
+        (
+            "transcribe",
+            '{"media": "a.wav", "text": ["x"]}',
+            "line 1: transcribe is judged by 'words', which it does not",
+        ),
+    ],
+)
+async def test_labels_that_are_wrong_are_said_before_anything_is_measured(
+    tmp_path: Path, name: str, text: str | None, said: str
+) -> None:
+    path, steps = tmp_path / "set.jsonl", list[str]()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError) as error:
+        await profile([name], Measuring(store=tmp_path, on_step=steps.append), path)
+    assert said in str(error.value)
+    assert steps == []

@@ -95,14 +95,18 @@ def nobody(decision: Decision) -> None:
 def test_a_pool_begins_with_the_profile_and_then_with_what_was_seen(kept: Profiles) -> None:
     assert kept.expected(ON) is None
     kept.keep(msgspec.structs.replace(profile(), fresh=0.5))
+    shared = kept.expected(ON)
+    assert shared is not None
+    base_s, per_item_s = profile().line
+    assert (shared.base_s, shared.per_item_s) == pytest.approx((base_s, per_item_s / 2))
+    assert shared.profiled is None  # some take all of it and others nothing
+    kept.keep(profile())
     first = kept.expected(ON)
     assert first is not None
-    base_s, per_item_s = profile().line
-    assert (first.base_s, first.per_item_s) == pytest.approx((base_s, per_item_s / 2))
     learned, decided = Learned(4), list[Decision]()
     expectation = Expectation("a pool", ON, first, decided.append)
     expectation.tell(learned)
-    assert learned.usual_s == pytest.approx(base_s + per_item_s / 2)
+    assert learned.usual_s == pytest.approx(base_s + per_item_s)
     for size in [1, 2, 3, 4] * 20:
         expectation.note(size, 3.0 + size)
         learned.took(size, 3.0 + size)
@@ -118,7 +122,7 @@ def test_a_pool_begins_with_the_profile_and_then_with_what_was_seen(kept: Profil
     assert again is not None
     assert again.base_s + 4 * again.per_item_s == pytest.approx(7.0, rel=0.05)
     assert again.profiled == first.profiled
-    assert kept.all() == [msgspec.structs.replace(profile(), fresh=0.5)]  # what was seen is no profile
+    assert kept.all() == [profile()]  # what was seen is no profile
 
 
 def test_what_was_learned_is_told_when_there_is_something_new() -> None:
