@@ -44,6 +44,7 @@ class JobView(Record, frozen=True, omit_defaults=False):
     stages: tuple[StageView, ...]
     submitted_at: str
     detail: str = ""
+    latency_s: float = 0.0  # within which answers are wanted; 0: as the lag allows
 
 
 class StreamView(Record, frozen=True, omit_defaults=False):
@@ -95,6 +96,7 @@ def job_view(spec: JobSpec, nodes: Sequence[NodeStatus] = (), trouble: str = "")
         ),
         submitted_at=time_of_day(spec.submitted_ns),
         detail=spec.detail or (f"waits: {'; '.join(waits)}" if waits else ""),
+        latency_s=spec.latency_s,
     )
 
 

@@ -101,6 +101,8 @@ def job(found: JobView, as_json: bool) -> None:
         _tell(f"  {found.detail}")
     for ask in found.asks:
         _tell(f"  asks {ask}")
+    if found.latency_s:
+        _tell(f"  answers are wanted within {found.latency_s:g} s")
     for stage in found.stages:
         lower = f", under load by {', '.join(stage.lower)}" if stage.lower else ""
         _tell(f"  {stage.name}: {stage.capability} by {stage.implementation}{lower} ({stage.id})")

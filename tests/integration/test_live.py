@@ -14,6 +14,7 @@ from live_service import READ_TOTAL, TOTAL, Service, running_service
 from engine.decide.answer import Answer
 from engine.decide.responsible import responsible
 from engine.node.submission import JobRequest
+from engine.node.views import job_view
 from engine.run.gaps import count_gaps
 from engine.spec.jobs import BUCKET, Span
 from engine.spec.workflow import Stage, Workflow
@@ -297,6 +298,7 @@ async def test_under_load_new_segments_take_a_lower_rung_that_keeps_the_quality_
     job = await service.submit(workflow=WEIGHED, standing=True, slo=slo)
     (stage,) = (await service.registry.job(job.job)).plan.stages
     assert [rung.rung for rung in stage.rungs] == ["weigh-with-care", "weigh-quickly"]  # a guess is not good
+    assert job_view(await service.registry.job(job.job)).latency_s == 5.0
     due_ns = service.ledger.clock.now_ns() + 30 * 10**9
     await service.publish(list(range(1, 61)), due_ns=due_ns)
     answers = await service.answers(job, 60)
