@@ -70,6 +70,7 @@ class Answers(NamedTuple):
 
 
 REQUEST_TIMEOUT_S = 20.0
+MAX_BETWEEN = 1000  # decisions that are told and come as well
 RESTART_S = 20.0  # for which a server that is started again is waited for
 
 
@@ -322,16 +323,21 @@ class Client:
                 await self._registry.forget_stream(stream)  # nothing ever came of it
             raise
 
-    async def decisions(self, stream: str = "") -> list[Decision]:
+    async def decisions(self, stream: str = "", loop: str = "") -> list[Decision]:
         """What the control loops of the workers decided of late, in order; of one stream and of all together, or of
-        all."""
-        return await decisions(self._link, stream)
+        all; by one loop, or by each."""
+        return await decisions(self._link, stream, loop)
 
-    async def coming_decisions(self, stream: str = "") -> AsyncIterator[Decision]:
-        """What is decided from now on, as it comes."""
+    async def follow_decisions(self, stream: str = "", loop: str = "") -> AsyncIterator[Decision]:
+        """The same, and then what is decided, as it comes."""
         async with following_decisions(self._link, stream) as coming:
-            async for decision in coming:
+            told = await decisions(self._link, stream, loop)
+            for decision in told:
                 yield decision
+            known = {msgspec.json.encode(each) for each in told[-MAX_BETWEEN:]}  # it may be told and come
+            async for decision in coming:
+                if loop in ("", decision.loop) and msgspec.json.encode(decision) not in known:
+                    yield decision
 
     async def recording(self, seconds: float, stream: str = "") -> Recording:
         """What came on live streams in the last seconds and what was done of it, for `penstock replay`. Raises

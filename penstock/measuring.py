@@ -26,13 +26,14 @@ from engine.spec.objective import objective_of
 from engine.spec.operator import Capability
 from engine.spec.plan import Plan, make_plan
 from engine.spec.profile import Measured, Profile
+from engine.spec.stream import BOUNDS
 from engine.spec.workflow import Workflow
 from operators.judging import METRICS, Labelled, Metric
 from penstock.demo import clip as demo_clip
 from penstock.places import default_store, this_machine, title_of
 from penstock.running import local_file
 from streams.decoding import from_json
-from streams.errors import Malformed, UserError
+from streams.errors import Malformed, PenstockError, UserError
 from streams.media.probe import probe
 from streams.media.segmenter import segments, stream_id
 from streams.records import Segment
@@ -60,6 +61,11 @@ class Measuring:
     def path(self) -> Path:
         return demo_clip() if self.like is None else local_file(str(self.like))
 
+    @property
+    def window(self) -> int:
+        """Segments that a stage looks back over which would reduce a whole range."""
+        return max(1, round(WINDOW_S / self.segment_s))
+
     def profiles(self) -> Profiles:
         return Profiles.beside(self.store or default_store(), this_machine().num_cores)
 
@@ -78,25 +84,27 @@ async def profile(names: Sequence[str] = (), how: Measuring | None = None, label
     found: list[Profile] = []
     for name, offers in chosen.items():
         try:
-            plan = await _planned(_composed(catalogue, name), how, Pace(how.segment_s), window=None)
-        except UserError as error:
-            if names:
+            plan = await _planned(_composed(catalogue, name), how, Pace(how.segment_s), how.window)
+            taken = await sample(plan, catalogue, cut.segments, partial(_said, how, name))
+        except Exception as error:  # of one capability, or of one that it reads; the others are measured
+            if names and isinstance(error, UserError):
                 raise
-            how.on_note(f"{name} is left out: {error}")
+            how.on_note(f"{name} is left out: {' '.join(str(error).split())[:300]}")
             continue
-        taken = await sample(plan, catalogue, cut.segments, partial(_said, how, name))
         planned = next(stage for stage in plan.stages if stage.capability == name)
         profiler = _profiler(taken, cut, how)
         judged = await _judged(name, offers, labels, how) if labels is not None else {}
         for offer in offers:
             try:
-                profiled = msgspec.structs.replace(
-                    await profiler.of_offer(planned, offer), quality=judged.get(offer.rung.name)
-                )
-                how.profiles().keep(profiled)
+                profiled = await profiler.of_offer(planned, offer)
+                if offer.rung.name in judged:
+                    profiled = msgspec.structs.replace(profiled, quality=judged[offer.rung.name])
+                    how.profiles().keep(profiled)
                 found.append(profiled)
             except Exception as error:  # of one rung; the others are measured
                 how.on_note(f"{name} on {offer.rung.name} is left out: {' '.join(str(error).split())[:200]}")
+    if not found:
+        raise PenstockError("nothing could be measured: the notes say why")
     return found
 
 
@@ -107,7 +115,7 @@ async def _judged(name: str, offers: Sequence[Offer], labels: Path, how: Measuri
     for labelled in items:
         how.on_step(f"{name} on {labelled.media}")
         each = replace(how, like=labels.parent / labelled.media, max_segments=MAX_LABELLED)
-        plan = await _planned(_composed(installed(), name), each, Pace(how.segment_s), window=None)
+        plan = await _planned(_composed(installed(), name), each, Pace(how.segment_s), how.window)
         taken = await sample(plan, installed(), (await _cut(each)).segments)
         planned = next(stage for stage in plan.stages if stage.capability == name)
         for offer in offers:
@@ -185,9 +193,10 @@ async def fits(
     how = how or Measuring()
     objective, catalogue, machine = objective_of(slo), installed(), this_machine()
     lag_s = min(max_lag_s, objective.latency_s or max_lag_s)
-    window = max(1, round(WINDOW_S / how.segment_s))
-    pace = Pace(how.segment_s, lag_s)
-    plan = await _planned(workflow.for_asks(asks), how, pace, window, objective.quality)
+    least_s, most_s = BOUNDS["max_lag_s"]
+    if not least_s <= max_lag_s <= most_s:
+        raise UserError(f"a lag of {max_lag_s:g} s: give between {least_s:g} and {most_s:g} s")
+    plan = await _planned(workflow.for_asks(asks), how, Pace(how.segment_s, lag_s), how.window, objective.quality)
     cut = await _cut(how)
     taken = await sample(plan, catalogue, cut.segments, how.on_step)
     profiler = _profiler(taken, cut, how)
@@ -199,8 +208,10 @@ async def fits(
         return scenario_of_plan(plan, known, catalogue, wanted, num_streams, machine.num_cores, num_each)
 
     bound_s = max(0.001, wanted.bound_s - longest_wait_s(plan, how.segment_s))
-    found = await anyio.to_thread.run_sync(partial(capacity, scenario_of, bound_s, on_load))
-    used_j = [known.shares[id] * (profiles[0].energy_j or 0.0) for id, profiles in by_stage.items()]
+    simulated = partial(capacity, scenario_of, bound_s, on_load)
+    found = await anyio.to_thread.run_sync(simulated, abandon_on_cancel=True)
+    best = [(known.shares[id], profiles[0]) for id, profiles in by_stage.items()]
+    used_j = [share * profile.fresh * (profile.energy_j or 0.0) for share, profile in best]
     is_known = all(profiles[0].energy_j is not None for profiles in by_stage.values())
     return Fits(
         workflow=plan.workflow,
@@ -229,6 +240,9 @@ class _Cut(NamedTuple):
 
 async def _cut(how: Measuring) -> _Cut:
     """Raises UserError where there is nothing in it."""
+    least_s, most_s = BOUNDS["segment_s"]
+    if not least_s <= how.segment_s <= most_s:
+        raise UserError(f"a segment of {how.segment_s:g} s: give between {least_s:g} and {most_s:g} s")
 
     def cut() -> _Cut:
         stream = stream_id(how.path, how.segment_s)

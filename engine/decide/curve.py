@@ -69,9 +69,9 @@ class Curve:
         self._bs += weight * batch_size * service_s
 
     @property
-    def line(self) -> tuple[float, float]:
-        """What a batch takes however small, and the more for each item, s; (0, 0) while nothing is known."""
-        return self._base_s, self._per_item_s
+    def line(self) -> tuple[float, float] | None:
+        """What a batch takes however small, and the more for each item, s; None where nothing is known of the slope."""
+        return (self._base_s, self._per_item_s) if self.is_known and not self._flat_s else None
 
     def _fit(self) -> None:
         mean_b, mean_s = self._b / self._weight, self._s / self._weight

@@ -22,7 +22,7 @@ class Known(NamedTuple):
 
     profiles: Mapping[str, Sequence[Profile | None]]  # by stage id, of its rungs, the best first
     decoding: Sequence[Profile] = ()
-    shares: Mapping[str, float] = {}  # by stage id, of segments for which its gate is open; of others all
+    shares: Mapping[str, float] = {}  # by stage id, of segments for which its gate is open; else none, without one all
 
 
 def why_not(plan: Plan, known: Known, latency_s: float, segment_s: float, num_cores: int) -> str:
@@ -72,7 +72,8 @@ def waits_s(stage: PlannedStage, segment_s: float) -> float:
 def core_s(plan: Plan, known: Known, *, on_fastest: bool = False) -> float:
     """Of a core, for a segment through all stages in full batches: on the best rungs, or on the fastest ones."""
     decode_s = sum(profile.mean_s(1) for profile in known.decoding)
-    return decode_s + sum(known.shares.get(stage.id, 1.0) * _unit_s(known, stage, on_fastest) for stage in plan.stages)
+    shares = {stage.id: known.shares.get(stage.id, 0.0 if stage.inputs.get(WHEN) else 1.0) for stage in plan.stages}
+    return decode_s + sum(shares[stage.id] * _unit_s(known, stage, on_fastest) for stage in plan.stages)
 
 
 def _measured(known: Known, stage: PlannedStage) -> list[Profile]:

@@ -47,11 +47,6 @@ class Learned:
         return self.curve.mean_s(self.max_batch) / self.max_batch if self.curve.is_known else None
 
     @property
-    def usual_size(self) -> float:
-        """Of batches, lately; 0 before the first."""
-        return self._usual_size
-
-    @property
     def usual_s(self) -> float | None:
         """What batches take that are as large as they lately were, but for stalls; None while nothing is known."""
         return self.curve.mean_s(round(self._usual_size)) if self.curve.is_known else None

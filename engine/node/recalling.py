@@ -42,9 +42,10 @@ async def recalled(link: Link, subject: str, request: msgspec.Struct, kind: type
     return found
 
 
-async def decisions(link: Link, stream: str = "") -> list[Decision]:
-    """What workers decided of late, in order of time; of one stream and of all together, or of all."""
-    found = await recalled(link, DECISIONS, OfDecisions(stream=stream), Decision)
+async def decisions(link: Link, stream: str = "", loop: str = "") -> list[Decision]:
+    """What workers decided of late, in order of time; of one stream and of all together, or of all; by one loop, or by
+    each."""
+    found = await recalled(link, DECISIONS, OfDecisions(stream=stream, loop=loop), Decision)
     return sorted(found, key=lambda each: each.at_ns)
 
 

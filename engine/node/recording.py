@@ -67,6 +67,7 @@ class Recorder:
         self._registry = registry
         self._ledger = ledger
         self._catalogue = catalogue
+        self._num_left = MAX_SEGMENTS
         self._names: dict[str, str] = {}
         self._pools: dict[str, _Batches] = {}
         self._open: Counter[str] = Counter()  # outputs of gated stages that were computed
@@ -89,10 +90,11 @@ class Recorder:
         notices = set[str]()
         for name, asking in list(by_stream.items())[:MAX_STREAMS]:
             planned = {stage.id: stage for job in asking for stage in job.plan.stages}
-            left_out = {stage.name for stage in planned.values() if isinstance(stage.scope, OfRanges)}
+            left_out = {id for id, stage in planned.items() if isinstance(stage.scope, OfRanges)}
             if left_out:
-                notices.add(f"stages that reduce ranges are left out: {', '.join(sorted(left_out))}")
-            planned = {id: stage for id, stage in planned.items() if stage.name not in left_out}
+                told = ", ".join(sorted({names[id] for id in left_out}))
+                notices.add(f"stages that reduce ranges are left out: {told}")
+            planned = {id: stage for id, stage in planned.items() if id not in left_out}
             latencies_s = [job.latency_s for job in asking]
             latency_s = min(latencies_s) if all(latencies_s) else 0.0
             lag_s = asking[0].max_lag_s
@@ -123,7 +125,10 @@ class Recorder:
         names = await self._ledger.subjects(subjects.media_of(stream))
         indices = sorted((key.first for key in subjects.keys_of(names)), reverse=True)
         came_ns: dict[int, int] = {}
-        for index in indices[:MAX_SEGMENTS]:
+        for index in indices:
+            if self._num_left <= 0:
+                break
+            self._num_left -= 1
             noted = await self._look(subjects.media(stream, index))
             if noted is None or noted.stored_ns > until_ns:
                 continue

@@ -27,6 +27,7 @@ from engine.spec.jobs import JobSpec, Span, spans_of
 from engine.spec.objective import Objective, objective_of
 from engine.spec.operator import Machine, Map, OfRanges
 from engine.spec.plan import Plan, make_plan, on_rung
+from engine.spec.profile import OnRung, Profile
 from engine.spec.stream import StreamSpec
 from engine.spec.webhook_url import check_webhook
 from engine.spec.workflow import Workflow
@@ -233,8 +234,9 @@ def _check_feasible(plan: Plan, profiles: Profiles, pace: Pace, objective: Objec
         return
     known = Known(
         {
-            stage.id: [profiles.of(on_rung(stage.capability, rung), segment_s=pace.segment_s) for rung in stage.rungs]
+            stage.id: [_certain(profiles, on_rung(stage.capability, rung), pace.segment_s) for rung in stage.rungs]
             for stage in plan.stages
+            if isinstance(stage.scope, Map)  # what looks back over more takes what it finds there
         }
     )
     why = why_not(plan, known, objective.latency_s, pace.segment_s, machine.num_cores)
@@ -244,6 +246,14 @@ def _check_feasible(plan: Plan, profiles: Profiles, pace: Pace, objective: Objec
             f"slo {why}. That is by profiles of {', '.join(sorted(clips))}: `penstock profile --like` a clip of yours"
             " measures anew"
         )
+
+
+def _certain(profiles: Profiles, on: OnRung, segment_s: float) -> Profile | None:
+    """What was measured of a rung on segments of that length, but where it has worked faster here since."""
+    profile, seen = profiles.of(on, segment_s=segment_s), profiles.seen(on)
+    if profile is None or (seen is not None and seen.base_s + seen.per_item_s < profile.alone_s):
+        return None
+    return profile
 
 
 def _window(request: JobRequest, stream: StreamSpec) -> int:

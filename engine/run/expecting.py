@@ -14,7 +14,7 @@ MIN_BATCHES = 20  # since it was last told, for it to be worth telling
 
 
 class Expectation:
-    """Of one pool."""
+    """Of one pool. `on`: under which what it learns is kept; None: it is not."""
 
     def __init__(self, pool: str, on: OnRung | None, expected: Expected | None, on_decision: OnDecision) -> None:
         self._pool = pool
@@ -45,10 +45,11 @@ class Expectation:
 
     def seen(self, learned: Learned, machine: str) -> Seen | None:
         """What was learned, where there is anything new to it."""
-        if self._on is None or self._num - self._num_told < MIN_BATCHES:
+        line = learned.curve.line or ((0.0, learned.curve.mean_s(1)) if learned.max_batch == 1 else None)
+        if self._on is None or line is None or self._num - self._num_told < MIN_BATCHES:
             return None
         self._num_told = self._num
-        base_s, per_item_s = learned.curve.line
+        base_s, per_item_s = line
         return Seen(
             **self._on._asdict(),
             machine=machine,
@@ -57,6 +58,5 @@ class Expectation:
             per_item_s=per_item_s,
             spread=learned.curve.spread,
             num_batches=self._num,
-            usual_batch=learned.usual_size,
             drift=self.drift,
         )

@@ -4,6 +4,7 @@ worker; what it led to is in the ledger.
 Decisions are said as they are made, too, to whoever listens. Delivery guarantee of that: none.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ MAX_ENTRIES = 20_000
 MAX_TOLD = 2_000  # in one answer
 STORY = f"{PREFIX}.story"  # asked of all workers at once; each that remembers something answers with a list
 DECISIONS = f"{PREFIX}.decisions"  # the same, of decisions; what is decided is said on a subject behind it
-MAX_DECISIONS = 10_000
+MAX_DECISIONS = 4_000  # of each loop
 
 
 class Recall(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +42,7 @@ class OfDecisions(msgspec.Struct, frozen=True, kw_only=True):
     """Which decisions workers are asked to remember."""
 
     stream: str = ""  # empty: of all
+    loop: str = ""
 
 
 class Journal:
@@ -49,7 +51,7 @@ class Journal:
     def __init__(self, worker: str) -> None:
         self.worker = worker
         self._entries: deque[tuple[int, str, object, str, str, str]] = deque(maxlen=MAX_ENTRIES)
-        self._decisions: deque[Decision] = deque(maxlen=MAX_DECISIONS)
+        self._decisions: dict[str, deque[Decision]] = {}  # by loop: one that decides often drives out no other's
         self.on_decision: Callable[[Decision], None] = lambda decision: None
 
     def note(self, stream: str, segment: object, stage: str, what: str, why: str) -> None:
@@ -58,8 +60,10 @@ class Journal:
 
     def decided(self, decision: Decision) -> None:
         """A control loop has changed something."""
-        decision = msgspec.structs.replace(decision, worker=self.worker, at_ns=decision.at_ns or time.time_ns())
-        self._decisions.append(decision)
+        inputs = {name: value for name, value in decision.inputs.items() if math.isfinite(value)}  # as JSON has it
+        at_ns = decision.at_ns or time.time_ns()
+        decision = msgspec.structs.replace(decision, worker=self.worker, at_ns=at_ns, inputs=inputs)
+        self._decisions.setdefault(decision.loop, deque(maxlen=MAX_DECISIONS)).append(decision)
         if decision.loop == "rungs":
             self.note(decision.stream, "", decision.stage, decision.what, decision.why)
         if decision.loop != "passage":  # of which there are many, each of one segment and told with it
@@ -67,9 +71,13 @@ class Journal:
             log.info(decision.loop.replace(" ", "_"), what=decision.what, why=decision.why, **told)
         self.on_decision(decision)
 
-    def decisions(self, stream: str = "") -> list[Decision]:
-        """What was decided, of all streams or of one and of all together, in order."""
-        return [each for each in self._decisions if not stream or each.stream in ("", stream)]
+    def decisions(self, stream: str = "", loop: str = "") -> list[Decision]:
+        """What was decided lately by each loop or by one, of all streams or of one and of all together, in order."""
+        found: list[Decision] = []
+        for of, decided in self._decisions.items():
+            if loop in ("", of):
+                found += [each for each in decided if not stream or each.stream in ("", stream)][-MAX_TOLD:]
+        return sorted(found, key=lambda each: each.at_ns)
 
     def told(self, stream: str, segment: int | None = None) -> list[Remembered]:
         """What was done for a stream, or for outputs that a segment belongs to, in order."""
@@ -97,7 +105,8 @@ async def tell_stories(journal: Journal, link: Link, outbox: Outbox) -> None:
         except Malformed:
             return
         if message.reply:
-            outbox.send(message.reply, _within(journal.decisions(asked.stream)[-MAX_TOLD:], link.max_payload_bytes))
+            told = journal.decisions(asked.stream, asked.loop)
+            outbox.send(message.reply, _within(told, link.max_payload_bytes))
 
     def say(decision: Decision) -> None:
         outbox.send(f"{DECISIONS}.{journal.worker}", msgspec.json.encode(decision))
@@ -112,10 +121,15 @@ async def tell_stories(journal: Journal, link: Link, outbox: Outbox) -> None:
 
 
 def _within(decisions: Sequence[Decision], max_bytes: int) -> bytes:
-    """The newest that fit into one message."""
+    """As many as fit into one message: the newest, and of segments that were not begun half as many each time, for
+    there are more of these than of all others."""
     data = msgspec.json.encode(decisions)
     while len(data) > max_bytes and decisions:
-        decisions = decisions[len(decisions) // 2 + 1 :]
+        refused = [each for each in decisions if each.loop == "passage"]
+        gone = {id(each) for each in refused[: len(refused) // 2 + 1]}
+        decisions = (
+            [each for each in decisions if id(each) not in gone] if gone else decisions[len(decisions) // 2 + 1 :]
+        )
         data = msgspec.json.encode(decisions)
     return data
 

@@ -16,8 +16,9 @@ from engine.run.inflight import OnDecision
 from engine.run.pool import Pool
 from engine.run.profiles import Profiles
 from engine.spec.catalogue import Catalogue
-from engine.spec.operator import Device
+from engine.spec.operator import Device, shares_work
 from engine.spec.plan import PlannedRung, PlannedStage, on_rung, settings_of
+from engine.spec.profile import Expected, OnRung
 from engine.spec.workflow import MEDIA
 from streams.errors import PenstockError
 from streams.records import encode
@@ -104,10 +105,18 @@ class Pools:
             now_ns=self._now_ns,
             on_change=self._on_change,
             on_batch=lambda batch_size, service_s: self._on_batch(name, batch_size, service_s),
-            on=on,
+            on=None if shares_work(operator) else on,  # what its items take on average is no item's time
             on_decision=self._on_decision,
-            expected=None if self._profiles is None else self._profiles.expected(on),
+            expected=self._expected(on),
         )
+
+    def _expected(self, on: OnRung) -> Expected | None:
+        """What is known of it beforehand; nothing, whatever is wrong with what is kept."""
+        try:
+            return None if self._profiles is None else self._profiles.expected(on)
+        except Exception as error:
+            log.warning("profile_passed_over", pool=on.rung, error=f"{type(error).__name__}: {error}")
+            return None
 
     def _name(self, rung: str) -> str:
         """No two pools have the same: the same rung may be wanted on another device, or with other knobs."""

@@ -76,6 +76,7 @@ class Profiler:
             cpu_s=took.cpu_s,
             energy_j=took.energy_j if took.energy_by else None,
             energy_by=took.energy_by,
+            quality=before.quality if (before := self._profiles.of(on, *self._clip)) is not None else None,
         )
         self._profiles.keep(profile)
         return profile

@@ -1,14 +1,15 @@
 """The profiles of this machine: a folder with a file for each rung, device and clip, written whole.
 
 A file that cannot be read, or is of another machine or of another version of its operator, is passed over. Of a rung
-the newest MAX_CLIPS stay. Beside them stands what pools learned of it as they worked: where there is that, it is what
-the next ones begin with, for it is of the media that come here.
+with the same knobs the newest MAX_CLIPS stay. Beside them stands what pools learned of it as they worked: where that is
+the newer, it is what the next ones begin with, for it is of the media that come here.
 """
 
 import hashlib
 import os
 import platform
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T", Profile, Seen)
 
 MAX_CLIPS = 8
+MAX_SEEN = 64  # settings of the knobs of a rung
+MAX_BYTES = 1 << 20  # of one file
 MEASURED, SEEN = "profile", "seen"  # with which files' names begin
 FOLDER = "profiles"  # beside the store's other things
 
@@ -42,7 +45,7 @@ class Profiles:
     def all(self) -> list[Profile]:
         """Of this machine, by name and the newest first."""
         found = _read(self.folder.glob(f"*/*/{MEASURED}-*.json"), Profile, self.machine)
-        newest = sorted(found, key=lambda each: each.at, reverse=True)
+        newest = sorted((each for each in found if each.times), key=lambda each: each.at, reverse=True)
         return sorted(newest, key=lambda each: each.on[:3])
 
     def of(self, on: OnRung, media: str | None = None, segment_s: float | None = None) -> Profile | None:
@@ -66,24 +69,36 @@ class Profiles:
     def expected(self, on: OnRung) -> Expected | None:
         """What a pool is to begin with; None where nothing is known."""
         profile, seen = self.of(on), self.seen(on)
-        told = None if profile is None else (profile.line[0], profile.fresh * profile.line[1])
-        holds_for_each = None if profile is None or profile.fresh < 1 else told  # of shared work some take all of it
-        if seen is not None:
-            return Expected(seen.base_s, seen.per_item_s, seen.spread, holds_for_each)
-        return None if profile is None or told is None else Expected(*told, profile.spread, holds_for_each)
+        profiled = None
+        if profile is not None and profile.fresh == 1 and profile.runs_in != "async":  # or each takes what it may
+            profiled = profile.line_alone, profile.line
+        if seen is not None and (profile is None or seen.at >= profile.at):
+            return Expected(seen.base_s, seen.per_item_s, seen.spread, profiled)
+        if profile is None:
+            return None
+        base_s, per_item_s = (profile.alone_s, 0.0) if profile.runs_in == "async" else profile.line
+        return Expected(base_s, profile.fresh * per_item_s, profile.spread, profiled)
 
     def keep(self, profile: Profile) -> None:
         """Raises UserError where it cannot be written."""
-        folder = self._folder_of(profile.on)
-        name = _digest([*profile.on, profile.machine, profile.media, profile.segment_s])
-        self._write(folder / f"{MEASURED}-{name}.json", profile)
-        in_order = sorted(folder.glob(f"{MEASURED}-*.json"), key=lambda each: each.stat().st_mtime_ns)
-        for old in in_order[:-MAX_CLIPS]:
-            old.unlink(missing_ok=True)
+        rung = f"{MEASURED}-{_digest([*profile.on, profile.machine])}"
+        clip = _digest([profile.media, profile.segment_s])
+        self._write(self._folder_of(profile.on) / f"{rung}-{clip}.json", profile)
+        self._prune(profile.on, rung, MAX_CLIPS)
 
     def keep_seen(self, seen: Seen) -> None:
         """Raises UserError where it cannot be written."""
         self._write(self._seen_path(seen.on), seen)
+        self._prune(seen.on, SEEN, MAX_SEEN)
+
+    def _prune(self, on: OnRung, prefix: str, num: int) -> None:
+        """Let the newest stay; another process may do the same."""
+        try:
+            paths = list(self._folder_of(on).glob(f"{prefix}-*.json"))
+            for old in sorted(paths, key=lambda each: each.stat().st_mtime_ns)[:-num]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            log.info("profiles_not_pruned", error=str(error))
 
     def _write(self, path: Path, record: Profile | Seen) -> None:
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -105,6 +120,9 @@ def _read(paths: Iterable[Path], kind: type[T], machine: str) -> list[T]:
     found = []
     for path in sorted(paths):
         try:
+            about = path.stat()
+            if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_BYTES:
+                continue
             record = from_json(path.read_bytes(), kind)
         except FileNotFoundError:
             continue

@@ -76,6 +76,8 @@ async def measured(
     instances = Instances(operator, knobs, device)
     if operator.runs_in == "async":
         most = max(1, min(operator.in_flight(knobs), operator.max_in_flight))
+        if shares_work(operator):  # of what several ask for at once, one is computed
+            most = min(most, max(1, len({piece for each in inputs for piece in operator.shared_work(knobs, each)})))
         return await _by_concurrency(instances, inputs, effort, most)
 
     async def call(number: int, size: int = 1) -> float:
@@ -166,9 +168,11 @@ async def _by_concurrency(instances: Instances, inputs: Sequence[Inputs], effort
 
 def _batch(inputs: Sequence[Inputs], number: int, size: int) -> list[Inputs]:
     """The next item of so many streams, each of which goes through all of them, over and over."""
-    turn, place = divmod(number, len(inputs))
-    place = (place + turn % APART) % len(inputs)  # two loops are not at one place
-    return [msgspec.structs.replace(inputs[place], stream=f"sample-{turn}-{size}-{slot}") for slot in range(size)]
+    loop, own = divmod(number, APART)
+    turn, place = divmod(own + loop, len(inputs))  # two loops are not at one place
+    return [
+        msgspec.structs.replace(inputs[place], stream=f"sample-{loop}-{turn}-{size}-{slot}") for slot in range(size)
+    ]
 
 
 def _fresh(operator: type[Operator], knobs: Any, inputs: Sequence[Inputs]) -> float:
@@ -207,7 +211,11 @@ class EnergyCounter:
     @staticmethod
     def _read() -> list[int]:
         try:
-            return [int(path.read_text()) for path in sorted(RAPL.glob("intel-rapl:[0-9]*/energy_uj"))]
+            return [
+                int((domain / "energy_uj").read_text())
+                for domain in sorted(RAPL.glob("intel-rapl:[0-9]*"))
+                if (domain / "name").read_text().startswith("package-")  # others are parts of these, or have them in
+            ]
         except (OSError, ValueError):
             return []
 

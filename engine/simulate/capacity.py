@@ -39,11 +39,11 @@ class Load(msgspec.Struct, frozen=True):
 
 class Capacity(msgspec.Struct, frozen=True):
     """How many streams fit. `on_best`: with every stage on its best rung; `on_any`: by rungs that keep the quality,
-    the same where there are none. `none`: one that does not hold, where not even one does."""
+    the same where there are none; None where not even one does. `over`: the next number that was tried."""
 
     on_best: Load | None
     on_any: Load | None
-    over: Load  # one more than fit
+    over: Load
     most: float  # that the busiest resource could do, were nothing ever to wait
     binds: str  # the busiest resource
 
@@ -57,7 +57,8 @@ def capacity(scenario_of: ScenarioOf, bound_s: float, on_load: Callable[[Load], 
         if (num, with_lower) not in tried:
             scenario = scenario_of(num, _num_each(num, bound_s * per_s))
             scenario = scenario if with_lower else without_lower(scenario)
-            reports = [run(msgspec.structs.replace(scenario, seed=seed)) for seed in range(SEEDS)]
+            seeds = max(1, min(SEEDS, MAX_SEGMENTS * SEEDS // (num * _num_each(num, bound_s * per_s))))
+            reports = [run(msgspec.structs.replace(scenario, seed=seed)) for seed in range(seeds)]
             tried[num, with_lower] = load_of(scenario, reports, num, bound_s)
             on_load(tried[num, with_lower])
         return tried[num, with_lower]
@@ -94,12 +95,12 @@ def limit(scenario: Scenario, *, with_lower: bool) -> tuple[float, str]:
     (streams,) = scenario.streams
     takes_s: dict[str, float] = {}
     num_lanes: dict[str, int] = {}
-    for name, stage in scenario.stages.items():
+    for stage in scenario.stages.values():
         names = [stage.pool, *(rung.pool for rung in stage.lower if with_lower)]
         pool = min(names, key=lambda each: _unit_s(scenario, each))
         shape = scenario.pools[pool].shape
         resource = lanes.resource_of(shape, pool)
-        takes_s[resource] = takes_s.get(resource, 0.0) + _opens(scenario, name) * _unit_s(scenario, pool)
+        takes_s[resource] = takes_s.get(resource, 0.0) + stage.share * _unit_s(scenario, pool)
         num_lanes[resource] = lanes.num_shared(shape, scenario.num_cores)
     fits = {
         resource: num_lanes[resource] / (takes_s[resource] * streams.arrivals.per_s) if takes_s[resource] else math.inf
@@ -107,11 +108,6 @@ def limit(scenario: Scenario, *, with_lower: bool) -> tuple[float, str]:
     }
     binds = min(fits, key=lambda each: fits[each])
     return min(fits[binds], float(MAX_STREAMS)), binds
-
-
-def _opens(scenario: Scenario, name: str) -> float:
-    """For what share of segments a stage computes."""
-    return scenario.stages[name].share
 
 
 def _unit_s(scenario: Scenario, pool: str) -> float:

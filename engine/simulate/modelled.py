@@ -26,7 +26,7 @@ from engine.spec.plan import Plan, PlannedRung, PlannedStage, settings_of
 from engine.spec.profile import Profile, fitted
 from engine.spec.workflow import MEDIA
 
-ENGINE = "engine"
+ENGINE = "(engine)"  # a name that no stage has
 SEGMENT_S, OUTPUT_S = 0.012, 0.0025
 WARM_UP = 8  # segments
 RUNGS_WARM_UP_S = 60.0  # until streams are on the rungs that the load wants

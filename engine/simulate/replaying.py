@@ -23,7 +23,7 @@ from engine.simulate.arrivals import Arrivals
 from engine.simulate.modelled import ENGINE, OUTPUT_S, SEGMENT_S
 from engine.simulate.report import Report
 from engine.simulate.run import run
-from engine.simulate.scenario import LowerSpec, Scenario, SimulatedPoolSpec, StageSpec, StreamsSpec
+from engine.simulate.scenario import LowerSpec, Scenario, SimulatedPoolSpec, StageSpec, StreamsSpec, scenario_of
 from engine.simulate.services import Service
 from engine.spec.profile import fitted
 from engine.spec.recording import DECODE, Outcome, RecordedPool, RecordedStream, Recording
@@ -53,7 +53,7 @@ def scenario_of_recording(recording: Recording) -> Scenario:
             inputs=tuple(ENGINE if source == MEDIA else source for source in stage.inputs),
             share=stage.share,
         )
-    return Scenario(
+    scenario = Scenario(
         pools=pools,
         stages=stages,
         streams=tuple(_streams(each) for each in recording.streams.values()),
@@ -61,11 +61,17 @@ def scenario_of_recording(recording: Recording) -> Scenario:
         num_cores=recording.num_cores,
         seed=1,
     )
+    return _sound(scenario)
+
+
+def _sound(scenario: Scenario) -> Scenario:
+    """The same, held to the bounds of what can be simulated. Raises UserError."""
+    return scenario_of(msgspec.to_builtins(scenario))
 
 
 def _streams(recorded: RecordedStream) -> StreamsSpec:
     return StreamsSpec(
-        arrivals=Arrivals(per_s=1.0, kind="times", at_s=recorded.came_s),
+        arrivals=Arrivals(per_s=1.0, kind="times", at_s=tuple(sorted(recorded.came_s))),
         max_lag_s=recorded.max_lag_s,
         latency_s=recorded.latency_s,
         stages=(ENGINE, *recorded.stages),
@@ -81,7 +87,7 @@ def _pool(recorded: RecordedPool) -> SimulatedPoolSpec:
     return SimulatedPoolSpec(
         service=service,
         max_batch=recorded.max_batch,
-        runs_in=recorded.runs_in,  # type: ignore[arg-type] # of an operator
+        runs_in=recorded.runs_in,
         num_instances=recorded.num_instances if recorded.device == "cuda" else 0,
         max_async=recorded.max_in_flight,
     )
@@ -100,7 +106,8 @@ def changed(scenario: Scenario, settings: Sequence[str]) -> Replayed:
             raise UserError(f"--with {shown(text)}: give NAME=VALUE, of {', '.join(_CHANGES)}, such as cores=4")
         try:
             found = _CHANGES[kind](found, value, about)
-        except (Malformed, ValueError, msgspec.ValidationError) as error:
+            found = found._replace(scenario=_sound(found.scenario))
+        except (Malformed, ValueError) as error:
             raise UserError(f"--with {shown(text)}: {error}") from error
     return found
 

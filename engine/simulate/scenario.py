@@ -45,7 +45,7 @@ class SimulatedPoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     service: Service
     max_batch: Annotated[int, Meta(ge=1, le=4096)] = 1
     runs_in: RunsIn = "thread"
-    num_instances: Annotated[int, Meta(ge=1, le=1024)] = 0  # on a GPU of its own; 0: on the processor, as cores allow
+    num_instances: Annotated[int, Meta(ge=0, le=1024)] = 0  # on a GPU of its own; 0: on the processor, as cores allow
     max_async: Annotated[int, Meta(ge=1, le=100_000)] = 16
     is_cold: bool = False  # nothing is loaded at the beginning
 
@@ -101,6 +101,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if not (self.pools and self.stages and self.streams):
             raise UserError("a scenario needs [pools], [stages] and [[streams]]")
+        if MEDIA in self.stages:
+            raise UserError(f"no stage can be called {MEDIA!r}: that is what streams bring")
         for name, stage in self.stages.items():
             for pool in (stage.pool, *(rung.pool for rung in stage.lower)):
                 if pool not in self.pools:

@@ -10,14 +10,19 @@ that machine only: `machine` has to be equal.
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from streams.records import Record
 
+Seconds = Annotated[float, Meta(ge=0, le=1e6)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 EnergyBy = Literal["", "rapl", "estimate"]
 RESAMPLINGS = 1000
+LEAST_S = 1e-9
+Line = tuple[float, float]  # a and c of a + c b
 W_PER_CORE = 10.0  # of an estimate: a core of a server at work, e.g. 205 W over 20 cores of a Xeon Gold 6248
 
 
@@ -35,14 +40,14 @@ class OnRung(NamedTuple):
 class BatchTimes(Record, frozen=True, omit_defaults=False):
     """Batches of one size, of which `num_beside` ran side by side: the quantiles of how long they took, s."""
 
-    batch_size: int
-    num_beside: int
-    num: int
-    mean_s: float
-    sd_s: float
-    p50_s: float
-    p95_s: float
-    max_s: float
+    batch_size: Count
+    num_beside: Count
+    num: Count
+    mean_s: Seconds
+    sd_s: Seconds
+    p50_s: Seconds
+    p95_s: Seconds
+    max_s: Seconds
 
     @staticmethod
     def of(batch_size: int, num_beside: int, took_s: Sequence[float]) -> "BatchTimes":
@@ -102,9 +107,11 @@ class Profile(Record, frozen=True, omit_defaults=False):
     at: str  # RFC 3339
     knobs: dict[str, Any] = msgspec.field(default_factory=dict)
     runs_in: str = "thread"
-    max_batch: int = 1
-    times: tuple[BatchTimes, ...] = ()
-    fresh: float = 1.0  # of items that share work, the share for which nothing is done yet; others take next to nothing
+    max_batch: Count = 1
+    times: Annotated[tuple[BatchTimes, ...], Meta(max_length=1000)] = ()
+    fresh: Annotated[float, Meta(ge=0, le=1)] = (
+        1.0  # of items that share work, the share for which nothing is done yet; others take next to nothing
+    )
     cold_s: float | None = None  # to load it and do a first item, in a process of its own; None: not measured
     memory_bytes: int | None = None  # that such a process grew by
     cpu_s: float = 0.0  # of all threads, for an item in a full batch
@@ -132,9 +139,15 @@ class Profile(Record, frozen=True, omit_defaults=False):
         return tuple(each for each in self.times if each.num_beside == most)
 
     @property
-    def line(self) -> tuple[float, float]:
+    def line(self) -> Line:
         """a and c of s(b) = a + c b, both of 0 or more, s; (0, 0) where nothing was measured."""
         return fitted([(each.batch_size, each.mean_s) for each in self.busy])
+
+    @property
+    def line_alone(self) -> Line:
+        """With nothing beside it."""
+        alone = [(each.batch_size, each.mean_s) for each in self.times if each.num_beside == 1]
+        return fitted(alone) if alone else self.line
 
     @property
     def spread(self) -> float:
@@ -174,11 +187,10 @@ class Seen(Record, frozen=True, omit_defaults=False):
     machine: str
     at: str  # RFC 3339
     knobs: dict[str, Any] = msgspec.field(default_factory=dict)
-    base_s: float = 0.0
-    per_item_s: float = 0.0
-    spread: float = 0.0
+    base_s: Seconds = 0.0
+    per_item_s: Seconds = 0.0
+    spread: Annotated[float, Meta(ge=0, le=100)] = 0.0
     num_batches: int = 0
-    usual_batch: float = 1.0
     drift: float | None = None  # how long batches lately took over what the profile says; None: nothing says
 
     @property
@@ -192,15 +204,16 @@ class Expected(NamedTuple):
     base_s: float
     per_item_s: float
     spread: float
-    profiled: tuple[float, float] | None = None  # a and c of the profile, where there is one
+    profiled: tuple[Line, Line] | None = None  # of the profile: alone, and with every core busy
 
 
-def fitted(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
+def fitted(points: Sequence[tuple[int, float]]) -> Line:
     """a and c of the line a + c b nearest to what batches of b took, in which each point counts by its share, so that a
     large batch says no more than a small one; both of 0 or more."""
     if not points:
         return 0.0, 0.0
-    weights = [1 / took_s**2 if took_s > 0 else 1.0 for _, took_s in points]
+    points = [(size, max(took_s, LEAST_S)) for size, took_s in points]
+    weights = [1 / took_s**2 for _, took_s in points]
     total = sum(weights)
     mean_b = sum(w * b for w, (b, _) in zip(weights, points, strict=True)) / total
     mean_s = sum(w * s for w, (_, s) in zip(weights, points, strict=True)) / total

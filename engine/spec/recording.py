@@ -2,46 +2,54 @@
 have happened otherwise (`engine.simulate.replaying`). Values only.
 """
 
+from typing import Annotated, Literal
+
 import msgspec
+from msgspec import Meta
 
 from streams.records import Record
 
-DECODE = "decode"  # the stage and the pool that decoding is
+DECODE = "(decoding)"  # the stage and the pool that decoding is: a name that no other has
 MAX_STREAMS = 2_000
-MAX_SEGMENTS = 200_000
+MAX_SEGMENTS = 20_000  # of all streams together: each is read
+MAX_STAGES = 500
+
+
+Seconds = Annotated[float, Meta(ge=0, le=1e6)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
 class RecordedPool(Record, frozen=True, omit_defaults=False):
     """A rung, and its batches: of each size how many there were, and their mean and standard deviation, s."""
 
-    max_batch: int = 1
-    runs_in: str = "thread"
-    device: str = "cpu"
-    num_instances: int = 1
-    max_in_flight: int = 16
-    batches: tuple[tuple[int, int, float, float], ...] = ()
+    max_batch: Annotated[int, Meta(ge=1, le=4096)] = 1
+    runs_in: Literal["loop", "thread", "process", "async"] = "thread"
+    device: Literal["cpu", "cuda"] = "cpu"
+    num_instances: Annotated[int, Meta(ge=1, le=1024)] = 1
+    max_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 16
+    batches: Annotated[tuple[tuple[Count, Count, Seconds, Seconds], ...], Meta(max_length=5000)] = ()
 
 
 class RecordedRung(Record, frozen=True, omit_defaults=False):
     pool: str
-    quality: float = 1.0
+    quality: Annotated[float, Meta(ge=0, le=1)] = 1.0
 
 
 class RecordedStage(Record, frozen=True, omit_defaults=False):
     """A stage: its rungs, the best first, what it reads, and for what share of segments its gate was open."""
 
-    rungs: tuple[RecordedRung, ...]
-    inputs: tuple[str, ...]
-    share: float = 1.0
+    rungs: Annotated[tuple[RecordedRung, ...], Meta(min_length=1, max_length=50)]
+    inputs: Annotated[tuple[str, ...], Meta(min_length=1, max_length=100)]
+    share: Annotated[float, Meta(ge=0, le=1)] = 1.0
 
 
 class RecordedStream(Record, frozen=True, omit_defaults=False):
     """A stream: the stages that jobs wanted of it, and when its segments came, s from the recording's beginning."""
 
-    stages: tuple[str, ...]
-    max_lag_s: float
-    came_s: tuple[float, ...]
-    latency_s: float = 0.0
+    stages: Annotated[tuple[str, ...], Meta(min_length=1, max_length=MAX_STAGES)]
+    max_lag_s: Annotated[float, Meta(gt=0, le=1e6)]
+    came_s: Annotated[tuple[Seconds, ...], Meta(max_length=MAX_SEGMENTS)]
+    latency_s: Seconds = 0.0
 
 
 class Outcome(Record, frozen=True, omit_defaults=False):
@@ -52,18 +60,17 @@ class Outcome(Record, frozen=True, omit_defaults=False):
     p50_s: float | None = None
     p99_s: float | None = None
     quality: float = 1.0  # of those in time, against the best rungs
-    num_rung_changes: int = 0
+    num_rung_changes: int | None = None  # None: nobody has counted
 
 
 class Recording(Record, frozen=True, omit_defaults=False):
     """Of all live streams with standing jobs on a NATS server, over a while."""
 
     began_ns: int  # Unix time
-    seconds: float
-    num_cores: int
-    stages: dict[str, RecordedStage]
-    pools: dict[str, RecordedPool]
-    streams: dict[str, RecordedStream]
+    seconds: Annotated[float, Meta(gt=0, le=1e6)]
+    num_cores: Annotated[int, Meta(ge=1, le=4096)]
+    stages: Annotated[dict[str, RecordedStage], Meta(min_length=1, max_length=MAX_STAGES)]
+    pools: Annotated[dict[str, RecordedPool], Meta(min_length=1, max_length=10 * MAX_STAGES)]
+    streams: Annotated[dict[str, RecordedStream], Meta(min_length=1, max_length=MAX_STREAMS)]
     outcome: Outcome
-    num_decisions: int = 0
     notices: tuple[str, ...] = msgspec.field(default_factory=tuple)

@@ -73,22 +73,27 @@ async def _decisions(parsed: argparse.Namespace) -> None:
             )
             console(stderr=True).print(f"{escape(str(parsed.record))}: {said}", soft_wrap=True)
             return
-        wanted = [each for each in await client.decisions(parsed.stream) if parsed.loop in ("", each.loop)]
-        if parsed.json:
-            lines(wanted)
-        else:
-            for decision in wanted:
-                _show(decision)
-        if not wanted and not parsed.follow:
-            console(stderr=True).print("nothing was decided lately: every segment was begun, on the best rungs")
         if parsed.follow:
-            async for decision in client.coming_decisions(parsed.stream):
-                if parsed.loop in ("", decision.loop):
-                    if parsed.json:
-                        sys.stdout.write(json_line(decision) + "\n")
-                        sys.stdout.flush()
-                    else:
-                        _show(decision)
+            async for decision in client.follow_decisions(parsed.stream, parsed.loop):
+                _tell(decision, parsed.json)
+        wanted = await client.decisions(parsed.stream, parsed.loop)
+        for decision in wanted:
+            _tell(decision, parsed.json)
+        if not wanted:
+            of = " ".join(
+                each
+                for each in (f"on {parsed.stream}" * bool(parsed.stream), f"by {parsed.loop}" * bool(parsed.loop))
+                if each
+            )
+            console(stderr=True).print(f"nothing was decided lately {of}".rstrip(), soft_wrap=True)
+
+
+def _tell(decision: Decision, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json_line(decision) + "\n")
+        sys.stdout.flush()
+    else:
+        _show(decision)
 
 
 def _show(decision: Decision) -> None:

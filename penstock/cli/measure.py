@@ -3,7 +3,7 @@
 from __future__ import annotations  # what measures loads much: only these commands need it
 
 import argparse
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,8 @@ async def _profile(parsed: argparse.Namespace) -> None:
         console(stderr=True).print("no profile is kept for this machine: penstock profile measures")
         return
     out.print(f"{found[0].machine}; one batch at a time, and on every core", soft_wrap=True)
-    out.print(_table(found))
+    seen = {each.name: how.profiles().seen(each.on) for each in found} if parsed.kept else {}
+    out.print(_table(found, {name: each.drift for name, each in seen.items() if each is not None and each.drift}))
     if any(each.energy_by == "estimate" for each in found):
         from engine.spec.profile import W_PER_CORE
 
@@ -93,12 +94,12 @@ async def _profile(parsed: argparse.Namespace) -> None:
         console(stderr=True).print(said, soft_wrap=True)
 
 
-def _table(found: list[Profile]) -> Table:
+def _table(found: list[Profile], drifts: Mapping[str, float]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("capability", "rung", "on"):
         table.add_column(name)
     is_judged = any(each.quality is not None for each in found)
-    judged = ("quality",) if is_judged else ()
+    judged = (*(("in work",) if drifts else ()), *(("quality",) if is_judged else ()))
     for name in ("batch", "alone", "busy", "p95", "items/s", "to load", "memory", "J/item", *judged):
         table.add_column(name, justify="right")
     for each in found:
@@ -107,6 +108,7 @@ def _table(found: list[Profile]) -> Table:
             "" if each.cold_s is None else f"{each.cold_s:.2f} s",
             "" if each.memory_bytes is None else f"{each.memory_bytes / 1e6:.0f} MB",
             "" if each.energy_j is None else f"{each.energy_j:.3g}",
+            *([f"x {drifts[each.name]:.2f}" if each.name in drifts else ""] if drifts else []),
             *([_quality(each.quality)] if is_judged else []),
         ]
         by_size = _by_size(each)
@@ -149,7 +151,7 @@ def _by_size(profile: Profile) -> list[tuple[BatchTimes, BatchTimes]]:
     if profile.runs_in == "async":
         return [(each, each) for each in profile.times]
     alone = {each.batch_size: each for each in profile.times if each.num_beside == 1}
-    return [(alone[each.batch_size], each) for each in profile.busy]
+    return [(alone.get(each.batch_size, each), each) for each in profile.busy]
 
 
 async def _capacity(parsed: argparse.Namespace) -> None:
@@ -173,6 +175,8 @@ async def _capacity(parsed: argparse.Namespace) -> None:
 
 
 def _show(found: Fits) -> None:
+    from engine.simulate.capacity import IN_TIME
+
     out = console()
     say: Callable[[str], None] = partial(out.print, soft_wrap=True)
     capacity, bound_s = found.capacity, found.latency_s or found.max_lag_s
@@ -200,5 +204,6 @@ def _show(found: Fits) -> None:
     alone = f"with nothing beside it, an answer comes after {found.least_latency_s:.2f} s"
     on_best = " on the best rungs" if any_ is not best else ""
     say(f"one more takes {found.core_s:.3g} of a core{on_best}{energy}; {alone}")
-    more = f"with {capacity.over.num_streams}, {100 * capacity.over.in_time:.1f} % would be in time"
-    say(f"{more}; no schedule carries more than {capacity.most:.1f}")
+    over, most = capacity.over, f"no schedule carries more than {capacity.most:.1f}"
+    is_late = over.in_time < IN_TIME  # with much time, what is too much is not late for long
+    say(f"with {over.num_streams}, {100 * over.in_time:.1f} % would be in time; {most}" if is_late else most)

@@ -1,5 +1,6 @@
 """Decisions, recordings and profiles over a real server: told, followed, replayed, learned and gone by."""
 
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from engine.node.recalling import following_decisions
 from engine.node.recording import Recorder
 from engine.node.submission import JobRequest
 from engine.run.assignment import Assignment
+from engine.run.journal import MAX_DECISIONS, MAX_TOLD, Journal, _within
 from engine.run.profiles import Profiles
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Worker
@@ -70,6 +72,26 @@ async def test_what_is_decided_is_told_followed_and_said_why(service: Service, n
             while lowered not in heard:  # noqa: ASYNC110 - it comes by another connection
                 await anyio.sleep(0.02)
         tasks.cancel_scope.cancel()
+
+
+def test_a_loop_that_decides_often_drives_out_no_other_s() -> None:
+    journal, heard = Journal("w"), list[Decision]()
+    journal.on_decision = heard.append
+    journal.decided(
+        Decision(1, "rungs", "rung small from now on", "it is late", stream="s", inputs={"left_s": math.inf})
+    )
+    for number in range(2 * MAX_DECISIONS):
+        journal.decided(Decision(2 + number, "passage", "not begun", "no time", stream="s", segment=str(number)))
+    told = journal.decisions("s")
+    assert told[0].loop == "rungs"
+    assert told[0].inputs == {}  # JSON has no infinity
+    assert len(told) == 1 + MAX_TOLD
+    assert journal.decisions(loop="rungs") == told[:1]
+    assert len(heard) == 1 + 2 * MAX_DECISIONS
+    within = msgspec.json.decode(_within(told, 40_000), type=list[Decision])
+    assert within[0] == told[0]
+    assert within[-1] == told[-1]
+    assert 1 < len(within) < 300
 
 
 async def test_what_came_is_recorded_and_what_would_have_happened_is_told(service: Service, nats_url: str) -> None:

@@ -65,6 +65,12 @@ def test_a_stage_behind_a_gate_need_not_take_anything() -> None:
     assert least_latency_s(gated, known(a=[0.1], b=[5.0]), 2.0) == pytest.approx(0.1)
 
 
+def test_a_gate_that_may_be_shut_refuses_nothing() -> None:
+    gated = Plan(workflow="w", stages=(stage("a", "media"), stage("b", "media", gate="a")), answers=("b",))
+    assert not why_not(gated, known(a=[0.01], b=[5.0]), 1.0, 2.0, 2)
+    assert why_not(gated, known(a=[0.01], b=[5.0])._replace(shares={"b": 1.0}), 1.0, 2.0, 2)
+
+
 def test_what_comes_has_to_fit_on_the_cores() -> None:
     heavy = known(a=[3.0, 1.5], b=[1.0], c=[0.9])
     assert why_not(CHAIN, heavy, 9.0, 2.0, 2) == ""

@@ -1,5 +1,6 @@
 """The folder of profiles: what is kept, found again, passed over, and what pools begin with."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,7 @@ from engine.decide.decisions import Decision
 from engine.decide.learned import Learned
 from engine.run.expecting import MIN_BATCHES, Expectation
 from engine.run.profiles import MAX_CLIPS, Profiles, machine_name
-from engine.spec.profile import BatchTimes, Expected, OnRung, Profile
+from engine.spec.profile import BatchTimes, Expected, OnRung, Profile, Seen
 from streams.errors import UserError
 
 ON = OnRung("look", "eyes", "wide", 1, {"size": 3}, "cpu")
@@ -128,12 +129,73 @@ def test_a_pool_begins_with_the_profile_and_then_with_what_was_seen(kept: Profil
 def test_what_was_learned_is_told_when_there_is_something_new() -> None:
     learned, expectation = Learned(4), Expectation("a pool", ON, None, nobody)
     assert expectation.drift is None
-    for _ in range(MIN_BATCHES):
+    for number in range(MIN_BATCHES):
         assert expectation.seen(learned, "here") is None
-        expectation.note(1, 0.1)
-        learned.took(1, 0.1)
+        expectation.note(1 + number % 2, 0.1)
+        learned.took(1 + number % 2, 0.1)
     assert expectation.seen(learned, "here") is not None
     assert expectation.seen(learned, "here") is None
+
+
+def test_of_batches_of_one_size_nothing_is_kept_for_nothing_is_known_of_others() -> None:
+    """The next one would take a full batch for so many times as long."""
+    learned, expectation = Learned(16), Expectation("a pool", ON, None, nobody)
+    learned.expect(0.05, 0.002, 0.0)
+    for _ in range(500):
+        expectation.note(1, 0.052)
+        learned.took(1, 0.052)
+    assert expectation.seen(learned, "here") is None
+    alone, one = Learned(1), Expectation("a pool", ON, None, nobody)
+    for _ in range(MIN_BATCHES):
+        one.note(1, 0.052)
+        alone.took(1, 0.052)
+    seen = one.seen(alone, "here")
+    assert seen is not None
+    assert seen.base_s + seen.per_item_s == pytest.approx(0.052)
+
+
+def test_what_is_newer_counts_what_was_measured_or_what_was_seen(kept: Profiles) -> None:
+    kept.keep(profile(at="2026-02-01"))
+    on = {**ON._asdict(), "machine": "here", "per_item_s": 9.0, "num_batches": 30}
+    for at, per_item_s in (("2026-01-01", profile().line[1]), ("2026-03-01", 9.0)):
+        kept.keep_seen(Seen(**on, at=at))
+        expected = kept.expected(ON)
+        assert expected is not None
+        assert expected.per_item_s == pytest.approx(per_item_s)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '"mean_s":0.2 -> "mean_s":1e308',
+        '"mean_s":0.2 -> "mean_s":-1',
+        '"batch_size":1 -> "batch_size":0',
+        '"max_batch":4 -> "max_batch":0',
+        '"fresh":1.0 -> "fresh":-1',
+        '"num_beside":1 -> "num_beside":0',
+    ],
+)
+def test_figures_that_cannot_be_are_passed_over(kept: Profiles, wrong: str) -> None:
+    kept.keep(profile())
+    (path,) = kept.folder.glob("*/*/*.json")
+    before, _, after = wrong.partition(" -> ")
+    text = msgspec.json.encode(msgspec.json.decode(path.read_bytes())).decode()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    assert kept.all() == []
+    assert kept.expected(ON) is None
+
+
+def test_what_takes_no_time_at_all_is_no_reason_to_fail(kept: Profiles) -> None:
+    kept.keep(profile(took_s=1e-200))
+    assert kept.expected(ON) is not None
+
+
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(kept: Profiles) -> None:
+    kept.keep(profile())
+    (path,) = kept.folder.glob("*/*/*.json")
+    os.mkfifo(path.with_name("profile-pipe.json"))
+    assert kept.all() == [profile()]
 
 
 def test_a_pool_of_which_nothing_is_expected_knows_nothing() -> None:

@@ -1,11 +1,13 @@
 """What stages are given over a clip, and how long they take, without a server."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import toys
 
+from engine.run import profiling
 from engine.run.profiling import Effort, cold, measured, measured_decode
 from engine.run.sampling import Sample, compute, sample
 from engine.spec.catalogue import Catalogue
@@ -135,6 +137,36 @@ async def test_each_size_is_measured_alone_and_with_every_core_busy() -> None:
     assert all(each.num >= 3 and each.mean_s > 0 for each in took.times)
     in_loop = await measured(toys.Read, Settings(), Device(), result.prepared(read, read.rung), 2, SHORT)
     assert [(each.batch_size, each.num_beside) for each in in_loop.times] == [(1, 1)]
+
+
+def test_two_loops_are_never_at_one_place_and_no_two_items_are_of_one_stream() -> None:
+    inputs = [Inputs("s", place, place, None, {}) for place in range(8)]
+    for own in range(20):
+        batches = [profiling._batch(inputs, loop * profiling.APART + own, 3) for loop in range(4)]
+        assert len({batch[0].first for batch in batches}) == 4
+        assert len({item.stream for batch in batches for item in batch}) == 12
+
+
+def test_only_packages_are_counted_for_others_are_parts_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domains = {
+        "intel-rapl:0": "package-0",
+        "intel-rapl:0:0": "core",
+        "intel-rapl:1": "psys",
+        "intel-rapl:2": "package-1",
+    }
+    for name, what in domains.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(f"{what}\n")
+        (tmp_path / name / "energy_uj").write_text("1000000\n")
+    monkeypatch.setattr(profiling, "RAPL", tmp_path)
+    counter = profiling.EnergyCounter()
+    for name in domains:
+        (tmp_path / name / "energy_uj").write_text("3000000\n")
+    assert counter.since(1.0, 4) == (1.0, "rapl")  # two joules of each of two packages
+    monkeypatch.setattr(profiling, "RAPL", tmp_path / "none")
+    assert profiling.EnergyCounter().since(2.0, 4) == (5.0, "estimate")
 
 
 def test_sizes_are_powers_of_two_and_the_largest() -> None:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from engine.simulate.modelled import ENGINE
 from engine.simulate.replaying import Replayed, changed, outcome, scenario_of_recording
-from engine.spec.recording import Outcome, RecordedPool, RecordedRung, RecordedStage, RecordedStream, Recording
+from engine.spec.recording import DECODE, Outcome, RecordedPool, RecordedRung, RecordedStage, RecordedStream, Recording
 from streams.errors import UserError
 
 
@@ -12,17 +13,17 @@ def recording(num_streams: int = 4, *, has_lower: bool = True, **more: object) -
     every_s, took_s = 1.0, 0.3
     rungs = (RecordedRung(pool="look/big"), RecordedRung(pool="look/small", quality=0.8))
     stages = {
-        "decode": RecordedStage(rungs=(RecordedRung(pool="decode"),), inputs=("media",)),
-        "look": RecordedStage(rungs=rungs if has_lower else rungs[:1], inputs=("decode",)),
+        DECODE: RecordedStage(rungs=(RecordedRung(pool=DECODE),), inputs=("media",)),
+        "look": RecordedStage(rungs=rungs if has_lower else rungs[:1], inputs=(DECODE,)),
     }
     pools = {
-        "decode": RecordedPool(batches=((1, 50, 0.02, 0.0),)),
+        DECODE: RecordedPool(batches=((1, 50, 0.02, 0.0),)),
         "look/big": RecordedPool(max_batch=4, batches=((1, 20, took_s, 0.01), (4, 10, 4 * took_s, 0.05))),
         "look/small": RecordedPool(max_batch=4, batches=((1, 20, took_s / 4, 0.01),)),
     }
     streams = {
         f"s{number}": RecordedStream(
-            stages=("decode", "look"),
+            stages=(DECODE, "look"),
             max_lag_s=3.0,
             came_s=tuple(number / num_streams * every_s + every_s * turn for turn in range(60)),
             **more,  # type: ignore[arg-type]
@@ -77,9 +78,9 @@ def test_passage_and_batches_can_be_left_away() -> None:
     busy = scenario_of_recording(recording(num_streams=8))
     assert changed(busy, ["passage=off"]) == Replayed(busy, asks_passage=False)
     one = changed(busy, ["max_batch=1"]).scenario
-    assert [one.pools[name].max_batch for name in ("look/big", "look/small", "decode", "engine")] == [1, 1, 1, 1]
+    assert [one.pools[name].max_batch for name in ("look/big", "look/small", DECODE, ENGINE)] == [1, 1, 1, 1]
     eight = changed(busy, ["max_batch=8"]).scenario
-    assert [eight.pools[name].max_batch for name in ("look/big", "decode", "engine")] == [8, 1, 1]
+    assert [eight.pools[name].max_batch for name in ("look/big", DECODE, ENGINE)] == [8, 1, 1]
 
 
 def test_streams_with_stages_of_their_own_are_told_apart() -> None:
@@ -115,7 +116,7 @@ def test_streams_with_stages_of_their_own_are_told_apart() -> None:
         ("latency=xms", "could not convert"),
         ("rungs=worst", "give best or any"),
         ("passage=perhaps", "give on or off"),
-        ("faster.ears=2", "no pool 'ears' was recorded; there are: decode, look/big"),
+        ("faster.ears=2", "no pool 'ears' was recorded; there are: (decoding), look/big"),
     ],
 )
 def test_what_is_wrong_with_a_setting_is_said(setting: str, said: str) -> None:
