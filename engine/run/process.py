@@ -109,7 +109,3 @@ def main() -> None:
         code = 4
     sys.stderr.flush()
     os._exit(code)  # a thread still inside an operator must not hold the process
-
-
-if __name__ == "__main__":
-    main()

@@ -29,6 +29,7 @@ import msgspec
 import structlog
 
 from engine.run.instances import Instances, load
+from engine.run.spawn import python_on
 from engine.spec.catalogue import installed
 from engine.spec.operator import Demand, Device, Inputs, Operator, by_kind, shares_work
 from engine.spec.plan import settings_of
@@ -239,7 +240,7 @@ async def cold(capability: str, implementation: str, knobs: dict[str, Any], devi
     asked = msgspec.json.encode(
         {"capability": capability, "implementation": implementation, "knobs": knobs} | {"device": device}
     )
-    command = [sys.executable, "-m", "engine.run.profiling"]
+    command = python_on("engine.run.profiling")
     try:
         with anyio.fail_after(MAX_S * 2):
             done = await anyio.run_process(command, input=asked, check=False, stderr=subprocess.DEVNULL)
@@ -249,8 +250,8 @@ async def cold(capability: str, implementation: str, knobs: dict[str, Any], devi
         return None
 
 
-def _load_alone() -> None:
-    """What the process of `cold` does."""
+def main() -> None:
+    """What the process of `cold` does: load a rung, and say what that took."""
     asked = from_json(sys.stdin.buffer.read(), _Asked)
     operator = installed().implementation(asked.capability, asked.implementation)
     before_bytes, began_s = _resident_bytes(), time.perf_counter()
@@ -264,7 +265,3 @@ def _resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:  # no Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-if __name__ == "__main__":
-    _load_alone()

@@ -26,11 +26,17 @@ Process = subprocess.Popen[bytes]
 _ahead: list[Process] = []
 
 
+def python_on(module: str) -> list[str]:
+    """The command that runs a module's `main`. The folder one is in comes last of where modules are looked for: it may
+    hold anything by the name of one of ours."""
+    return [sys.executable, "-P", "-c", f"import sys; sys.path.append(''); from {module} import main; main()"]
+
+
 def worker(errors: IO[bytes] | int) -> Process:
     """A worker that waits for its assignment, on standard input. What it says goes to `errors` until then; from then
     on something comes on its standard output every second, as long as its event loop runs."""
     return subprocess.Popen(
-        [sys.executable, "-m", "engine.run.process"],
+        python_on("engine.run.process"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,

@@ -54,6 +54,28 @@ async def test_one_whose_event_loop_stops_is_ended_and_another_started(
         os.kill(frozen, 0)
 
 
+async def test_a_folder_may_hold_anything_by_our_names(
+    nats_url: str, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("engine", "streams", "operators"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('a game')\n")
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "workers.log"
+    async with node(1, log) as workers, connect(nats_url) as link:
+        heard: list[str] = []
+
+        async def hear(message: Any) -> None:
+            heard.append(message.subject)
+
+        await link.subscribe("penstock.signals.>", hear)
+        await link.client.flush()
+        workers.assign(Assignment(url=nats_url))
+        await eventually(lambda: heard != [])
+        assert workers.num_restarts == 0
+    assert b"a game" not in log.read_bytes()
+
+
 def test_one_that_has_died_is_passed_over() -> None:
     spawn.ahead()
     (process,) = spawn._ahead
