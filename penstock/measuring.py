@@ -38,6 +38,7 @@ from streams.media.probe import probe
 from streams.media.segmenter import segments, stream_id
 from streams.records import Segment
 
+LONGER = 1.2  # than was asked for
 MAX_LABELLED = 400  # segments of a labelled recording that are looked at
 FILLER = "person"  # stands for words that a capability has to be given
 WINDOW_S = 60.0  # that a stage looks back which would reduce a whole range
@@ -196,18 +197,22 @@ async def fits(
     least_s, most_s = BOUNDS["max_lag_s"]
     if not least_s <= max_lag_s <= most_s:
         raise UserError(f"a lag of {max_lag_s:g} s: give between {least_s:g} and {most_s:g} s")
-    plan = await _planned(workflow.for_asks(asks), how, Pace(how.segment_s, lag_s), how.window, objective.quality)
     cut = await _cut(how)
+    segment_s, notices = cut.segment_s, list[str]()
+    if segment_s > LONGER * how.segment_s:
+        told = f"segments of the clip are {segment_s:.3g} s long, for it has a keyframe no more often"
+        notices.append(f"{told}: `penstock push --gop` cuts such a source anew")
+    plan = await _planned(workflow.for_asks(asks), how, Pace(segment_s, lag_s), how.window, objective.quality)
     taken = await sample(plan, catalogue, cut.segments, how.on_step)
     profiler = _profiler(taken, cut, how)
     by_stage = {stage.id: [await profiler.of_stage(stage, rung) for rung in stage.rungs] for stage in plan.stages}
     known = Known(by_stage, await profiler.of_decoding(), {id: each.share for id, each in taken.stages.items()})
-    wanted = Wanted(how.segment_s, max_lag_s, objective.latency_s)
+    wanted = Wanted(segment_s, max_lag_s, objective.latency_s)
 
     def scenario_of(num_streams: int, num_each: int) -> Scenario:
         return scenario_of_plan(plan, known, catalogue, wanted, num_streams, machine.num_cores, num_each)
 
-    bound_s = max(0.001, wanted.bound_s - longest_wait_s(plan, how.segment_s))
+    bound_s = max(0.001, wanted.bound_s - longest_wait_s(plan, segment_s))
     simulated = partial(capacity, scenario_of, bound_s, on_load)
     found = await anyio.to_thread.run_sync(simulated, abandon_on_cancel=True)
     best = [(known.shares[id], profiles[0]) for id, profiles in by_stage.items()]
@@ -218,16 +223,16 @@ async def fits(
         machine=how.profiles().machine,
         num_cores=machine.num_cores,
         clip=cut.clip.name,
-        segment_s=how.segment_s,
+        segment_s=segment_s,
         max_lag_s=max_lag_s,
         latency_s=objective.latency_s,
         quality=objective.quality,
         capacity=found,
-        core_s=(core_s(plan, known) + engine_s(plan)) / how.segment_s,
-        least_latency_s=least_latency_s(plan, known, how.segment_s),
-        energy_j=sum(used_j) / how.segment_s if is_known else None,
+        core_s=(core_s(plan, known) + engine_s(plan)) / segment_s,
+        least_latency_s=least_latency_s(plan, known, segment_s),
+        energy_j=sum(used_j) / segment_s if is_known else None,
         profiles=(*(profile for profiles in by_stage.values() for profile in profiles), *known.decoding),
-        notices=plan.notices,
+        notices=(*notices, *plan.notices),
     )
 
 
@@ -236,6 +241,12 @@ class _Cut(NamedTuple):
 
     clip: Clip
     segments: Sequence[Segment]
+
+    @property
+    def segment_s(self) -> float:
+        """How long the segments are: the middle one."""
+        lengths = sorted(segment.duration_ns for segment in self.segments)
+        return lengths[len(lengths) // 2] / 1e9
 
 
 async def _cut(how: Measuring) -> _Cut:

@@ -77,6 +77,14 @@ async def test_streams_fit_as_many_as_the_measured_stages_allow(tmp_path: Path) 
         await fits(workflow, slo=["swift"], how=how)
 
 
+async def test_a_clip_with_few_keyframes_comes_in_longer_segments(tmp_path: Path) -> None:
+    how = Measuring(segment_s=0.5, max_segments=2, effort=SHORT, store=tmp_path)
+    workflow = Workflow(name="scenes", stages={"scenes": Stage(capability="detect_scenes", inputs={"media": "media"})})
+    found = await fits(workflow, max_lag_s=5.0, how=how)
+    assert found.segment_s > 0.6
+    assert "it has a keyframe no more often" in found.notices[0]
+
+
 def test_people_are_told_in_a_table_and_in_sentences(tmp_path: Path) -> None:
     path = tmp_path / "scenes.toml"
     path.write_text(SCENES)
