@@ -217,6 +217,8 @@ async def fits(
     found = await anyio.to_thread.run_sync(simulated, abandon_on_cancel=True)
     best = [(known.shares[id], profiles[0]) for id, profiles in by_stage.items()]
     used_j = [share * profile.fresh * (profile.energy_j or 0.0) for share, profile in best]
+    whole_s, stages_s = core_s(plan, known) + engine_s(plan), core_s(plan, known._replace(decoding=()))
+    beside = whole_s / stages_s if stages_s else 1.0  # decoding and the engine take as much for each second of a core
     is_known = all(profiles[0].energy_j is not None for profiles in by_stage.values())
     return Fits(
         workflow=plan.workflow,
@@ -228,9 +230,9 @@ async def fits(
         latency_s=objective.latency_s,
         quality=objective.quality,
         capacity=found,
-        core_s=(core_s(plan, known) + engine_s(plan)) / segment_s,
+        core_s=whole_s / segment_s,
         least_latency_s=least_latency_s(plan, known, segment_s),
-        energy_j=sum(used_j) / segment_s if is_known else None,
+        energy_j=beside * sum(used_j) / segment_s if is_known else None,
         profiles=(*(profile for profiles in by_stage.values() for profile in profiles), *known.decoding),
         notices=(*notices, *plan.notices),
     )

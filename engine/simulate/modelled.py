@@ -9,8 +9,8 @@
 | a stage that waits for more of the stream | that much less time for everything |
 | what the engine does for a segment, in its event loops and at the server | a stage of its own, ahead of all others |
 
-The last takes SEGMENT_S and for each stage OUTPUT_S of a core. With few streams it is more, for some is taken at rest as
-well (`bench/capacity.py --overhead`, on an AMD EPYC: 15 to 22 ms a segment of one stage, 40 of six); with many it is
+The last takes SEGMENT_S and for each stage OUTPUT_S of a core. With few streams it is more, for some is taken at rest
+as well (`bench/capacity.py --overhead`, on an AMD EPYC: 15 to 22 ms a segment of one stage, 40 of six); with many it is
 less, for they share what is done at once.
 """
 
