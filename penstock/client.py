@@ -16,7 +16,6 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
@@ -44,11 +43,12 @@ from engine.spec.recording import Recording
 from engine.spec.stream import Policy
 from engine.spec.workflow import Workflow
 from operators.heard import Speech
+from penstock.own_server import server_of
 from penstock.places import NATS_URL, default_store, title_of
 from penstock.transcripts import heard_in, streams_heard
 from streams import subjects
 from streams.decoding import from_json
-from streams.errors import LinkError, Malformed, UserError, first_error
+from streams.errors import Malformed, UserError, first_error
 from streams.media.references import filled_in
 from streams.media.segmenter import stream_id
 from streams.records import EndOfStream, Gap, Segment
@@ -57,7 +57,6 @@ from streams.wire.asking import ask
 from streams.wire.follow import follow
 from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import connect as connect_link
-from streams.wire.server import is_kept, running_server
 
 T = TypeVar("T")
 
@@ -71,9 +70,7 @@ class Answers(NamedTuple):
 
 
 REQUEST_TIMEOUT_S = 20.0
-LISTENS_S = 2.0
 MAX_BETWEEN = 1000  # decisions that are told and come as well
-RESTART_S = 20.0  # for which a server that is started again is waited for
 
 
 class Job:
@@ -386,30 +383,3 @@ async def connect(url: str | None = None, *, store: Path | None = None) -> Async
                 tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:  # whoever uses the client knows nothing of its tasks
         raise first_error(group) from group
-
-
-async def server_of(store: Path) -> str:
-    """The server that runs for a store; one that is being started again, as behind a full disk, is waited for. Raises
-    LinkError where none does."""
-    url, until_s = None, anyio.current_time() + RESTART_S
-    while anyio.current_time() < until_s:
-        url = await anyio.to_thread.run_sync(running_server, store)
-        if url is not None and await _listens(url):
-            return url
-        if not await anyio.to_thread.run_sync(is_kept, store):
-            break
-        await anyio.sleep(0.2)
-    if url is None:
-        raise LinkError(f"no Penstock runs here ({store}): start `penstock serve`, or give --nats URL")
-    return url
-
-
-async def _listens(url: str) -> bool:
-    """Whether a server takes connections there: one that has just ended is still written down."""
-    parts = urlsplit(url)
-    try:
-        with anyio.fail_after(LISTENS_S):
-            await (await anyio.connect_tcp(parts.hostname or "127.0.0.1", parts.port or 4222)).aclose()
-    except (OSError, TimeoutError, ValueError):
-        return False
-    return True

@@ -8,6 +8,7 @@
 | `profile` | batches take other than what was measured |
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -30,3 +31,6 @@ class Decision(Record, frozen=True, omit_defaults=False):
     pool: str = ""
     inputs: dict[str, float] = msgspec.field(default_factory=dict)
     worker: str = ""
+
+
+OnDecision = Callable[[Decision], None]

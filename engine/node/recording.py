@@ -114,7 +114,7 @@ class Recorder:
             stages={name: self._shared(name, stage) for name, stage in self._with_decoding(stages).items()},
             pools={name: self._pool(batches) for name, batches in self._pools.items()},
             streams={name: self._decoded(each) for name, each in streams.items()},
-            outcome=self._outcome(),
+            outcome=Outcome.of(len(self._took), [(took_s, worth) for good, took_s, worth in self._took if good]),
             notices=tuple(sorted(notices)),
         )
 
@@ -228,17 +228,6 @@ class Recorder:
             num_instances=operator.num_instances,
             max_in_flight=max(1, min(in_flight, operator.max_in_flight)),
             batches=batches.told(),
-        )
-
-    def _outcome(self) -> Outcome:
-        took = sorted(took_s for in_time, took_s, _ in self._took if in_time)
-        worth = [quality for in_time, _, quality in self._took if in_time]
-        return Outcome(
-            num_segments=len(self._took),
-            in_time=len(took) / len(self._took),
-            p50_s=took[len(took) // 2] if took else None,
-            p99_s=took[min(len(took) - 1, int(0.99 * len(took)))] if took else None,
-            quality=sum(worth) / len(worth) if worth else 1.0,
         )
 
 

@@ -1,14 +1,12 @@
 """What a pool expects of its rung before its first batch, whether that holds, and what is kept of what it learns."""
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+import time
 
-from engine.decide.decisions import Decision
+from engine.decide.answer import time_of_day
+from engine.decide.decisions import Decision, OnDecision
 from engine.decide.drift import Drift
 from engine.decide.learned import Learned
 from engine.spec.profile import Expected, OnRung, Seen
-
-OnDecision = Callable[[Decision], None]
 
 MIN_BATCHES = 20  # since it was last told, for it to be worth telling
 
@@ -53,7 +51,7 @@ class Expectation:
         return Seen(
             **self._on._asdict(),
             machine=machine,
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            at=time_of_day(time.time_ns()),
             base_s=base_s,
             per_item_s=per_item_s,
             spread=learned.curve.spread,

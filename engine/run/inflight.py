@@ -1,18 +1,16 @@
 """How many items of an engine that batches by itself are under way in a pool, as `engine.decide.inflight` says."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import structlog
 
-from engine.decide.decisions import Decision
+from engine.decide.decisions import Decision, OnDecision
 from engine.decide.inflight import InFlight
 from engine.spec.operator import Operator
 from streams.errors import Permanent
 
 log = structlog.get_logger(__name__)
-OnDecision = Callable[[Decision], None]
 
 
 class PoolLimit:

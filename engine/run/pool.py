@@ -22,12 +22,13 @@ import structlog
 from engine.decide import lanes
 from engine.decide.batcher import Batcher, Drop, Item, Run, WakeAt
 from engine.decide.cores import urgency_of
+from engine.decide.decisions import OnDecision
 from engine.decide.learned import Learned
 from engine.decide.signals import PoolSignals
 from engine.run.cores import Cores
 from engine.run.done import Canceled, Done, Late, OnDone
 from engine.run.expecting import Expectation
-from engine.run.inflight import OnDecision, PoolLimit
+from engine.run.inflight import PoolLimit
 from engine.run.instances import Answer, Instances, encoded, translated
 from engine.run.tally import Tally
 from engine.run.tickets import Lane, Ticket, no_word, nothing

@@ -8,11 +8,11 @@ import anyio
 import anyio.abc
 import structlog
 
+from engine.decide.decisions import OnDecision
 from engine.decide.lanes import is_worker_to_end
 from engine.decide.reconcile import lacking_rung
 from engine.run.cores import Cores
 from engine.run.host import StageRung
-from engine.run.inflight import OnDecision
 from engine.run.pool import Pool
 from engine.run.profiles import Profiles
 from engine.spec.catalogue import Catalogue

@@ -1,11 +1,12 @@
 """The profiler: profiles of all that a workflow may run on here, over a clip; measured now where there is none yet."""
 
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
 
+from engine.decide.answer import time_of_day
 from engine.run.profiles import Profiles
 from engine.run.profiling import Effort, cold, measured, measured_decode
 from engine.run.sampling import Sample, compute
@@ -66,7 +67,7 @@ class Profiler:
             machine=self._profiles.machine,
             media=self._clip.name,
             segment_s=self._clip.segment_s,
-            at=_now(),
+            at=time_of_day(time.time_ns()),
             runs_in=operator.runs_in,
             max_batch=1 if operator.runs_in == "async" else operator.max_batch,
             times=took.times,
@@ -98,7 +99,7 @@ class Profiler:
                 machine=self._profiles.machine,
                 media=self._clip.name,
                 segment_s=self._clip.segment_s,
-                at=_now(),
+                at=time_of_day(time.time_ns()),
                 times=times,
             )
             for kind, times in found.items()
@@ -142,7 +143,3 @@ def on_offer(planned: PlannedStage, offer: Offer, machine: Machine, segment_s: f
         inputs=inputs,
         group=fused(inputs, operator(rung.knobs)),
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

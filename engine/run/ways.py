@@ -6,7 +6,7 @@ most.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from engine.decide.decisions import Decision
+from engine.decide.decisions import Decision, OnDecision
 from engine.decide.entrance import Entrance
 from engine.decide.lanes import CORES
 from engine.decide.passage import StageCost, Way, running_by_resource
@@ -18,8 +18,6 @@ from engine.spec.workflow import MEDIA
 ESTIMATE_NS = 1_000_000_000
 DECODING = "decoding"  # as if it were a stage of its own
 DECODE_MEMORY = 20  # segments
-
-OnDecision = Callable[[Decision], None]
 
 
 class Ways:
@@ -94,6 +92,8 @@ class Ways:
         when = due_ns, lag_s, latency_s, now_ns
         ladder = self._ladder(stream, now_ns)
         why, changes = self._entrance.enters(segment, *when, ladder, running_s, by_latency=all(latencies_s))
+        if not (why or changes):
+            return ""
         went_by = {"left_s": (due_ns - now_ns) / 1e9, "max_lag_s": lag_s, "latency_s": latency_s}
         went_by |= {f"{resource}_running_s": seconds for resource, seconds in running_s.items()}
         for changed in changes:

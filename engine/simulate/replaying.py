@@ -232,12 +232,4 @@ def outcome_of(report: Report, streams: Sequence[StreamsSpec]) -> Outcome:
         for stream, took_s, in_time, quality in every
         if in_time and took_s <= bounds_s[stream.partition("/")[0]]
     ]
-    took = sorted(took_s for took_s, _ in good)
-    return Outcome(
-        num_segments=segments.num,
-        in_time=len(good) / segments.num if segments.num else 1.0,
-        p50_s=took[len(took) // 2] if took else None,
-        p99_s=took[min(len(took) - 1, int(0.99 * len(took)))] if took else None,
-        quality=sum(quality for _, quality in good) / len(good) if good else 1.0,
-        num_rung_changes=len(report.changes),
-    )
+    return Outcome.of(segments.num, good, len(report.changes))

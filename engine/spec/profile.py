@@ -18,6 +18,7 @@ from msgspec import Meta
 from streams.records import Record
 
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 EnergyBy = Literal["", "rapl", "estimate"]
 RESAMPLINGS = 1000
@@ -93,8 +94,8 @@ class Measured(Record, frozen=True, omit_defaults=False):
         return Measured(metric=metric, value=value, low=low, high=high, num=len(scores), labels=labels)
 
 
-class Profile(Record, frozen=True, omit_defaults=False):
-    """Of one rung on one kind of device."""
+class _OfRung(Record, frozen=True, kw_only=True, omit_defaults=False):
+    """What is known of one rung on one kind of device of one machine."""
 
     capability: str
     implementation: str
@@ -102,26 +103,29 @@ class Profile(Record, frozen=True, omit_defaults=False):
     version: int
     device: str
     machine: str
-    media: str  # the clip's name, and the beginning of its hash
-    segment_s: float
     at: str  # RFC 3339
     knobs: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def on(self) -> OnRung:
+        return OnRung(self.capability, self.implementation, self.rung, self.version, self.knobs, self.device)
+
+
+class Profile(_OfRung, frozen=True, kw_only=True, omit_defaults=False):
+    """What it was measured to take."""
+
+    media: str  # the clip's name, and the beginning of its hash
+    segment_s: float
     runs_in: str = "thread"
     max_batch: Count = 1
     times: Annotated[tuple[BatchTimes, ...], Meta(max_length=1000)] = ()
-    fresh: Annotated[float, Meta(ge=0, le=1)] = (
-        1.0  # of items that share work, the share for which nothing is done yet; others take next to nothing
-    )
-    cold_s: float | None = None  # to load it and do a first item, in a process of its own; None: not measured
+    fresh: Share = 1.0  # of items that share work, those for which nothing is done yet; others take next to nothing
+    cold_s: float | None = None  # to load it, in a process of its own; None: not measured
     memory_bytes: int | None = None  # that such a process grew by
     cpu_s: float = 0.0  # of all threads, for an item in a full batch
     energy_j: float | None = None  # for an item in a full batch
     energy_by: EnergyBy = ""
     quality: Measured | None = None
-
-    @property
-    def on(self) -> OnRung:
-        return OnRung(self.capability, self.implementation, self.rung, self.version, self.knobs, self.device)
 
     @property
     def name(self) -> str:
@@ -176,26 +180,14 @@ def _share(scores: Sequence[tuple[float, float]]) -> float:
     return max(0.0, sum(right for right, _ in scores) / of) if of > 0 else 0.0
 
 
-class Seen(Record, frozen=True, omit_defaults=False):
-    """What a pool learned of a rung as it worked here: the line of its batches, and how many there were."""
+class Seen(_OfRung, frozen=True, kw_only=True, omit_defaults=False):
+    """What a pool learned of it as it worked: the line of its batches, and how many there were."""
 
-    capability: str
-    implementation: str
-    rung: str
-    version: int
-    device: str
-    machine: str
-    at: str  # RFC 3339
-    knobs: dict[str, Any] = msgspec.field(default_factory=dict)
     base_s: Seconds = 0.0
     per_item_s: Seconds = 0.0
     spread: Annotated[float, Meta(ge=0, le=100)] = 0.0
     num_batches: int = 0
     drift: float | None = None  # how long batches lately took over what the profile says; None: nothing says
-
-    @property
-    def on(self) -> OnRung:
-        return OnRung(self.capability, self.implementation, self.rung, self.version, self.knobs, self.device)
 
 
 class Expected(NamedTuple):

@@ -2,6 +2,7 @@
 have happened otherwise (`engine.simulate.replaying`). Values only.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -61,6 +62,19 @@ class Outcome(Record, frozen=True, omit_defaults=False):
     p99_s: float | None = None
     quality: float = 1.0  # of those in time, against the best rungs
     num_rung_changes: int | None = None  # None: nobody has counted
+
+    @staticmethod
+    def of(num_segments: int, good: Sequence[tuple[float, float]], num_rung_changes: int | None = None) -> "Outcome":
+        """Of so many segments, how long those in time took, s, and their quality."""
+        took = sorted(took_s for took_s, _ in good)
+        return Outcome(
+            num_segments=num_segments,
+            in_time=len(good) / num_segments if num_segments else 1.0,
+            p50_s=took[len(took) // 2] if took else None,
+            p99_s=took[min(len(took) - 1, int(0.99 * len(took)))] if took else None,
+            quality=sum(quality for _, quality in good) / len(good) if good else 1.0,
+            num_rung_changes=num_rung_changes,
+        )
 
 
 class Recording(Record, frozen=True, omit_defaults=False):

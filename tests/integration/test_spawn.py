@@ -12,9 +12,21 @@ from engine.node import worker_processes
 from engine.node.worker_processes import node
 from engine.run import spawn
 from engine.run.assignment import Assignment
-from streams.wire.link import connect
+from streams.wire.link import Link, connect
 
 pytestmark = pytest.mark.anyio
+
+
+async def signals_on(link: Link) -> list[str]:
+    """Subjects of what workers say of themselves, as they come."""
+    heard: list[str] = []
+
+    async def hear(message: Any) -> None:
+        heard.append(message.subject)
+
+    await link.subscribe("penstock.signals.>", hear)
+    await link.client.flush()
+    return heard
 
 
 async def test_the_one_started_ahead_is_taken_and_what_it_says_is_kept(tmp_path: Path, eventually: Eventually) -> None:
@@ -36,13 +48,7 @@ async def test_one_whose_event_loop_stops_is_ended_and_another_started(
     monkeypatch.setattr(worker_processes, "SILENT_S", 3.0)  # some beats
     log = tmp_path / "workers.log"
     async with node(1, log) as workers, connect(nats_url) as link:
-        heard: list[str] = []
-
-        async def hear(message: Any) -> None:
-            heard.append(message.subject)
-
-        await link.subscribe("penstock.signals.>", hear)
-        await link.client.flush()
+        heard = await signals_on(link)
         workers.assign(Assignment(url=nats_url))
         await eventually(lambda: heard != [])
         (frozen,) = workers.pids.values()
@@ -63,13 +69,7 @@ async def test_a_folder_may_hold_anything_by_our_names(
     monkeypatch.chdir(tmp_path)
     log = tmp_path / "workers.log"
     async with node(1, log) as workers, connect(nats_url) as link:
-        heard: list[str] = []
-
-        async def hear(message: Any) -> None:
-            heard.append(message.subject)
-
-        await link.subscribe("penstock.signals.>", hear)
-        await link.client.flush()
+        heard = await signals_on(link)
         workers.assign(Assignment(url=nats_url))
         await eventually(lambda: heard != [])
         assert workers.num_restarts == 0

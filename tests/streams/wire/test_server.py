@@ -19,7 +19,7 @@ import disks
 import nats
 import pytest
 
-from penstock.client import server_of
+from penstock.own_server import server_of
 from streams.errors import LinkError, UserError
 from streams.wire import keeper, server
 from streams.wire.keeper import MAX_DELAY_S, RESTART_WINDOW_S, restart_delay_s
