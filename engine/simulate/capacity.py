@@ -48,7 +48,13 @@ class Capacity(msgspec.Struct, frozen=True):
     binds: str  # the busiest resource
 
 
-def capacity(scenario_of: ScenarioOf, bound_s: float, on_load: Callable[[Load], None] = lambda load: None) -> Capacity:
+def capacity(
+    scenario_of: ScenarioOf,
+    bound_s: float,
+    on_load: Callable[[Load], None] = lambda load: None,
+    *,
+    num_seeds: int = SEEDS,
+) -> Capacity:
     """`on_load` is told of each number that is tried."""
     tried: dict[tuple[int, bool], Load] = {}
     per_s = scenario_of(1, MIN_EACH).streams[0].arrivals.per_s
@@ -57,7 +63,7 @@ def capacity(scenario_of: ScenarioOf, bound_s: float, on_load: Callable[[Load], 
         if (num, with_lower) not in tried:
             scenario = scenario_of(num, _num_each(num, bound_s * per_s))
             scenario = scenario if with_lower else without_lower(scenario)
-            seeds = max(1, min(SEEDS, MAX_SEGMENTS * SEEDS // (num * _num_each(num, bound_s * per_s))))
+            seeds = max(1, min(num_seeds, MAX_SEGMENTS * SEEDS // (num * _num_each(num, bound_s * per_s))))
             reports = [run(msgspec.structs.replace(scenario, seed=seed)) for seed in range(seeds)]
             tried[num, with_lower] = load_of(scenario, reports, num, bound_s)
             on_load(tried[num, with_lower])
