@@ -205,9 +205,7 @@ def simulated(operator: type[Operator], came_s: Sequence[float], curve: tuple[fl
     world = World(1)
     service = Service(base_s=base_s, per_item_s=per_item_s, spread="lognormal", cv=cv)
     most = operator.max_batch
-    pool = SimulatedPool(
-        world, "p", PoolShape(runs_in="thread"), most, service, (), Cores(1, lambda: world.now_ns), Batcher(most)
-    )
+    pool = SimulatedPool(world, "p", PoolShape(runs_in="thread"), most, service, (), Cores(1, world), Batcher(most))
     for size in (1, 2, 2, most, most):
         pool.batching.took(size, service.mean_s(size))
     done: list[tuple[int, Ended]] = []

@@ -20,14 +20,17 @@ from engine.decide.answer import time_of_day
 from engine.decide.reconcile import devices_of, offers
 from engine.node.endpoints import Services
 from engine.node.expiry import Expiry
+from engine.node.fleet import Workforce
 from engine.node.gate import Gate
 from engine.node.intake import Intake
 from engine.node.submission import JobRequest
 from engine.node.tasks import Duties
 from engine.node.upkeep import keep_up
 from engine.node.worker_processes import node
+from engine.node.workers_heard import WorkersHeard
 from engine.run import heap
 from engine.run.assignment import Assignment
+from engine.run.journal import Journal, tell_stories
 from engine.run.profiles import Profiles
 from engine.run.registry import NodeStatus, Registry, new_id, open_registry
 from engine.run.telemetry import Telemetry, product_version
@@ -51,6 +54,7 @@ from streams.errors import Malformed, UserError
 from streams.subjects import token
 from streams.wire.ledger import open_ledger
 from streams.wire.link import connect
+from streams.wire.outbox import Outbox
 from streams.wire.retention import Retention, retain
 from streams.wire.server import embedded
 from streams.wire.service import serve as serve_endpoints
@@ -68,7 +72,8 @@ class ServeOptions:
     nats_port: int | None = None  # of the embedded server; None: any that is free
     http: str | None = "127.0.0.1:8080"  # None: no HTTP
     http_auth: Auth = "auto"  # whether HTTP asks for the token; auto: off loopback
-    num_workers: int = 1
+    num_workers: int = 1  # at most
+    min_workers: int | None = None  # at least, as the load is; None: always as many
     config: Path | None = None
     trace_file: Path | None = None
     log_level: str = "warning"
@@ -108,12 +113,13 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
     machine = this_machine()
     profiles = Profiles.beside(options.store, machine.num_cores)
     id = new_id("n")
+    least = options.num_workers if options.min_workers is None else options.min_workers
     traces = Telemetry("penstock-node", options.trace_file, id)
     closed = ExitStack()
     closed.callback(traces.close)
     try:
         async with (
-            node(options.num_workers, options.store / "workers.log") as workers,
+            node(least, options.store / "workers.log") as workers,
             _nats(options) as url,
             connect(url, name=id, trouble=_trouble(options)) as link,
         ):
@@ -146,6 +152,8 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
             )
             webhooks = Webhooks(ledger, traces=traces, gate=gate, registry=registry)
             told_by = EventWebhooks(registry, gate=gate)
+            heard, outbox, journal = WorkersHeard(link), Outbox(ledger), Journal(id)
+            workforce = Workforce(registry, heard, journal)
             async with gate.open(), anyio.create_task_group() as tasks:
                 http = None
                 if options.http is not None:
@@ -153,7 +161,15 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
 
                     token = known_token(options.store)
                     http = await tasks.start(
-                        partial(serve_http, traces=traces, auth=options.http_auth, token=token, models=states),
+                        partial(
+                            serve_http,
+                            traces=traces,
+                            auth=options.http_auth,
+                            token=token,
+                            models=states,
+                            heard=heard,
+                            workforce=workforce,
+                        ),
                         options.http,
                         services,
                         registry,
@@ -165,7 +181,9 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                     pid=os.getpid(),
                     num_cores=machine.num_cores,
                     has_gpu=machine.has_gpu,
-                    num_workers=options.num_workers,
+                    num_workers=least,
+                    min_workers=least,
+                    max_workers=options.num_workers,
                     http=http or "",
                     started_at=time_of_day(time.time_ns()),
                     serves=tuple(sorted(offers(installed(), devices_of(machine)))),
@@ -174,6 +192,10 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                 duties = Duties(registry, ledger, installed(), traces, status, [webhooks.send], gate, told_by.send)
                 tasks.start_soon(keep_up, link, config.retention)
                 tasks.start_soon(duties.run)
+                tasks.start_soon(heard.run)
+                tasks.start_soon(outbox.run)
+                tasks.start_soon(tell_stories, journal, link, outbox)
+                tasks.start_soon(workforce.run, duties, workers.scale)
                 tasks.start_soon(Expiry(registry, ledger, id).run)
                 tasks.start_soon(_say_rungs, duties, machine)
                 tasks.start_soon(Intake(registry, ledger, traces, id).run)

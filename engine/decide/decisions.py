@@ -5,6 +5,7 @@
 | `rungs` | a stage of a stream runs on another rung from now on |
 | `passage` | a segment is not begun: it could not be done in time |
 | `in flight` | so many items of what batches by itself are under way at most |
+| `fleet` | there are to be so many workers |
 | `profile` | batches take other than what was measured |
 """
 
@@ -15,7 +16,7 @@ import msgspec
 
 from streams.records import Record
 
-Loop = Literal["rungs", "passage", "in flight", "profile"]
+Loop = Literal["rungs", "passage", "in flight", "fleet", "profile"]
 
 
 class Decision(Record, frozen=True, omit_defaults=False):

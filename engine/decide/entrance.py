@@ -43,6 +43,7 @@ class Entrance:
         is refused where it would come later than that, for nobody wants it then."""
         if (said := self.said(segment)) is not None:
             return said, []
+        self._passage.asked(ladder.way(NONE))
         changes: list[Changed] = []
         within_s = min(lag_s, latency_s or lag_s)
         wanted_ns = due_ns - round((lag_s - within_s) * NS)  # what comes later would only make the next ones later
@@ -57,6 +58,21 @@ class Entrance:
             wanted_ns, within_s = due_ns, lag_s
         asked = segment, due_ns, within_s, now_ns, ladder.way(now_on), running_s, now_on, wanted_ns
         return self._passage.enters(*asked), changes
+
+    @property
+    def num_refused(self) -> Mapping[str, int]:
+        """Segments that were not begun, by the resource that they would have waited for."""
+        return self._passage.num_refused
+
+    @property
+    def num_asked(self) -> Mapping[str, int]:
+        """Segments that came, by each resource that they take."""
+        return self._passage.num_asked
+
+    @property
+    def asked_s(self) -> Mapping[str, float]:
+        """What these take on the best rungs, begun or not: seconds of a lane, by resource."""
+        return self._passage.asked_s
 
     def now_on(self, stream: str) -> Mapping[str, int]:
         """The rungs that new segments take, by stage, where that is not the best."""

@@ -79,13 +79,16 @@ def running_by_resource(pools: Iterable[Busy]) -> dict[str, float]:
 
 
 class Opens:
-    """Of how many segments a stage's gate is open, of late: of all, while nothing is known."""
+    """Of how many segments a stage's gate is open, of late: of all, while nothing is known, and then of those that
+    were seen, until they are OPENS_MEMORY."""
 
     def __init__(self) -> None:
         self.share = 1.0
+        self._num = 1
 
     def note(self, *, is_open: bool) -> bool:
-        self.share += (is_open - self.share) / OPENS_MEMORY
+        self._num = min(self._num + 1, OPENS_MEMORY)
+        self.share += (is_open - self.share) / self._num
         return is_open
 
 
@@ -196,6 +199,9 @@ class Passage:
         self._done_here: dict[str, Opens] = {}  # by stage: of how many of those that were begun here
         self._streams: dict[str, _Stream] = {}
         self._shares: dict[str, tuple[float, int]] = {}  # by resource: the sum over its streams, and their number
+        self.num_refused: dict[str, int] = {}  # by the resource that was waited for
+        self.num_asked: dict[str, int] = {}  # segments, by each resource that they take
+        self.asked_s: dict[str, float] = {}  # what these take, begun or not
 
     def said(self, segment: Segment) -> str | None:
         """What was decided about it: empty where it was begun, else why not; None where nobody has asked yet."""
@@ -248,10 +254,18 @@ class Passage:
             self._begin(segment, due_ns, until_ns, way, dict(rungs or {}))
             return ""
         self._refused[segment] = due_ns
+        self.num_refused[resource] = self.num_refused.get(resource, 0) + 1
         if len(self._refused) > MAX_REFUSED:
             del self._refused[next(iter(self._refused))]
         why = f"{resource or 'its stages'} would take {wait_s + lead_s:.2f} s, and {max(0.0, left_s):.2f} s are left"
         return f"{why}; others were refused more often" if wait_s + lead_s <= left_s else why
+
+    def asked(self, way: Way) -> None:
+        """A segment came that takes this way, whatever becomes of it."""
+        for id, (resource, seconds) in way.work_s.items():
+            self.asked_s[resource] = self.asked_s.get(resource, 0.0) + seconds * self._here(id)
+        for resource in way.num_lanes:
+            self.num_asked[resource] = self.num_asked.get(resource, 0) + 1
 
     def _is_to_try(self, stream: str, now_ns: int, way: Way) -> bool:
         """Whether none of a stream was begun for so long that one is: or nothing would ever be learned of it again."""

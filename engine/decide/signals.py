@@ -57,6 +57,19 @@ class PoolSignals(Record, frozen=True, omit_defaults=False):
         return batches_ahead * self.service_s / max(1, self.max_in_flight)
 
 
+class ResourceSignals(Record, frozen=True, omit_defaults=False):
+    """What batches of one worker take up: its cores, or a pool's instances on a GPU. Work in seconds of a lane. What
+    came counts as it would be on the best rungs, whether or not it was begun, and since the worker began."""
+
+    resource: str
+    num_lanes: int  # batches that run at once
+    num_asked: int = 0  # segments of live streams that came
+    asked_s: float = 0.0
+    num_refused: int = 0  # of them, for want of this resource, or dropped
+    waiting_s: float | None = 0.0  # what items of live streams take that wait in pools; None: not known
+    patient_s: float = 0.0  # the same, of what is wanted whenever
+
+
 class StreamSignals(Record, frozen=True, omit_defaults=False):
     """One stream as one worker sees it."""
 
@@ -68,6 +81,8 @@ class StreamSignals(Record, frozen=True, omit_defaults=False):
     lag_s: float | None = None  # from storing the newest input to storing what was made from it
     frame_bytes: int = 0
     cache_bytes: int = 0
+    slack_s: float | None = None  # within which what comes is wanted; None: whenever
+    segment_s: dict[str, float] = msgspec.field(default_factory=dict)  # what a segment takes here, by resource
 
 
 class WorkerSignals(Record, frozen=True, omit_defaults=False):
@@ -84,4 +99,5 @@ class WorkerSignals(Record, frozen=True, omit_defaults=False):
     decoded_by: dict[str, int] = msgspec.field(default_factory=dict)  # what decoded so many of them
     decode_s: float = 0.0  # spent decoding, since the worker began
     acks_pending: int = 0
+    resources: tuple[ResourceSignals, ...] = ()
     clock_offset_s: float | None = None  # of the server against this worker

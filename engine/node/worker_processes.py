@@ -4,7 +4,8 @@ Workers are started at once, so that they are up by the time there is something 
 
 A worker that dies is started again with backoff; one that keeps dying at once is reported, with the end of its log. One
 whose event loop has stopped for `SILENT_S`, because it is frozen or an operator does not let go of the interpreter, is
-ended by force.
+ended by force. How many there are may change: one that is not wanted any more takes nothing new, ends what it has
+taken, and goes.
 Leaving the node ends its workers, within `GRACE_S` by request and then by force, with all they started.
 """
 
@@ -22,7 +23,7 @@ import msgspec
 import structlog
 
 from engine.run import spawn
-from engine.run.assignment import Assignment
+from engine.run.assignment import DRAIN, Assignment
 from streams.errors import PenstockError, UserError
 
 log = structlog.get_logger(__name__)
@@ -36,7 +37,7 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
 
 
 class Node:
-    """Keeps `num_workers` workers at one assignment. `pids` are those alive now."""
+    """Keeps so many workers at one assignment. `pids` are those alive now, by their number."""
 
     def __init__(self, num_workers: int, log_file: Path) -> None:
         self.pids: dict[int, int] = {}
@@ -44,13 +45,24 @@ class Node:
         self._assignment: Assignment | None = None
         self._assigned = anyio.Event()
         self._scope = anyio.CancelScope()
-        self._num_workers = num_workers
+        self.num_wanted = num_workers
+        self._news = anyio.Event()
+        self._kept: set[int] = set()
+        self._processes: dict[int, spawn.Process] = {}
         self._log_file = log_file
 
     def assign(self, assignment: Assignment) -> None:
         """Say what the workers are to do, once."""
         self._assignment = assignment
         self._assigned.set()
+
+    def scale(self, num_workers: int) -> None:
+        """Keep so many from now on. Those that are too many end what they have taken first."""
+        self.num_wanted = num_workers
+        for number, process in self._processes.items():
+            if number >= num_workers:
+                drain(process)
+        self._news.set()
 
     def stop(self) -> None:
         """Begin to end the workers; leaving the node waits until they are gone."""
@@ -60,16 +72,24 @@ class Node:
         """Until stopped. Raises PenstockError when a worker cannot stay alive."""
         with self._scope:
             async with anyio.create_task_group() as tasks:
-                for number in range(self._num_workers):
-                    tasks.start_soon(self._keep, number)
+                while True:
+                    self._news = anyio.Event()
+                    for number in range(self.num_wanted):
+                        if number not in self._kept:
+                            self._kept.add(number)
+                            tasks.start_soon(self._keep, number)
+                    await self._news.wait()
 
     async def _keep(self, number: int) -> None:
+        """While it is wanted."""
         num_quick = 0
         pause_s = FIRST_PAUSE_S
-        while True:
+        while number < self.num_wanted:
             started_s = anyio.current_time()
             code = await self._run_once(number)
             lived_s = anyio.current_time() - started_s
+            if code == 0 and self._assigned.is_set():  # it was told to go, and may be wanted again by now
+                continue
             num_quick = num_quick + 1 if lived_s < QUICK_DEATH_S and code != -signal.SIGKILL else 0
             if num_quick >= MAX_QUICK_DEATHS:
                 raise PenstockError(
@@ -80,6 +100,8 @@ class Node:
             log.warning("worker_ended", number=number, exit=code, pause_s=pause_s)
             self.num_restarts += 1
             await anyio.sleep(pause_s)
+        self._kept.discard(number)
+        self._news.set()  # it may be wanted again since
 
     async def _run_once(self, number: int) -> int:
         with self._log_file.open("ab") as errors:
@@ -91,7 +113,10 @@ class Node:
             named = msgspec.structs.replace(
                 self._assignment, name=f"{self._assignment.name}-{number}", log_file=str(self._log_file.absolute())
             )
-            await _in_a_thread(_assign, process, msgspec.json.encode(named) + b"\n")
+            await _in_a_thread(_write, process, msgspec.json.encode(named) + b"\n")
+            self._processes[number] = process
+            if number >= self.num_wanted:
+                drain(process)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_end_when_silent, process, number)
                 code = await _in_a_thread(process.wait)
@@ -99,6 +124,7 @@ class Node:
             return code
         finally:
             del self.pids[number]
+            self._processes.pop(number, None)
             with anyio.CancelScope(shield=True):
                 await _end(process)
 
@@ -116,11 +142,16 @@ async def _in_a_thread(call: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> T:
     return await anyio.to_thread.run_sync(call, *arguments, abandon_on_cancel=True, limiter=alone)
 
 
-def _assign(process: spawn.Process, line: bytes) -> None:
+def _write(process: spawn.Process, line: bytes) -> None:
     assert process.stdin is not None
     with suppress(OSError):  # it has died, as its exit code will say
         process.stdin.write(line)
         process.stdin.flush()
+
+
+def drain(process: spawn.Process) -> None:
+    """Have a worker take nothing more, and end when it has done what it has taken."""
+    _write(process, DRAIN + b"\n")
 
 
 async def _end_when_silent(process: spawn.Process, number: int) -> None:

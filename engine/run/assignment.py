@@ -7,6 +7,8 @@ import msgspec
 from engine.decide.retry import RetryPolicy
 from engine.run.profiles import Profiles
 
+DRAIN = b"drain"  # said to a worker after its assignment: to end what it has taken, and go
+
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """Where a worker works; at what, the jobs of the bucket say, whatever they are at the time."""

@@ -107,6 +107,12 @@ class Group:
         return any(stage.rule.running.max_lag_s for stage in self.stages.values())
 
     @property
+    def slack_s(self) -> float:
+        """Within which what it makes is wanted; 0: whenever."""
+        running = [stage.rule.running for stage in self.stages.values()]
+        return min((each.latency_s or each.max_lag_s for each in running if each.max_lag_s), default=0.0)
+
+    @property
     def pools(self) -> list[Pool]:
         """Those that compute what is taken now."""
         now = (stage.rung(self.host.ways.rung_now(self.stream, id)) for id, stage in self.stages.items())

@@ -1,5 +1,5 @@
 """The worker process: it is started with an assignment on standard input and ends when that closes, so it never
-outlives whoever started it.
+outlives whoever started it; or, where it is told to drain, when it has done what it has taken.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from engine.run import heap, telemetry
-from engine.run.assignment import Assignment
+from engine.run.assignment import DRAIN, Assignment
 from engine.run.signalling import Meters
 from engine.run.worker import Worker
 from engine.spec.catalogue import installed
@@ -46,7 +46,7 @@ async def serve(assignment: Assignment, beats: int) -> None:
         ):
             worker = Worker(await open_ledger(link), assignment, installed(), traces, meters, on_loaded=heap.settle)
             heap.settle()
-            tasks.start_soon(_cancel_when_told, tasks.cancel_scope)
+            tasks.start_soon(_cancel_when_told, tasks.cancel_scope, worker)
             tasks.start_soon(_beat, beats)
             tasks.start_soon(worker.run)
     finally:
@@ -62,11 +62,17 @@ async def _beat(beats: int) -> None:
         await anyio.sleep(BEAT_S)
 
 
-async def _cancel_when_told(scope: anyio.CancelScope) -> None:
+async def _cancel_when_told(scope: anyio.CancelScope, worker: Worker) -> None:
     async with anyio.create_task_group() as tasks:
 
         async def at_end_of_input() -> None:
-            await anyio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
+            while line := await anyio.to_thread.run_sync(sys.stdin.buffer.readline, abandon_on_cancel=True):
+                if line.strip() == DRAIN:
+                    tasks.start_soon(drain)
+            scope.cancel()
+
+        async def drain() -> None:
+            await worker.drain()
             scope.cancel()
 
         tasks.start_soon(at_end_of_input)

@@ -73,13 +73,15 @@ class NodeStatus(Record, frozen=True, omit_defaults=False):
     pid: int
     num_cores: int
     has_gpu: bool = False
-    num_workers: int = 1
+    num_workers: int = 1  # that it keeps now
     http: str = ""
     started_at: str = ""  # RFC 3339
     serves: tuple[str, ...] = ()  # what its workers can run: capability/implementation/version/device
     rungs: tuple[str, ...] = ()  # those of them that lack nothing there: capability/rung/device
     signs: str = ""  # what tells the key that it signs webhooks with from others; empty: it signs none
     models: dict[str, str] = msgspec.field(default_factory=dict)  # language models it serves, and their state
+    min_workers: int = 0  # that it keeps at least, and at most, as the load is; both 0: as many as it has
+    max_workers: int = 0
 
 
 def _sound_node(key: str, value: bytes) -> NodeStatus:

@@ -96,8 +96,11 @@ class Meters:
         ]
 
 
-def stream_signals(stream: str, groups: Sequence[Group], *, frame_bytes: int, cache_bytes: int) -> StreamSignals:
+def stream_signals(
+    stream: str, groups: Sequence[Group], segment_s: dict[str, float], *, frame_bytes: int, cache_bytes: int
+) -> StreamSignals:
     """What is known of a stream, by its groups."""
+    slacks = [group.slack_s for group in groups if group.slack_s]
     pending = [group.num_pending for group in groups if group.num_pending is not None]
     lags = [group.lag_s for group in groups if group.lag_s is not None]
     gaps: Counter[str] = Counter()
@@ -112,6 +115,8 @@ def stream_signals(stream: str, groups: Sequence[Group], *, frame_bytes: int, ca
         lag_s=max(lags) if lags else None,
         frame_bytes=frame_bytes,
         cache_bytes=cache_bytes,
+        slack_s=min(slacks) if slacks else None,
+        segment_s=segment_s,
     )
 
 

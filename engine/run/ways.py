@@ -6,11 +6,14 @@ most.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from engine.decide.decisions import Decision, OnDecision
 from engine.decide.entrance import Entrance
 from engine.decide.lanes import CORES
 from engine.decide.passage import StageCost, Way, running_by_resource
 from engine.decide.rungs import Ladder
+from engine.decide.signals import ResourceSignals
 from engine.run.pool import Pool
 from engine.spec.operator import OfRanges
 from engine.spec.workflow import MEDIA
@@ -52,6 +55,43 @@ class Ways:
             self._entrance.forget(stream)
             for kept in (self._groups, self._known, self._decode_s):
                 kept.pop(stream, None)
+
+    def segment_s(self, stream: str, now_ns: int) -> dict[str, float]:
+        """What a segment takes here on the best rungs, in seconds of a lane, by resource."""
+        found: dict[str, float] = {}
+        for resource, seconds in self._ladder(stream, now_ns).way({}).work_s.values():
+            found[resource] = found.get(resource, 0.0) + seconds
+        return found
+
+    def resources(self) -> tuple[ResourceSignals, ...]:
+        """What batches take up of which there can be more: not what batches by itself, nor the event loop."""
+        found: dict[str, ResourceSignals] = {
+            CORES: ResourceSignals(CORES, self._num_cores, waiting_s=0.0, **self._asked(CORES))
+        }
+        for pool in self._pools():
+            if pool.operator.runs_in in ("loop", "async"):
+                continue
+            signals, unit_s = pool.signals(with_history=False), pool.learned.unit_s
+            known = found.get(pool.resource)
+            if known is None:
+                known = ResourceSignals(pool.resource, pool.num_shared_lanes, **self._asked(pool.resource))
+            num_prompt = signals.num_waiting - signals.num_patient
+            is_known = known.waiting_s is not None and (unit_s is not None or not num_prompt)
+            found[pool.resource] = msgspec.structs.replace(
+                known,
+                num_refused=known.num_refused + signals.num_late,
+                waiting_s=(known.waiting_s or 0.0) + num_prompt * (unit_s or 0.0) if is_known else None,
+                patient_s=known.patient_s + signals.num_patient * (unit_s or 0.0),
+            )
+        return tuple(found.values())
+
+    def _asked(self, resource: str) -> dict[str, Any]:
+        told = self._entrance
+        return {
+            "num_asked": told.num_asked.get(resource, 0),
+            "asked_s": told.asked_s.get(resource, 0.0),
+            "num_refused": told.num_refused.get(resource, 0),
+        }
 
     def of(self, stream: str, now_ns: int) -> Way:
         """Through a stream's stages, on the rungs that new segments take; as of a second ago at most. `now_ns`: Unix

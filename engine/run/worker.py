@@ -6,7 +6,6 @@ is stored, and holds nothing that its death would lose.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
@@ -20,7 +19,7 @@ from engine.decide import joins
 from engine.decide.admission import is_held_back
 from engine.decide.instructions import StageRule, rules_of
 from engine.decide.reconcile import GroupName, Reconciled, devices_of, offers, reconcile
-from engine.decide.running_graph import RunningGroup, RunningStage, in_order
+from engine.decide.running_graph import RunningGroup, RunningStage
 from engine.decide.signals import StreamSignals, WorkerSignals
 from engine.decide.starting_points import left_of
 from engine.run import telemetry
@@ -34,6 +33,7 @@ from engine.run.pool import Pool
 from engine.run.pools import Pools, stage_rungs
 from engine.run.registry import Registry, following, open_registry
 from engine.run.segment_cache import SegmentCache
+from engine.run.served import Served, ancestors_of
 from engine.run.signalling import Meters, say_signals, stream_signals
 from engine.run.spans import WorkSpans
 from engine.run.starting import start_again, where_to_start
@@ -41,7 +41,6 @@ from engine.run.ways import Ways
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec, Span
 from engine.spec.operator import Fold, Machine
-from engine.spec.plan import PlannedStage, ancestors
 from engine.spec.workflow import MEDIA
 from streams.errors import LinkError, PenstockError
 from streams.records import Segment
@@ -55,27 +54,6 @@ LOOK_AGAIN_S = 30.0  # though jobs and nodes are as they were: pools are let go 
 SEEN_S = 10.0  # after which every worker has seen a change of the jobs
 DRAIN_S = 30.0  # what a group that is replaced gets to finish what it has taken
 MAX_CACHE_BYTES = 1 << 25  # of segments at hand, shared by all streams, beyond those that one output looks at
-
-
-@dataclass(slots=True)
-class _Served:
-    """A group that is being served; its scopes end the taking of messages, not the work on those taken."""
-
-    running: RunningGroup
-    group: Group
-    place: str  # stream and group
-    pools: list[Pool]  # of all rungs
-    pulls: list[Pull] = field(default_factory=list)
-    scopes: list[anyio.CancelScope] = field(default_factory=list)
-
-    @property
-    def stage_ids(self) -> frozenset[str]:
-        return frozenset(self.group.stages)
-
-    def leave(self, *, cancel: bool) -> None:
-        for scope in self.scopes:
-            scope.cancel()
-        self.group.leave(cancel=cancel)
 
 
 class Worker:
@@ -96,8 +74,9 @@ class Worker:
         self._catalogue = catalogue
         self._traces = traces
         self._outbox = Outbox(ledger)
-        self._served: dict[GroupName, _Served] = {}
-        self._draining: list[_Served] = []  # that take nothing more and have not finished what they took
+        self._served: dict[GroupName, Served] = {}
+        self._draining: list[Served] = []  # that take nothing more and have not finished what they took
+        self._is_leaving = False
         self._again_s = 0.0  # when to reconcile next in any case (monotonic)
         self._caches: dict[str, SegmentCache] = {}
         self._journal = Journal(assignment.name)
@@ -133,6 +112,17 @@ class Worker:
                     self._outbox.send(arrival.reply, again(0))
                 await self._outbox.drained()
 
+    async def drain(self) -> None:
+        """Take nothing more; returns when what was taken is done, or DRAIN_S later."""
+        self._is_leaving = True
+        served = [*self._served.values(), *self._draining]
+        for each in served:
+            each.leave(cancel=False)
+        with anyio.move_on_after(DRAIN_S):
+            for each in served:
+                await each.group.drained.wait()
+            await self._outbox.drained()
+
     # --- which groups ------------------------------------------------------------------------------------------
 
     async def _follow(self, tasks: anyio.abc.TaskGroup) -> None:
@@ -143,7 +133,7 @@ class Worker:
             async for every, nodes in desired:
                 jobs = [job for job in every if job.state == "running"]
                 serving = {node.id: frozenset(node.serves) for node in nodes if node.serves}
-                if seen == (jobs, serving) and time.monotonic() < self._again_s:
+                if self._is_leaving or (seen == (jobs, serving) and time.monotonic() < self._again_s):
                     continue
                 began_s = time.monotonic()
                 seen, self._again_s = (jobs, serving), began_s + LOOK_AGAIN_S
@@ -175,7 +165,7 @@ class Worker:
             tasks.start_soon(self._end, served)
         self._draining = [old for old in [*self._draining, *leaving] if not old.group.drained.is_set()]
         self._tend_caches(groups)
-        above = _ancestors(groups)
+        above = ancestors_of(groups)
         for running in told.keep:
             served = self._served[running.stream, running.name]
             rules = rules_of(running.stages, above[running.stream])
@@ -189,7 +179,7 @@ class Worker:
             place = f"{running.stream}/{running.name}"
             group = Group.of(running.name, self._host(place, tasks), self._caches[running.stream], stages, names)
             pools = list({id(rung.pool): rung.pool for stage in stages for rung in stage.rungs}.values())
-            served = _Served(running, group, place, pools)
+            served = Served(running, group, place, pools)
             self._served[running.stream, running.name] = served
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
             tasks.start_soon(self._start, served, before, tasks)
@@ -252,7 +242,7 @@ class Worker:
 
     # --- serving them ------------------------------------------------------------------------------------------
 
-    async def _start(self, served: _Served, before: Sequence[_Served], tasks: anyio.abc.TaskGroup) -> None:
+    async def _start(self, served: Served, before: Sequence[Served], tasks: anyio.abc.TaskGroup) -> None:
         """Serve a group once those it takes over from have finished what they had taken, or it would do it again."""
         running, group = served.running, served.group
         with anyio.move_on_after(DRAIN_S):
@@ -286,7 +276,7 @@ class Worker:
                 del self._served[running.stream, running.name]
                 self._credit.forget(served.place)
 
-    async def _end(self, served: _Served) -> None:
+    async def _end(self, served: Served) -> None:
         """Take away the consumers of a group that nobody asks for any more, once every worker must have seen that: the
         server would keep them for an hour of silence."""
         with anyio.move_on_after(DRAIN_S):
@@ -310,7 +300,7 @@ class Worker:
         if await pool.warm_up():
             self._on_loaded()
 
-    async def _serve(self, served: _Served, pull: Pull) -> None:
+    async def _serve(self, served: Served, pull: Pull) -> None:
         """Take what there is credit for."""
         with anyio.CancelScope() as scope:
             served.scopes.append(scope)
@@ -378,18 +368,12 @@ class Worker:
             decoded_by=dict(self._frames.decoded_by),
             decode_s=self._frames.decode_s,
             acks_pending=self._outbox.num_open,
+            resources=self._ways.resources(),
             clock_offset_s=None if self._ledger.clock.error_ns is None else self._ledger.clock.offset_ns / 1e9,
         )
 
     def _stream_signals(self, stream: str, groups: Sequence[Group]) -> StreamSignals:
         cache_bytes = self._caches[stream].num_bytes if stream in self._caches else 0
         frame_bytes = self._frames.bytes_of(stream)
-        return stream_signals(stream, groups, frame_bytes=frame_bytes, cache_bytes=cache_bytes)
-
-
-def _ancestors(groups: Sequence[RunningGroup]) -> dict[str, dict[str, frozenset[str]]]:
-    """By stream and stage id, all that a stage's inputs are made from."""
-    by_stream: dict[str, list[PlannedStage]] = {}
-    for group in groups:
-        by_stream.setdefault(group.stream, []).extend(stage.planned for stage in group.stages)
-    return {stream: ancestors(in_order(stages)) for stream, stages in by_stream.items()}
+        segment_s = self._ways.segment_s(stream, self._ledger.clock.now_ns())
+        return stream_signals(stream, groups, segment_s, frame_bytes=frame_bytes, cache_bytes=cache_bytes)

@@ -16,12 +16,15 @@ from engine.decide.cores import urgency_of, whose_turn
 from engine.decide.inflight import Limited
 from engine.decide.learned import Learned
 from engine.decide.signals import PoolSignals
+from engine.simulate.fleet import Replicas
+from engine.simulate.scenario import ReplicasSpec
 from engine.simulate.services import Service, Slow, ends_s
 from engine.simulate.sharing import Sharing
 from engine.simulate.world import NS, World
 
 NUM_RECENT = 64  # as engine.run.pool
 REFUSAL_S = 0.01
+MISSED_S = 10.0  # as engine.run.assignment: after such a silence a message is given to another worker
 
 
 class Batching(Protocol):
@@ -69,13 +72,19 @@ class Cores:
     """What pools share: as many batches compute at once as there are cores. A core that is free goes to the pool whose
     work is the most urgent (`engine.decide.cores`), which forms its batch then."""
 
-    def __init__(self, num: int, now_ns: Callable[[], int], turn: "Turn" = whose_turn) -> None:
-        self.num = num
-        self._now_ns = now_ns
+    def __init__(self, num: int, world: World, turn: "Turn" = whose_turn, workers: ReplicasSpec | None = None) -> None:
+        self.workers = Replicas(world, workers, self.offer, self._lose) if workers else None
+        self._num = num
+        self._world = world
         self.num_lanes = 0
         self._turn = turn
-        self._num_free = num
+        self._num_used = 0
+        self.pools: list[SimulatedPool] = []  # that use them
         self._wanting: list[SimulatedPool] = []
+
+    @property
+    def num(self) -> int:
+        return self._num if self.workers is None else self.workers.lanes
 
     def want(self, pool: "SimulatedPool") -> None:
         if pool not in self._wanting:
@@ -83,15 +92,21 @@ class Cores:
             self.offer()
 
     def offer(self) -> None:
-        while self._num_free and self._wanting:
-            pool = self._turn(self._wanting, self._now_ns())
+        while self._num_used < self.num and self._wanting:
+            pool = self._turn(self._wanting, self._world.now_ns)
             self._wanting.remove(pool)
-            self._num_free -= 1
+            self._num_used += 1
             if not pool.granted():
-                self._num_free += 1
+                self._num_used -= 1
 
     def give(self) -> None:
-        self._num_free += 1
+        self._num_used -= 1
+
+    def _lose(self, num: int) -> None:
+        """Some are gone, with what ran on those that were taken."""
+        num = min(num, self._num_used - self.num)
+        for pool in self.pools:
+            num -= pool.lose(num)
 
 
 Turn = Callable[[Sequence["SimulatedPool"], int], "SimulatedPool"]
@@ -113,6 +128,7 @@ class SimulatedPool:
         *,
         is_warm: bool = True,
         limiting: Limiting | None = None,
+        replicas: ReplicasSpec | None = None,
     ) -> None:
         self.name = name
         self.max_batch = max_batch
@@ -128,6 +144,10 @@ class SimulatedPool:
         self._chance = world.chance(f"service/{name}")
         self._callers: dict[int, _Caller] = {}  # by item
         self.learned = Learned(max_batch)  # beside what a batcher learns: others' learn nothing
+        self.replicas = Replicas(world, replicas, self._ask, self._lose) if replicas else None
+        if lanes.uses_cores(shape):
+            cores.pools.append(self)
+        self._running: dict[int, Callable[[], None]] = {}  # by a batch's first item: what fails it
         self._num_lanes = 0
         self._num_loaded = 10**6 if is_warm else 0
         self._num_items = 0
@@ -144,6 +164,10 @@ class SimulatedPool:
     @property
     def num_waiting(self) -> int:
         return len(self.batching)
+
+    @property
+    def num_in_service(self) -> int:
+        return self._num_running
 
     @property
     def service_s(self) -> float | None:
@@ -165,7 +189,7 @@ class SimulatedPool:
     @property
     def num_shared_lanes(self) -> int:
         """Of its resource."""
-        return lanes.num_shared(self._shape_now, self._cores.num)
+        return max(1, lanes.num_shared(self._shape_now, self._cores.num))
 
     @property
     def running_s(self) -> float:
@@ -193,6 +217,8 @@ class SimulatedPool:
 
     @property
     def _shape_now(self) -> lanes.PoolShape:
+        if self.replicas is not None:
+            return msgspec.structs.replace(self._shape, num_instances=self.replicas.lanes)
         if self._limiting is None:
             return self._shape
         return msgspec.structs.replace(self._shape, max_async=self._limiting.limit)
@@ -221,7 +247,7 @@ class SimulatedPool:
         return True
 
     def _want(self) -> None:
-        if len(self.batching) and self._num_lanes < self._cores.num:
+        if len(self.batching) and self._num_lanes < max(1, self._cores.num):
             self._cores.want(self)
 
     def _ask(self) -> None:
@@ -291,7 +317,15 @@ class SimulatedPool:
             return
         took_s = self._service.sampled_s(len(items), self._chance)
         end_s = ends_s(began_ns / NS - 1, took_s, self._slow) + 1  # the world begins at 1 s
-        self._world.at(round(end_s * NS), lambda: self._end(items, began_ns, 0, is_cold=is_cold))
+        end = partial(self._end, items, began_ns, 0, is_cold=is_cold)
+        first = items[0].id
+        self._running[first] = partial(end, failed=True)
+
+        def ends() -> None:
+            if self._running.pop(first, None) is not None:
+                end()
+
+        self._world.at(round(end_s * NS), ends)
 
     def _end(
         self, items: Sequence[Item], began_ns: int, num_beside: int, *, is_cold: bool, failed: bool = False
@@ -322,6 +356,17 @@ class SimulatedPool:
             self._end_item(item, Ended(began_ns, now_ns, 0 if failed else len(items)))
         self._ask()
         self._cores.offer()
+
+    def lose(self, num: int) -> int:
+        """So many of its batches are lost, where there are as many; they are missed after a while."""
+        lost = list(self._running)[: max(0, num)]
+        for first in lost:
+            self._world.after(MISSED_S, self._running.pop(first))
+        return len(lost)
+
+    def _lose(self, num_lanes: int) -> None:
+        assert self.replicas is not None
+        self.lose(min(num_lanes, self._num_lanes - self.replicas.lanes))
 
     def _end_item(self, item: Item, ended: Ended) -> None:
         self._count()

@@ -110,11 +110,21 @@ class Segments:
         return quantile([took for took, good in zip(self.took_s, self.is_in_time, strict=True) if good], share)
 
 
+class FleetReport(msgspec.Struct, frozen=True):
+    """Of the replicas of one resource."""
+
+    seconds: float  # of replicas, those that started included
+    begin: int
+    most: int
+    changes: tuple[tuple[float, int, str], ...]  # when, s, how many there were to be, and why
+
+
 class Report(msgspec.Struct, frozen=True):
     seconds: float
     segments: Segments
     pools: dict[str, PoolReport]
     changes: tuple[tuple[float, str, str, int], ...] = ()  # of rungs: when, s, of which stream and stage, to which
+    fleet: dict[str, FleetReport] = {}  # by resource
 
     @property
     def in_time(self) -> float:

@@ -16,9 +16,11 @@ from engine.decide.batcher import Batcher, Item
 from engine.decide.cores import whose_turn
 from engine.decide.entrance import Entrance
 from engine.decide.inflight import InFlight
+from engine.decide.lanes import CORES
 from engine.decide.passage import Opens, Segment, StageCost, running_by_resource
 from engine.decide.rungs import Ladder, Rungs
 from engine.simulate.arrivals import times_s
+from engine.simulate.fleet import Held, Scaled, ScalingOf, usual_scaling
 from engine.simulate.pools import Batching, Cores, Ended, Limiting, SimulatedPool, Turn
 from engine.simulate.report import PoolReport, Report, Segments
 from engine.simulate.scenario import Scenario, SimulatedPoolSpec, StageSpec, StreamsSpec
@@ -87,11 +89,12 @@ def run(
     asks_passage: bool = True,
     rungs_of: Callable[[], Rungs] = Rungs,
     limiting_of: LimitingOf = InFlight,
+    scaling_of: ScalingOf = usual_scaling,
 ) -> Report:
-    """What became of it; by the engine's own batchers, turns, passage, choice of rungs and limits in flight, or by
-    others. Deterministic: the same scenario and seed give the same report."""
+    """What became of it; by the engine's own batchers, turns, passage, choice of rungs, limits in flight and fleet, or
+    by others. Deterministic: the same scenario and seed give the same report."""
     entrance = Entrance(rungs_of) if asks_passage else None
-    return _Run(scenario, batching_of, turn, entrance, limiting_of).report()
+    return _Run(scenario, batching_of, turn, entrance, limiting_of, scaling_of).report()
 
 
 class _Run:
@@ -102,13 +105,14 @@ class _Run:
         turn: Turn,
         entrance: Entrance | None,
         limiting_of: LimitingOf,
+        scaling_of: ScalingOf,
     ) -> None:
         self.scenario = scenario
         self.entrance = entrance
         self.ladders = {streams.stages: Ladder({}) for streams in scenario.streams}
         self.changes: list[tuple[float, str, str, int]] = []
         self.world = World(scenario.seed)
-        cores = Cores(scenario.num_cores, lambda: self.world.now_ns, turn)
+        cores = Cores(scenario.num_cores, self.world, turn, scenario.workers)
         self.pools = {
             name: SimulatedPool(
                 self.world,
@@ -121,6 +125,7 @@ class _Run:
                 batching_of(name, spec),
                 is_warm=not spec.is_cold,
                 limiting=limiting_of(spec.max_async) if spec.runs_in == "async" else None,
+                replicas=spec.replicas,
             )
             for name, spec in scenario.pools.items()
         }
@@ -149,19 +154,52 @@ class _Run:
         self.wants = Wants()
         self.chance = self.world.chance("gates")
         self.segments = Segments()
-        self.num_came = 0
+        self.num_came = self.num_over = 0
+        scaled = {name: pool.replicas for name, pool in self.pools.items() if pool.replicas is not None}
+        if cores.workers is not None:
+            scaled[CORES] = cores.workers
+        self.scaled = Scaled(scenario, self.world, scaled, scaling_of)
         self._estimated_ns = 0
 
     def report(self) -> Report:
         for number, streams in enumerate(self.scenario.streams):
             self._feed(number, streams)
+        if self.scaled.replicas:
+            self.scaled.start(self._seen, self._is_over)
         self.world.run()
         for group in self.groups.values():
             if group.waiting or group.num_taken:
                 raise PenstockError(f"{group.name}: {len(group.waiting)} segments wait for good, {group.num_taken} run")
         seconds = self.world.now_ns / NS - 1
         pools = {name: PoolReport.of(pool, seconds) for name, pool in self.pools.items()}
-        return Report(seconds=seconds, segments=self.segments, pools=pools, changes=tuple(self.changes))
+        fleet = self.scaled.report()
+        return Report(seconds=seconds, segments=self.segments, pools=pools, changes=tuple(self.changes), fleet=fleet)
+
+    def _is_over(self) -> bool:
+        return self.num_over == self.num_came and self.world.now_ns >= NS + self.scenario.duration_s * NS
+
+    def _seen(self, resource: str) -> Held:
+        """What is there of a resource's work."""
+        now, num, num_lost = [0.0, 0.0], 0, 0
+        is_known = True
+        for group in self.groups.values():
+            pool = group.stage.pool
+            if pool.resource == resource and group.waiting:
+                num += len(group.waiting)
+                unit_s = pool.learned.unit_s
+                is_known = is_known and unit_s is not None
+                now[not group.waiting[0].due_ns] += len(group.waiting) * (unit_s or 0.0)
+        running = 0
+        for pool in self.pools.values():
+            if pool.resource == resource:
+                num += pool.num_waiting
+                running += pool.num_in_service
+                num_lost += pool.num_dropped
+                now[0] += pool.num_waiting * (pool.learned.unit_s or 0.0)
+                is_known = is_known and (pool.learned.unit_s is not None or not pool.num_waiting)
+        if self.entrance is not None:
+            num_lost += self.entrance.num_refused.get(resource, 0)
+        return Held(now[0] if is_known else None, now[1], num, running, num_lost)
 
     # --- what comes ----------------------------------------------------------------------------------------------
 
@@ -204,6 +242,10 @@ class _Run:
             stages=spec.stages,
             counts=now_ns >= NS + self.scenario.warm_up_s * NS,
         )
+        for stage in wanted.values():
+            if stage.pool.resource in self.scaled.demands:
+                share = stage.opens.share
+                self.scaled.demands[stage.pool.resource].comes(share, stage.pool.learned.unit_s if lag_s else 0.0)
         for stage in wanted.values():
             if MEDIA in stage.spec.inputs:
                 self._arrive(stage, segment)
@@ -327,6 +369,7 @@ class _Run:
             self.entrance.lost(segment.name)
         segment.num_open -= 1
         is_over = not segment.num_open
+        self.num_over += is_over
         segment.is_whole = segment.is_whole and not is_gap
         for name in stage.behind:
             if name in segment.left:

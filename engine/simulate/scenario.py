@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from engine.decide.lanes import PoolShape, RunsIn
+from engine.decide.lanes import CORES, PoolShape, RunsIn
 from engine.simulate.arrivals import Arrivals, Phase
 from engine.simulate.services import Service, Slow
 from engine.spec.workflow import MEDIA
@@ -39,6 +39,36 @@ MAX_STREAMS = 10_000  # that are told apart
 MAX_SEGMENTS = 5_000_000  # each takes a while and some memory
 
 
+class ReplicasSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many replicas there may be: of a pool on devices of its own, each of which is loaded on one more; or of
+    workers, each of which brings cores."""
+
+    least: Annotated[int, Meta(ge=0, le=1024)] = 1
+    most: Annotated[int, Meta(ge=1, le=1024)] = 1
+    begin: Annotated[int, Meta(ge=0, le=1024)] = 1
+    lanes: Annotated[int, Meta(ge=1, le=1024)] = 1  # that each brings
+    start_s: NotNegative = 0.0  # until one that is wanted works
+
+    def __post_init__(self) -> None:
+        if not self.least <= self.begin <= self.most:
+            raise UserError(f"of replicas there are {self.begin} at the beginning, not {self.least} to {self.most}")
+
+
+class Fails(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Replicas that die: what runs on them is lost, and noticed some time later. `of`: a pool, or `cores`."""
+
+    of: str
+    at_s: NotNegative
+    num: Annotated[int, Meta(ge=1, le=1024)] = 1
+
+
+class Unheard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A while in which nothing is heard of how things stand."""
+
+    from_s: NotNegative
+    to_s: NotNegative
+
+
 class SimulatedPoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A rung on one kind of device."""
 
@@ -48,13 +78,14 @@ class SimulatedPoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     num_instances: Annotated[int, Meta(ge=0, le=1024)] = 0  # on a GPU of its own; 0: on the processor, as cores allow
     max_async: Annotated[int, Meta(ge=1, le=100_000)] = 16
     is_cold: bool = False  # nothing is loaded at the beginning
+    replicas: ReplicasSpec | None = None  # None: always as many as there are
 
     @property
     def shape(self) -> PoolShape:
         return PoolShape(
             runs_in=self.runs_in,
-            device="cuda" if self.num_instances else "cpu",
-            num_instances=max(1, self.num_instances),
+            device="cuda" if self.num_instances or self.replicas else "cpu",
+            num_instances=max(1, self.num_instances),  # with replicas: not what holds
             max_async=self.max_async,
         )
 
@@ -97,6 +128,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seed: int = 0
     phases: tuple[Phase, ...] = ()
     slow: tuple[Slow, ...] = ()
+    workers: ReplicasSpec | None = None  # which bring the cores; None: `num_cores` are always there
+    max_replicas: Annotated[int, Meta(ge=1, le=10_000)] | None = None  # of all pools together
+    fails: tuple[Fails, ...] = ()
+    unheard: tuple[Unheard, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.pools and self.stages and self.streams):
@@ -112,6 +147,13 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     raise UserError(f"stage {name!r} reads {source!r}; there are {', '.join([MEDIA, *self.stages])}")
             if not stage.inputs:
                 raise UserError(f"stage {name!r} reads nothing; give it inputs")
+        scaled = {name for name, pool in self.pools.items() if pool.replicas} | ({CORES} if self.workers else set())
+        for failing in self.fails:
+            if failing.of not in scaled:
+                raise UserError(f"[[fails]] names no replicas {failing.of!r}; there are {', '.join(scaled) or 'none'}")
+        for name, spec in self.pools.items():
+            if spec.replicas and spec.runs_in in ("loop", "async"):
+                raise UserError(f"pool {name!r} runs in {spec.runs_in!r}, and there is one of it; leave out replicas")
         for each in self.slow:
             if each.pool not in self.pools:
                 raise UserError(f"[[slow]] names no pool {each.pool!r}; there are {', '.join(self.pools)}")

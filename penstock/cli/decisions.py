@@ -35,7 +35,7 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], run: Run) ->
     telling.set_defaults(command=call)
     telling.add_argument("--stream", default="", metavar="NAME", help="of this stream, and of all together")
     telling.add_argument(
-        "--loop", default="", choices=("rungs", "passage", "in flight", "profile"), help="of this loop"
+        "--loop", default="", choices=("rungs", "passage", "in flight", "fleet", "profile"), help="of this loop"
     )
     telling.add_argument("--follow", action="store_true", help="and go on with what is decided from now on")
     telling.add_argument("--record", type=Path, metavar="FILE", help="write what it was decided on, for `replay`")

@@ -82,7 +82,13 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
     joining.add_argument("--config", type=Path, metavar="FILE", help="as of `serve`: what it may open, and streams")
     joining.add_argument("--store", type=Path, metavar="DIR", help="where the workers' log goes")
     for parser in (serving, joining):
-        parser.add_argument("--workers", type=count, default=1, metavar="N", help="worker processes (default 1)")
+        parser.add_argument(
+            "--workers",
+            type=range_of(count),
+            default=(1, 1),
+            metavar="N|N-M",
+            help="worker processes (default 1); 0-4: as many as the load takes, and none while nothing comes",
+        )
         parser.add_argument("--trace", type=Path, metavar="FILE", help="write the spans there as OTLP JSON lines")
         parser.add_argument("--log", choices=("debug", "info", "warning", "error"), default="warning")
 
@@ -153,6 +159,19 @@ def _keys(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def range_of(count: Callable[[str], int]) -> Callable[[str], tuple[int, int]]:
+    """N, or N-M."""
+
+    def parse(text: str) -> tuple[int, int]:
+        least, dash, most = text.partition("-")
+        found = (0 if least == "0" and dash else count(least)), count(most if dash else least)
+        if found[0] > found[1]:
+            raise argparse.ArgumentTypeError(f"{text!r}: the first is the fewest, and {most} is less")
+        return found
+
+    return parse
+
+
 def _token(parsed: argparse.Namespace) -> int:
     print(token_of(parsed.store or default_store()))
     return 0
@@ -167,7 +186,8 @@ async def _serve(parsed: argparse.Namespace) -> None:
         nats_port=parsed.nats_port,
         http=None if parsed.http == "none" else parsed.http,
         http_auth=parsed.http_auth,
-        num_workers=parsed.workers,
+        min_workers=parsed.workers[0],
+        num_workers=parsed.workers[1],
         config=parsed.config,
         trace_file=parsed.trace,
         log_level=parsed.log,
@@ -186,7 +206,8 @@ async def _worker(parsed: argparse.Namespace) -> None:
         store=store,
         http=None,
         config=parsed.config,
-        num_workers=parsed.workers,
+        min_workers=parsed.workers[0],
+        num_workers=parsed.workers[1],
         trace_file=parsed.trace,
         log_level=parsed.log,
     )

@@ -14,7 +14,7 @@ from penstock.cli.show import console, lines
 from streams.errors import UserError
 
 if TYPE_CHECKING:
-    from engine.simulate.report import PoolReport, Report
+    from engine.simulate.report import FleetReport, PoolReport, Report
 
 NUM_BINS = 60  # of a picture
 
@@ -36,6 +36,7 @@ class Simulated(msgspec.Struct, frozen=True):
     quality: float  # what those in time are worth on average, against the best rungs
     num_rung_changes: int
     pools: dict[str, PoolReport]
+    fleet: dict[str, FleetReport]  # of what has replicas
 
 
 def add_command(commands: Any) -> None:
@@ -87,6 +88,7 @@ def summary(report: Report, seed: int) -> Simulated:
         quality=segments.quality,
         num_rung_changes=len(report.changes),
         pools=report.pools,
+        fleet=report.fleet,
     )
 
 
@@ -123,6 +125,11 @@ def _show(found: Simulated) -> None:
     for name, pool in found.pools.items():
         for at_s, limit, why in pool.limits:
             out.print(f"{escape(name)} at {at_s:.0f} s: {limit} under way at most, {escape(why)}", soft_wrap=True)
+    for name, replicas in found.fleet.items():
+        mean = replicas.seconds / found.seconds if found.seconds else 0.0
+        out.print(f"{escape(name)}: {mean:.1f} replicas on average, {replicas.most} at most", soft_wrap=True)
+        for at_s, num, why in replicas.changes:
+            out.print(f"  at {at_s:.0f} s: {num}, {escape(why)}", soft_wrap=True)
 
 
 def _draw(report: Report, path: Path) -> None:
@@ -146,9 +153,9 @@ def _draw(report: Report, path: Path) -> None:
             worth[place] += quality
             took[place].append(took_s)
     at_s = [(place + 0.5) * width_s for place in range(NUM_BINS)]
-    has_rungs = bool(report.changes)
-    figure = Figure(figsize=(9, 7 if has_rungs else 5), layout="constrained")
-    panels = figure.subplots(2 + has_rungs, sharex=True)
+    has_rungs, has_fleet = bool(report.changes), bool(report.fleet)
+    figure = Figure(figsize=(9, 5 + 2 * has_rungs + 2 * has_fleet), layout="constrained")
+    panels = figure.subplots(2 + has_rungs + has_fleet, sharex=True)
     panels[0].plot(at_s, [num / width_s for num in came], label="came", color="tab:grey")
     panels[0].plot(at_s, [num / width_s for num in good], label="answered in time", color="tab:green")
     panels[0].set_ylabel("segments a second")
@@ -162,6 +169,16 @@ def _draw(report: Report, path: Path) -> None:
         panels[2].plot(at_s, means, color="tab:purple", label="quality, against the best rungs")
         panels[2].set_ylim(0, 1.05)
         panels[2].legend()
+    for name, replicas in report.fleet.items():
+        at, num = [0.0, *(at_s for at_s, _, _ in replicas.changes)], [num for _, num, _ in replicas.changes]
+        panels[-1].step(
+            [*at, report.seconds],
+            [replicas.begin, *num, (num or [replicas.begin])[-1]],
+            where="post",
+            label=f"replicas of {name}",
+        )
+        panels[-1].set_ylim(bottom=0)
+        panels[-1].legend()
     panels[-1].set_xlabel("when it came, s")
     try:
         figure.savefig(path)

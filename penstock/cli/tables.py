@@ -132,7 +132,9 @@ def nodes(found: Sequence[NodeStatus], as_json: bool) -> None:
     for item in found:
         gpu = "yes" if item.has_gpu else "no"
         models = escape(", ".join(f"{model} {state}" for model, state in item.models.items()))
-        numbers = str(item.pid), str(item.num_cores), gpu, str(item.num_workers)
+        is_fixed = item.min_workers == item.max_workers
+        workers = f"{item.num_workers}" if is_fixed else f"{item.num_workers} of {item.min_workers}-{item.max_workers}"
+        numbers = str(item.pid), str(item.num_cores), gpu, workers
         table.add_row(item.id, item.host, *numbers, item.http, models)
     _results.print(table if found else "no nodes")
 

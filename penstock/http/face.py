@@ -10,6 +10,7 @@ import anyio
 import msgspec
 
 from engine.node.endpoints import Services
+from engine.node.fleet import Workforce
 from engine.node.workers_heard import WorkersHeard
 from engine.run.registry import Registry, new_id
 from engine.run.telemetry import Telemetry
@@ -52,6 +53,7 @@ class Face:
     limits: Limits
     workers: WorkersHeard
     models: Mapping[str, ServedState] = field(default_factory=dict)  # that the node serves, as they stand
+    workforce: Workforce | None = None  # None: of no node
     id: str = field(default_factory=lambda: new_id("h"))
     closing: anyio.Event = field(default_factory=anyio.Event)
     num_uploads: int = 0

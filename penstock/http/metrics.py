@@ -3,7 +3,7 @@
 Names are those of OpenTelemetry as its Prometheus exporters write them: dots become underscores, the unit a suffix.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -21,11 +21,14 @@ OF_ALL = ("node", "worker")
 
 
 def exposition(
-    workers: Sequence[WorkerSignals], sources: Sequence[SourceState] = (), models: Iterable[ServedState] = ()
+    workers: Sequence[WorkerSignals],
+    sources: Sequence[SourceState] = (),
+    models: Iterable[ServedState] = (),
+    wanted: Mapping[str, int] | None = None,
 ) -> bytes:
-    """All of it, as text."""
+    """All of it, as text. `wanted`: how many workers there are to be, by resource."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(workers, sources, list(models)))
+    registry.register(_Collector(workers, sources, list(models), wanted or {}))
     return generate_latest(registry)
 
 
@@ -41,8 +44,13 @@ class _Collector:
     """Made for one look at it."""
 
     def __init__(
-        self, workers: Sequence[WorkerSignals], sources: Sequence[SourceState], models: Sequence[ServedState]
+        self,
+        workers: Sequence[WorkerSignals],
+        sources: Sequence[SourceState],
+        models: Sequence[ServedState],
+        wanted: Mapping[str, int],
     ) -> None:
+        self._wanted = wanted
         self._workers = workers
         self._sources = sources
         self._models = models
@@ -54,6 +62,11 @@ class _Collector:
         heard = GaugeMetricFamily("penstock_workers", "Workers that this node hears")
         heard.add_metric([], len(self._workers))
         yield heard
+        about = "Workers there are to be for what comes for a resource, of all nodes together"
+        wanted = GaugeMetricFamily("penstock_wanted_workers", about, labels=["resource"])
+        for resource, num in sorted(self._wanted.items()):
+            wanted.add_metric([resource], num)
+        yield wanted
         found: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for worker in self._workers:
             for metric, value, attributes in measures.samples(worker):

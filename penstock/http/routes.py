@@ -260,7 +260,9 @@ async def show_metrics(face: Given) -> Response[bytes]:
     sources: list[SourceState] = []
     with anyio.move_on_after(face.limits.ready_s), suppress(PenstockError):
         sources = list((await face.registry.source_states()).values())
-    return Response(metrics.exposition(face.workers.now, sources, face.models.values()), media_type=metrics.MEDIA_TYPE)
+    wanted = None if face.workforce is None else face.workforce.wanted
+    told = metrics.exposition(face.workers.now, sources, face.models.values(), wanted)
+    return Response(told, media_type=metrics.MEDIA_TYPE)
 
 
 @get("/healthz", summary="Whether this process is up")
@@ -283,7 +285,7 @@ async def _readiness(face: Face) -> Health:
     await face.prove()
     try:
         with anyio.fail_after(face.limits.ready_s):
-            nodes = [node for node in await face.registry.nodes() if node.num_workers > 0]
+            nodes = [node for node in await face.registry.nodes() if node.num_workers or node.max_workers]
             aside = [f"{entry.kind} {entry.key}: {entry.cause}" for entry in await face.registry.faulty()]
             offered = [frozenset(node.serves) for node in nodes if node.serves]
             for job in await face.registry.jobs():

@@ -19,6 +19,7 @@ import structlog
 import uvicorn
 
 from engine.node.endpoints import Services
+from engine.node.fleet import Workforce
 from engine.node.workers_heard import WorkersHeard
 from engine.run.registry import Registry
 from engine.run.telemetry import Telemetry, product_version
@@ -52,6 +53,8 @@ async def serve_http(
     auth: Auth = "auto",
     token: str | None = None,
     models: Mapping[str, ServedState] | None = None,
+    heard: WorkersHeard | None = None,
+    workforce: Workforce | None = None,
     task_status: anyio.abc.TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve HTTP at `host:port` (port 0: any that is free) until canceled; reports the URL. Whether requests have to
@@ -65,9 +68,9 @@ async def serve_http(
     except UserError:
         listener.close()
         raise
-    workers = WorkersHeard(ledger.link)
+    workers = heard or WorkersHeard(ledger.link)
     catalogue, models = catalogue or installed(), {} if models is None else models
-    face = Face(services, registry, ledger, catalogue, this_machine(), own_traces, bounds, workers, models)
+    face = Face(services, registry, ledger, catalogue, this_machine(), own_traces, bounds, workers, models, workforce)
     ended = anyio.Event()
     try:
         async with anyio.create_task_group() as tasks:
@@ -82,7 +85,8 @@ async def serve_http(
                     ended.set()
 
             tasks.start_soon(run)
-            tasks.start_soon(workers.run)
+            if heard is None:
+                tasks.start_soon(workers.run)
             try:
                 await ended.wait()
             finally:

@@ -49,6 +49,17 @@ def test_what_lower_rungs_and_limits_came_to_is_told(tmp_path: Path) -> None:
     assert json.loads(simulate(str(path), "--json").stdout)["pools"]["m"]["limits"]
 
 
+def test_how_many_replicas_there_were_is_told_and_why() -> None:
+    done = simulate(str(EXAMPLE.with_name("night.toml")))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^cores: \d\.\d replicas on average, [3-6] at most$", done.stdout, re.MULTILINE)
+    assert re.search(r"^  at 1\d\d s: 3, 2\.\d+ lanes' worth comes to 2 of 1$", done.stdout, re.MULTILINE)
+    assert re.search(r"^  at 59\d s: 0, nothing was needed for 15 s$", done.stdout, re.MULTILINE)
+    found = json.loads(simulate(str(EXAMPLE.with_name("night.toml")), "--json").stdout)
+    assert found["fleet"]["cores"]["begin"] == 1
+    assert found["in_time"] > 0.99
+
+
 def test_programs_are_given_one_object_and_the_same_seed_gives_the_same(tmp_path: Path) -> None:
     path = tmp_path / "small.toml"
     path.write_text(SMALL)

@@ -126,3 +126,95 @@ def test_a_batch_is_formed_when_it_runs() -> None:
     found = run(scenario_of(shape | {"streams": streams(12.0, lag_s=2.0)}))
     assert found.pools["p"].mean_batch > 5
     assert found.in_time > 0.97
+
+
+# --- of fleets -------------------------------------------------------------------------------------------------------
+
+
+def fleet(load: float, seconds: float = 300, lag_s: float = 6.0, **more: Any) -> dict[str, Any]:
+    """Of which each replica does two segments a second."""
+    replicas = {"least": 1, "most": 8, "begin": 1, "start_s": 5.0} | more.pop("replicas", {})
+    pool = {"max_batch": 4, "service": {"base_s": 0.4, "per_item_s": 0.4}, "replicas": replicas}
+    shape = {"duration_s": seconds, "pools": {"detector": pool}, "stages": {"objects": {"pool": "detector"}}}
+    return shape | {"streams": streams(2 * load, lag_s=lag_s)} | more
+
+
+def test_one_that_is_starved_gets_no_replicas_for_it() -> None:
+    """ray 65540, in a fleet: a captioner behind a detector that cannot feed it stays as it is, and the detector
+    grows."""
+    table = fleet(4.0, replicas={"most": 3})
+    captioner = {"service": {"base_s": 1.0}, "replicas": {"least": 1, "most": 8, "begin": 1, "start_s": 5.0}}
+    table["pools"] = table["pools"] | {"captioner": captioner}
+    table["stages"] = table["stages"] | {"captions": {"pool": "captioner", "inputs": ["objects"], "share": 0.05}}
+    found = run(scenario_of(table))
+    assert found.fleet["detector"].most == 3
+    assert found.fleet["captioner"].most <= 2  # until it is known how often it is wanted
+
+
+@pytest.mark.parametrize("load", [0.85, 1.0, 1.7, 1.9])
+def test_replicas_do_not_go_up_and_down(load: float) -> None:
+    """dynamo 9294: two, one, two, one. One goes only where what is left has carried the load for a while, and what
+    carries it is let alone."""
+    found = run(scenario_of(fleet(load, 900, replicas={"begin": 2})))
+    assert len(found.fleet["detector"].changes) <= 6
+    assert found.in_time > 0.98
+
+
+def test_a_fleet_without_traffic_shrinks() -> None:
+    """dynamo 6985: no traffic was read as no data, and seven replicas stayed."""
+    found = run(scenario_of(fleet(5.0, 400, phases=[{"at_s": 100.0, "load": 0.0}], replicas={"begin": 7, "least": 0})))
+    assert found.fleet["detector"].changes[-1][1] == 0
+    assert found.fleet["detector"].changes[-1][0] < 200
+
+
+def test_a_surge_after_little_is_sized_by_what_a_replica_can_do() -> None:
+    """numaflow 1407: what one did while little came was taken for what it can do, and tens were started."""
+    found = run(scenario_of(fleet(0.1, 300, phases=[{"at_s": 150.0, "load": 30.0}], replicas={"most": 100})))
+    assert 4 <= found.fleet["detector"].most <= 7  # three lanes' worth comes
+
+
+def test_what_runs_is_not_taken_for_a_queue() -> None:
+    """numaflow 630: four messages in flight had seventy-three replicas started."""
+    table = fleet(0.05, 400, lag_s=200.0, replicas={"most": 100, "begin": 4})
+    table["pools"]["detector"] |= {"max_batch": 1, "service": {"base_s": 40.0}}
+    assert run(scenario_of(table)).fleet["detector"].most <= 8  # four lanes' worth comes
+
+
+@pytest.mark.parametrize("since", [100.0, 115.0])
+def test_a_fleet_of_which_nothing_is_heard_stays(since: float) -> None:
+    """keda 7322, 7668: a metric that was missing was read as none, or as the most."""
+    unheard = [{"from_s": since, "to_s": since + 120}]
+    found = run(scenario_of(fleet(2.5, 300, replicas={"begin": 3}, unheard=unheard)))
+    assert [at_s for at_s, _, _ in found.fleet["detector"].changes if since <= at_s < since + 120] == []
+    assert found.in_time > 0.98
+
+
+def test_a_dead_replica_is_given_nothing_and_replaced() -> None:
+    """ray 63279: a replica that was dead went on being sent requests. Work is fetched here, and the dead fetch
+    nothing; what one had taken is lost, and no more."""
+    found = run(scenario_of(fleet(2.3, 300, replicas={"begin": 3}, fails=[{"of": "detector", "at_s": 100.0}])))
+    late = [at_s for at_s, good in zip(found.segments.came_s, found.segments.is_in_time, strict=True) if not good]
+    assert len(late) <= 4 * 3
+    assert found.in_time > 0.97
+
+
+def test_a_full_budget_does_not_block_the_first_start() -> None:
+    """ray 59144: what was there already had the budget, and the first GPU actor never started."""
+    table = fleet(8.0, replicas={"most": 6, "begin": 6})
+    other = {"service": {"base_s": 0.2}, "replicas": {"least": 0, "most": 6, "begin": 0, "start_s": 5.0}}
+    table["pools"] = table["pools"] | {"captioner": other}
+    table["stages"] = table["stages"] | {"captions": {"pool": "captioner"}}
+    found = run(scenario_of(table | {"max_replicas": 6}))
+    assert found.pools["captioner"].num_done > 0.6 * found.segments.num / 2
+    assert found.fleet["captioner"].most >= 1
+
+
+def test_fewer_replicas_end_what_they_do_first() -> None:
+    """dynamo 13559: a worker was killed five seconds after it was told to go, with its requests."""
+    table = fleet(2.0, 600, lag_s=300.0, phases=[{"at_s": 200.0, "load": 0.1}], replicas={"begin": 8})
+    table["pools"]["detector"] |= {"max_batch": 1, "service": {"base_s": 40.0}}
+    table["streams"] = streams(0.05, lag_s=300.0)
+    found = run(scenario_of(table))
+    assert found.fleet["detector"].changes
+    assert found.in_time == 1.0
+    assert found.pools["detector"].num_done == found.segments.num

@@ -1,0 +1,131 @@
+"""Demand: what comes and waits for each resource of all workers together, from what each of them says. Pure.
+
+Workers count what came since they began, so what came a second is a difference of two words of the same worker; what
+the server holds for a stream is said by each that reads it, and counts once. A worker that has fallen silent is not
+there; whether that is one or all, `engine.decide.fleet` holds where nothing is heard.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from engine.decide.fleet import Seen
+from engine.decide.signals import ResourceSignals, StreamSignals, WorkerSignals
+
+NS = 1_000_000_000
+OVER_S = 20.0  # what is lost is counted over
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """What came and was lost between the last two words of a worker: in so many seconds, of one resource."""
+
+    seconds: float
+    num: int
+    work_s: float
+    num_lost: int
+
+
+class Demand:
+    """Of all workers. Asked once a second."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, WorkerSignals] = {}
+        self._rates: dict[tuple[str, str], _Said] = {}  # by worker and resource
+        self._lately: dict[str, deque[tuple[float, int, int]]] = {}  # by resource: when, s; pieces, and lost
+
+    def seen(self, now_s: float, workers: Sequence[WorkerSignals], start_s: float) -> dict[str, Seen]:
+        """By resource. `start_s`: how long a worker takes to start."""
+        news = {worker.worker for worker in workers if self._note(worker)}
+        here = {worker.worker for worker in workers}
+        self._last = {name: said for name, said in self._last.items() if name in here}
+        self._rates = {of: said for of, said in self._rates.items() if of[0] in here}
+        streams = [stream for worker in workers for stream in worker.streams]
+        return {
+            name: self._of(name, now_s, workers, news, streams, start_s)
+            for name in dict.fromkeys(each.resource for worker in workers for each in worker.resources)
+        }
+
+    def _note(self, worker: WorkerSignals) -> bool:
+        """Whether it has said something new."""
+        before = self._last.get(worker.worker)
+        self._last[worker.worker] = worker
+        if before is None or worker.at_ns <= before.at_ns:
+            return False
+        seconds = (worker.at_ns - before.at_ns) / NS
+        was = {each.resource: each for each in before.resources}
+        for now in worker.resources:
+            then = was.get(now.resource) or ResourceSignals(now.resource, now.num_lanes)
+            self._rates[worker.worker, now.resource] = _Said(
+                seconds,
+                max(0, now.num_asked - then.num_asked),
+                max(0.0, now.asked_s - then.asked_s),
+                max(0, now.num_refused - then.num_refused),
+            )
+        return True
+
+    def _of(
+        self,
+        name: str,
+        now_s: float,
+        workers: Sequence[WorkerSignals],
+        news: set[str],
+        streams: Sequence[StreamSignals],
+        start_s: float,
+    ) -> Seen:
+        own = [each for worker in workers for each in worker.resources if each.resource == name]
+        said = {worker: rate for (worker, resource), rate in self._rates.items() if resource == name}
+        num = sum(rate.num / rate.seconds for rate in said.values())
+        offered = sum(rate.work_s / rate.seconds for rate in said.values())
+        lost = self._lost(name, now_s, [rate for worker, rate in said.items() if worker in news])
+        held = _held(streams, name)
+        waiting = [each.waiting_s for each in own]
+        items = [pool for worker in workers for pool in worker.pools]
+        return Seen(
+            lanes=sum(each.num_lanes for each in own) / len(own),
+            ready=len(own),
+            offered=None if num and not offered else offered,
+            num_offered=num,
+            waiting_s=None if None in waiting else sum(each or 0.0 for each in waiting) + held.prompt_s,
+            patient_s=sum(each.patient_s for each in own) + held.patient_s,
+            num_waiting=held.num + sum(pool.num_waiting for pool in items),
+            num_in_service=sum(stream.num_in_service for stream in streams),
+            slack_s=min((stream.slack_s for stream in streams if stream.slack_s), default=math.inf),
+            start_s=start_s,
+            lost=lost,
+        )
+
+    def _lost(self, name: str, now_s: float, news: Sequence[_Said]) -> float:
+        lately = self._lately.setdefault(name, deque())
+        lately.append((now_s, sum(each.num for each in news), sum(each.num_lost for each in news)))
+        while lately[0][0] <= now_s - OVER_S:
+            lately.popleft()
+        came = sum(num for _, num, _ in lately)
+        return min(1.0, sum(num for _, _, num in lately) / came) if came else 0.0
+
+
+class _Held(msgspec.Struct):
+    """By the server, for all groups: messages, and what they take of one resource."""
+
+    num: int = 0
+    prompt_s: float = 0.0
+    patient_s: float = 0.0
+
+
+def _held(streams: Sequence[StreamSignals], resource: str) -> _Held:
+    """Of each stream what the worker says that has heard of most, for it is one queue."""
+    by_stream: dict[str, tuple[int, float, bool]] = {}
+    for stream in streams:
+        num, unit_s, is_prompt = by_stream.get(stream.stream, (0, 0.0, False))
+        by_stream[stream.stream] = (
+            max(num, stream.num_waiting or 0),
+            max(unit_s, stream.segment_s.get(resource, 0.0)),
+            is_prompt or stream.slack_s is not None,
+        )
+    held = _Held()
+    for num, unit_s, is_prompt in by_stream.values():
+        held.num += num
+        held.prompt_s += num * unit_s * is_prompt
+        held.patient_s += num * unit_s * (not is_prompt)
+    return held

@@ -1,0 +1,251 @@
+"""Workers come and go as the load is: processes of a node that drain, and a node that says how many there are to be."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+import toys
+from conftest import Eventually
+from live_service import CATALOGUE, running_service
+
+from engine.decide.decisions import Decision
+from engine.decide.retry import RetryPolicy
+from engine.decide.signals import ResourceSignals, StreamSignals, WorkerSignals
+from engine.node import fleet
+from engine.node.fleet import Workforce, room_of
+from engine.node.worker_processes import node
+from engine.node.workers_heard import WorkersHeard
+from engine.run.assignment import Assignment
+from engine.run.journal import Journal
+from engine.run.registry import NodeStatus, Registry, open_registry
+from engine.run.telemetry import Telemetry
+from engine.run.worker import Worker
+from engine.spec.workflow import Stage, Workflow
+from streams import subjects
+from streams.records import decode_result
+from streams.wire.ledger import Ledger, open_ledger
+from streams.wire.link import Link, connect
+
+pytestmark = pytest.mark.anyio
+
+WEIGHED = Workflow(name="weighed", stages={"weigh": Stage(capability="toy_weigh", inputs={"media": "media"})})
+
+
+async def heard_on(link: Link) -> set[str]:
+    """The workers that have said something."""
+    heard: set[str] = set()
+
+    async def hear(message: Any) -> None:
+        heard.add(message.subject.rpartition(".")[2])
+
+    await link.subscribe("penstock.signals.>", hear)
+    await link.client.flush()
+    return heard
+
+
+async def test_processes_are_added_and_those_that_are_too_many_end_by_themselves(
+    nats_url: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    log = tmp_path / "workers.log"
+    async with node(0, log) as workers, connect(nats_url) as link:
+        heard = await heard_on(link)
+        workers.assign(Assignment(url=nats_url, name="n"))
+        assert workers.pids == {}
+        workers.scale(2)
+        await eventually(lambda: heard == {"n-0", "n-1"})
+        first, second = workers.pids[0], workers.pids[1]
+        workers.scale(1)
+        await eventually(lambda: workers.pids == {0: first})
+        with pytest.raises(ProcessLookupError):
+            os.kill(second, 0)
+        workers.scale(2)
+        await eventually(lambda: workers.pids.get(1) not in (None, second))
+        workers.scale(0)
+        workers.scale(1)  # at once: the one that was told to go is followed by another
+        await eventually(lambda: list(workers.pids) == [0] and workers.pids[0] != first)
+        assert workers.num_restarts == 0
+    assert "worker_failed" not in log.read_text()
+
+
+async def test_one_that_is_told_to_go_does_what_it_has_taken_and_leaves_the_rest_to_others(nats_url: str) -> None:
+    async with running_service(nats_url) as service, anyio.create_task_group() as tasks:
+        service.stand_by()
+
+        async def work(name: str, scope: anyio.CancelScope, made: list[Worker]) -> None:
+            policy = RetryPolicy(first_delay_s=0.01, max_delay_s=0.02)
+            assignment = Assignment(url=nats_url, name=name, num_cores=1, ack_wait_s=60, retry=policy)
+            made.append(Worker(service.ledger, assignment, CATALOGUE, Telemetry("test")))
+            with scope:
+                await made[0].run()
+
+        first: list[Worker] = []
+        scope = anyio.CancelScope()
+        tasks.start_soon(work, "first", scope, first)
+        await service.declare(name="d")
+        job = await service.submit(stream="d", workflow=WEIGHED, standing=True)
+        await service.publish(range(1, 21), stream="d", end=True)
+        stage = (await service.registry.job(job.job)).plan.stages[0].id
+        with anyio.fail_after(30):
+            while not await service.ledger.subjects(subjects.results_of(stage, "d")):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        num_taken = sum(each.num_in_service for each in first[0].signals().streams)
+        assert num_taken > 0
+        await first[0].drain()
+        assert [each.num_in_service for each in first[0].signals().streams] == [0]
+        done = await service.ledger.subjects(subjects.results_of(stage, "d"))
+        assert 0 < len(done) < 20, "there is something left"
+        scope.cancel()
+        second: list[Worker] = []
+        tasks.start_soon(work, "second", anyio.CancelScope(), second)
+        with anyio.fail_after(60):
+            while (await service.registry.job(job.job)).state != "done":  # noqa: ASYNC110
+                await anyio.sleep(0.02)
+        names = await service.ledger.subjects(subjects.results_of(stage, "d"))
+        records = [decode_result(stored.data) for stored in (await service.ledger.get_many(names)).values()]
+        numbers = [msgspec.msgpack.decode(record.output, type=toys.Number).value for record in records]  # type: ignore[union-attr]
+        assert sorted(numbers) == list(range(1, 21))
+        tasks.cancel_scope.cancel()
+
+
+class Speaker:
+    """A node, as far as it says how many workers it has."""
+
+    def __init__(self, **but: Any) -> None:
+        told = {"id": "n1", "host": "h", "pid": 1, "num_cores": 8, "num_workers": 0, "max_workers": 4}
+        self.status = NodeStatus(**{**told, **but})
+        self.kept: list[int] = []
+
+
+class Worked:
+    """A workforce with what it goes by and what it tells."""
+
+    def __init__(self, link: Link, ledger: Ledger, registry: Registry) -> None:
+        self.link, self.ledger, self.registry = link, ledger, registry
+        self.heard = WorkersHeard(link)
+        self.journal = Journal("n1")
+        self.force = Workforce(registry, self.heard, self.journal)
+
+    def decided(self) -> list[Decision]:
+        return self.journal.decisions(loop="fleet")
+
+    def hears(self, name: str, at_s: float, asked_s: float = 0.0, num_asked: int = 0, **stream: Any) -> None:
+        streams = (StreamSignals("s", **stream),) if stream else ()
+        resource = ResourceSignals("cores", 2, num_asked=num_asked, asked_s=asked_s)
+        signals = WorkerSignals(name, "n1", round(at_s * 1e9), streams=streams, resources=(resource,))
+        self.heard.hear(name, msgspec.json.encode(signals))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "LOOK_S", 0.02)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_recording_that_waits_brings_workers_and_their_number_is_said(
+    nats_url: str, eventually: Eventually
+) -> None:
+    async with connect(nats_url) as link, anyio.create_task_group() as tasks:
+        worked, speaker = Worked(link, await open_ledger(link), await open_registry(link)), Speaker(num_workers=1)
+        tasks.start_soon(worked.force.run, speaker, speaker.kept.append)
+        worked.hears("n1-0", 1.0, num_waiting=50, segment_s={"cores": 4.0})
+        await eventually(lambda: speaker.kept != [])
+        assert speaker.kept == [2]  # 200 s of work, of which 50 s for each start
+        assert worked.force.wanted == {"cores": 2}
+        (decision,) = worked.decided()
+        assert decision.what == "2 workers from now on"
+        assert "200.0 s of work wait" in decision.why
+        assert decision.worker == "n1"
+        with anyio.fail_after(10):
+            while [status.num_workers for status in await worked.registry.nodes()] != [2]:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_from_none_one_is_started_when_something_comes_that_a_job_may_want(
+    nats_url: str, eventually: Eventually
+) -> None:
+    async with running_service(nats_url) as service, anyio.create_task_group() as tasks:
+        worked, speaker = Worked(service.ledger.link, service.ledger, service.registry), Speaker()
+        looked: list[int] = []
+        nodes = worked.registry.nodes
+
+        async def counted() -> list[NodeStatus]:
+            looked.append(1)
+            return await nodes()
+
+        worked.registry.nodes = counted  # type: ignore[method-assign]
+        tasks.start_soon(worked.force.run, speaker, speaker.kept.append)
+        await service.publish([1, 2])
+        await eventually(lambda: len(looked) > 5)
+        assert speaker.kept == [], "nobody asks for it"
+        await service.submit(standing=True)
+        looked.clear()
+        await eventually(lambda: len(looked) > 5)
+        assert speaker.kept == [], "nothing has come since"
+        await service.publish([3], first=2)
+        await eventually(lambda: speaker.kept == [1])
+        assert "the first work came" in worked.decided()[0].why
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_now_and_then_one_is_started_to_look(
+    nats_url: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "PEEK_S", 0.2)
+    async with running_service(nats_url) as service, anyio.create_task_group() as tasks:
+        worked, speaker = Worked(service.ledger.link, service.ledger, service.registry), Speaker()
+        await service.publish([1, 2])
+        await service.submit(standing=True)
+        tasks.start_soon(worked.force.run, speaker, speaker.kept.append)
+        await eventually(lambda: speaker.kept == [1])
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_look_that_fails_leaves_the_workers_as_they_are(nats_url: str, eventually: Eventually) -> None:
+    async with connect(nats_url) as link, anyio.create_task_group() as tasks:
+        worked, speaker = Worked(link, await open_ledger(link), await open_registry(link)), Speaker(num_workers=1)
+        num = 0
+
+        async def broken() -> list[NodeStatus]:
+            nonlocal num
+            num += 1
+            if num < 5:
+                raise RuntimeError("for a test")
+            return []
+
+        worked.registry.nodes = broken  # type: ignore[method-assign]
+        worked.hears("n1-0", 1.0, num_waiting=500, segment_s={"cores": 4.0})
+        tasks.start_soon(worked.force.run, speaker, speaker.kept.append)
+        await eventually(lambda: speaker.kept == [4])
+        assert num >= 5
+        assert worked.force.wanted["cores"] > 4, "more than there is room for: others may make some"
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_nodes_share_what_is_wanted(nats_url: str, eventually: Eventually) -> None:
+    async with connect(nats_url) as link, anyio.create_task_group() as tasks:
+        registry = await open_registry(link)
+        other = Speaker(id="n0", num_workers=0).status
+        await registry.say_alive(other)
+        worked, speaker = Worked(link, await open_ledger(link), registry), Speaker(num_workers=1)
+        tasks.start_soon(worked.force.run, speaker, speaker.kept.append)
+        worked.hears("n1-0", 1.0, num_waiting=150, segment_s={"cores": 4.0})
+        await eventually(lambda: worked.force.wanted.get("cores") == 6)
+        await eventually(lambda: speaker.kept == [3])
+        tasks.cancel_scope.cancel()
+
+
+def test_a_node_that_does_not_say_keeps_what_it_has() -> None:
+    fixed = room_of(NodeStatus(id="n", host="h", pid=1, num_cores=8, num_workers=4))
+    assert (fixed.least, fixed.most, fixed.lanes) == (4, 4, 2.0)
+    free = room_of(NodeStatus(id="n", host="h", pid=1, num_cores=8, num_workers=0, min_workers=0, max_workers=16))
+    assert (free.least, free.most, free.lanes) == (0, 16, 1.0)
+    assert math.isclose(free.lanes, 1.0)
