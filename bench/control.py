@@ -30,7 +30,21 @@ from pathlib import Path
 from typing import Any
 
 from measure import at_least, keep, num_cores, say
-from policies import Aimd, Clipper, Dropping, Fifo, Fixed, Gradient2, Nexus, Symphony, Thresholds, Triton, Vegas
+from policies import (
+    Aimd,
+    Board,
+    Clipper,
+    Dropping,
+    Fifo,
+    Fixed,
+    Gradient2,
+    Nexus,
+    Pard,
+    Symphony,
+    Thresholds,
+    Triton,
+    Vegas,
+)
 
 from engine.decide.batcher import Batcher
 from engine.decide.cores import whose_turn
@@ -199,18 +213,31 @@ def nexus(name: str, pool: SimulatedPoolSpec) -> Batching:
     return Nexus(pool.max_batch, pool.service.mean_s, 1.0)  # a third of the time there is, for each of three steps
 
 
+def pard(graph: str) -> BatchingOf:
+    """Of pools that know of each other, for one run."""
+    _, stages, _ = GRAPHS[graph]
+    behind: dict[str, list[str]] = {}
+    for stage in stages.values():
+        for source in stage.get("inputs", ()):
+            if source in stages:
+                behind.setdefault(stages[source]["pool"], []).append(stage["pool"])
+    board = Board(behind)
+    return lambda name, pool: Pard(pool.max_batch, pool.service.mean_s, 3.0, board, name, NUM_CORES)
+
+
 def earliest(wanting: Sequence[SimulatedPool], now_ns: int) -> SimulatedPool:
     return min(wanting, key=lambda pool: pool.urgent_ns)
 
 
 # How batches are formed, who has a core, and whether it is asked of each segment if it is begun.
-WAYS: dict[str, tuple[BatchingOf, Turn, bool]] = {
+WAYS: dict[str, tuple[BatchingOf | None, Turn, bool]] = {
     "ours": (usual, whose_turn, True),
     "ours, all begun": (usual, whose_turn, False),
     "ours, the earliest first": (usual, earliest, True),
     "our batches alone": (usual, first_come, False),
     "dropping": (lambda name, pool: Dropping(pool.max_batch), first_come, False),
     "Nexus": (nexus, first_come, False),
+    "PARD": (None, first_come, False),
     "first come": (lambda name, pool: Fifo(pool.max_batch), first_come, False),
 }
 
@@ -220,7 +247,10 @@ def of_graph(job: tuple[str, float, str, Sequence[int], int]) -> dict[str, Any]:
     name, load, kind, seeds, num = job
     shares, wasted, least, opened = {}, {}, {}, {}
     for way, (batching_of, turn, asks) in WAYS.items():
-        found = [run(graph(name, load, kind, seed, num), batching_of, turn, asks_passage=asks) for seed in seeds]
+        found = [
+            run(graph(name, load, kind, seed, num), batching_of or pard(name), turn, asks_passage=asks)
+            for seed in seeds
+        ]
         shares[way] = round(statistics.fmean(each.in_time for each in found), 4)
         wasted[way] = round(
             statistics.fmean(each.segments.wasted_s / max(each.segments.computed_s, 1e-9) for each in found), 4
@@ -366,6 +396,7 @@ def policies(pool: SimulatedPoolSpec, lag_s: float) -> dict[str, list[Made]]:
         "Clipper": [partial(Clipper, most, lag_s)],
         "Nexus": [partial(Nexus, most, mean_s, lag_s)],
         "Symphony": [partial(Symphony, most, mean_s, lag_s)],
+        "PARD": [lambda: Pard(most, mean_s, lag_s, Board({}), "p", max(1, pool.num_instances))],
     }
 
 

@@ -5,7 +5,7 @@ Each is an `engine.simulate.pools.Batching`, or what is said of it.
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from engine.decide.batcher import NEVER, Decision, Drop, Item, Run, WakeAt
 from engine.decide.inflight import Limited
@@ -158,6 +158,61 @@ class Symphony(Nexus):
         first = self.waiting[0]
         sizes = range(1, min(self.most, len(self.waiting)) + 1)
         return max((size for size in sizes if self.fits(first, size, now_ns)), default=1)
+
+
+class Board:
+    """What the pools of a graph know of each other: how long items lately waited in each, and which come behind it."""
+
+    def __init__(self, behind: Mapping[str, Sequence[str]]) -> None:
+        self.behind = behind
+        self.waits_s: dict[str, float] = {}
+
+    def ahead_s(self, pool: str) -> float:
+        """What is waited for behind a pool, on the way on which that is longest."""
+        return max(
+            (self.waits_s.get(each, 0.0) + self.ahead_s(each) for each in self.behind.get(pool, ())), default=0.0
+        )
+
+
+class Pard(Nexus):
+    """What would be late at the end is dropped at once: by what it has been, a batch here, and, of the stages behind,
+    what items lately waited there and half a batch to form one. Of the others those with the least time left go first
+    where less comes than can be done, and those with the most where more does. Source: Zhao et al., PARD, arXiv
+    2602.08747, 4 (proactive dropping by the state on both sides; requests by their budget and the workload), in which a
+    module has its own devices, and execution times are profiled ahead."""
+
+    def __init__(self, most: int, mean_s: Mean, lag_s: float, board: Board, name: str, num_lanes: int) -> None:
+        super().__init__(most, mean_s, lag_s)
+        self.board, self.name = board, name
+        self.per_s = num_lanes * self.most / mean_s(self.most)
+        self.since: dict[int, int] = {}
+        self.came: deque[int] = deque(maxlen=64)
+
+    def decide(self, now_ns: int, num_free: int) -> list[Decision]:
+        for item in self.waiting:
+            if item.id not in self.since:
+                self.since[item.id] = now_ns
+                self.came.append(now_ns)
+        until_ns = now_ns + round((self.mean_s(self.most) + self.board.ahead_s(self.name)) * 1e9)
+        decisions: list[Decision] = [Drop(item) for item in self.waiting if item.done_ns and until_ns > item.done_ns]
+        self.waiting = deque(item for item in self.waiting if not (item.done_ns and until_ns > item.done_ns))
+        if num_free and len(self.waiting) > self.most:
+            seconds = (self.came[-1] - self.came[0]) / 1e9
+            is_too_much = len(self.came) > 1 and len(self.came) > self.per_s * seconds
+            self.waiting = deque(sorted(self.waiting, key=lambda item: item.done_ns, reverse=is_too_much))
+        for _ in range(num_free):
+            if not self.waiting:
+                break
+            run = self.run(min(self.most, len(self.waiting)))
+            for item in run.items:
+                waited_s = (now_ns - self.since[item.id]) / 1e9
+                before_s = self.board.waits_s.get(self.name, 0.0)
+                self.board.waits_s[self.name] = before_s + (waited_s + self.mean_s(1) / 2 - before_s) / 20
+            decisions.append(run)
+        for decision in decisions:
+            for item in [decision.item] if isinstance(decision, Drop) else getattr(decision, "items", ()):
+                self.since.pop(item.id, None)
+        return decisions
 
 
 class Thresholds(Rungs):
