@@ -20,7 +20,7 @@ from engine.simulate.capacity import Capacity, Load, capacity
 from engine.simulate.modelled import Wanted, engine_s, scenario_of_plan
 from engine.simulate.scenario import Scenario
 from engine.spec.catalogue import Catalogue, Offer, installed
-from engine.spec.choosing import Pace
+from engine.spec.choosing import NOT_JUDGED, Pace
 from engine.spec.compose import compose
 from engine.spec.objective import objective_of
 from engine.spec.operator import Capability
@@ -270,7 +270,9 @@ async def _cut(how: Measuring) -> _Cut:
 
 async def _planned(workflow: Workflow, how: Measuring, pace: Pace, window: int | None, floor: float = 1.0) -> Plan:
     info = await anyio.to_thread.run_sync(probe, str(how.path))
-    planned = partial(make_plan, workflow, installed(), this_machine(), info, window, pace=pace, floor=floor)
+    judged = how.profiles().judged() if floor < 1 else NOT_JUDGED
+    here = workflow, installed(), this_machine()
+    planned = partial(make_plan, *here, info, window, pace=pace, floor=floor, judged=judged)
     return await anyio.to_thread.run_sync(planned)
 
 

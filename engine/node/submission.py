@@ -22,7 +22,7 @@ from engine.run.gaps import put_gaps
 from engine.run.profiles import Profiles
 from engine.run.registry import Registry, new_id
 from engine.spec.catalogue import Catalogue
-from engine.spec.choosing import Pace
+from engine.spec.choosing import NOT_JUDGED, Pace
 from engine.spec.jobs import JobSpec, Span, spans_of
 from engine.spec.objective import Objective, objective_of
 from engine.spec.operator import Machine, Map, OfRanges
@@ -111,7 +111,10 @@ async def submit(
     pace = Pace(stream.segment_s, min(lag_s, objective.latency_s or lag_s))
     nodes = await registry.nodes()
     elsewhere = {rung for node in nodes for rung in node.rungs}
-    how = info, window, elsewhere, pace, objective.quality
+    judged = NOT_JUDGED
+    if profiles is not None and objective.quality < 1:
+        judged = await anyio.to_thread.run_sync(profiles.judged)
+    how = info, window, elsewhere, pace, objective.quality, judged
     plan = await anyio.to_thread.run_sync(make_plan, workflow, catalogue, machine, *how)
     _check_waits(plan, pace, objective)
     if profiles is not None and len(nodes) <= 1:  # what machines of others take is not known here

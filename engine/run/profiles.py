@@ -61,6 +61,19 @@ class Profiles:
         ]
         return max(fits, key=lambda each: each.at, default=None)
 
+    def judged(self) -> dict[tuple[str, str], float]:
+        """How good rungs were found to be, by capability and name; of a capability on that set of labels on which most
+        of its rungs were judged, or the last of these."""
+        sets: dict[tuple[str, str], dict[str, float]] = {}
+        for each in sorted(self.all(), key=lambda each: each.at):
+            if each.quality is not None:
+                sets.setdefault((each.capability, each.quality.labels), {})[each.rung] = each.quality.value
+        best: dict[str, dict[str, float]] = {}
+        for (capability, _), found in sets.items():
+            if len(found) >= len(best.get(capability, ())):
+                best[capability] = found
+        return {(capability, rung): value for capability, found in best.items() for rung, value in found.items()}
+
     def seen(self, on: OnRung) -> Seen | None:
         """What pools learned of a rung."""
         found = _read([self._seen_path(on)], Seen, self.machine)

@@ -4,7 +4,7 @@ It is the best by declared quality of those that can do what is asked of the cap
 is not given, run on this machine or another node's, and wait for no more of the stream than they should.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
@@ -37,6 +37,8 @@ class Pace:
 
 
 USUAL = Pace()
+Judged = Mapping[tuple[str, str], float]  # by capability and rung, on labels that are the same for a capability
+NOT_JUDGED: Judged = {}
 
 
 def rung_on(capability: str, rung: str, device: str) -> str:
@@ -127,18 +129,20 @@ def lower(
     params: Settings,
     given: Collection[str],
     floor: float,
-) -> list[Offer]:
-    """The rungs below the best that may take its place under load, the best first: worth at least `floor` of it, able
-    to do the same here or on another node, and reading the same in the same way, so that nothing else changes."""
+    judged: Judged = NOT_JUDGED,
+) -> list[tuple[Offer, float]]:
+    """The rungs below the best that may take its place under load, the best first, each with what it is worth of that:
+    at least `floor`, able to do the same here or on another node, and reading the same in the same way, so that nothing
+    else changes."""
     if floor >= 1.0 or not best.rung.quality:
         return []
     try:
         alike = _reads_as(best, pace)
         offers = catalogue.offers(capability.name)
         return [
-            offer
+            (offer, worth)
             for offer in offers[offers.index(best) + 1 :]
-            if offer.rung.quality >= floor * best.rung.quality
+            if (worth := worth_of(capability.name, offer.rung, best.rung, judged)) >= floor
             and offer.cannot(params) is None
             and _lacks(offer, given) is None
             and _runs_somewhere(offer, capability, machine, media, elsewhere)
@@ -146,6 +150,15 @@ def lower(
         ]
     except Exception:  # an operator's own, which was well a moment ago: there is the best rung still
         return []
+
+
+def worth_of(capability: str, rung: Rung, best: Rung, judged: Judged = NOT_JUDGED) -> float:
+    """What a rung is worth of the best one, 1 at most: by what both were measured to be on the same labels, where they
+    were, else by what they declare."""
+    here, there = judged.get((capability, rung.name)), judged.get((capability, best.name))
+    if here is not None and there:
+        return min(1.0, round(here / there, 4))
+    return round(rung.quality / best.quality, 4)
 
 
 def _runs_somewhere(

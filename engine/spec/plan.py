@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from engine.spec.catalogue import Catalogue, Offer
-from engine.spec.choosing import USUAL, Pace, choose, device_for, lower
+from engine.spec.choosing import NOT_JUDGED, USUAL, Judged, Pace, choose, device_for, lower
 from engine.spec.operator import (
     Capability,
     Machine,
@@ -45,7 +45,7 @@ class PlannedRung(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     knobs: dict[str, Any] = {}
     device: Literal["cpu", "cuda"] = "cpu"  # where it is to run; never part of what makes two computations the same
-    quality: float = 1.0  # against the best of its stage, by what rungs declare; never part of it either
+    quality: float = 1.0  # against the best of its stage, as judged or declared; never part of it either
 
 
 def on_rung(capability: str, rung: PlannedRung) -> OnRung:
@@ -139,9 +139,11 @@ def make_plan(
     elsewhere: Collection[str] = (),
     pace: Pace = USUAL,
     floor: float = 1.0,
+    judged: Judged = NOT_JUDGED,
 ) -> Plan:
     """Choose and check. `elsewhere` are the rungs that other nodes can run (`rung_on`). With a `floor`, a stage may run
-    under load on lower rungs, of which each is worth so much of the best. With `window`, a stage that would reduce a
+    under load on lower rungs, of which each is worth so much of the best, as they were `judged` here or else declare.
+    With `window`, a stage that would reduce a
     whole range looks at the last `window` segments instead, for a stream that does not end. Raises UserError for an
     unknown capability, a wrong port, a type that does not fit, a bad parameter, or a capability that nothing can
     compute."""
@@ -165,9 +167,9 @@ def make_plan(
             )
 
         given = frozenset(stage.inputs)
-        below = lower(catalogue, capability, offer, machine, media, elsewhere, pace, asked, given, floor)
+        below = lower(catalogue, capability, offer, machine, media, elsewhere, pace, asked, given, floor, judged)
         planned_rung = placed(offer, 1.0)
-        lower_rungs = tuple(placed(each, round(each.rung.quality / rung.quality, 4)) for each in below)
+        lower_rungs = tuple(placed(each, worth) for each, worth in below)
         if MEDIA in stage.all_sources and (lacking := _lacks_track(operator(rung.knobs), media)):
             notices.append(f"{name} finds nothing: the source has no {lacking}")
         scope = operator.scope_of(rung.knobs, pace.segment_s)

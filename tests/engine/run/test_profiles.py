@@ -10,7 +10,7 @@ from engine.decide.decisions import Decision
 from engine.decide.learned import Learned
 from engine.run.expecting import MIN_BATCHES, Expectation
 from engine.run.profiles import MAX_CLIPS, Profiles, machine_name
-from engine.spec.profile import BatchTimes, Expected, OnRung, Profile, Seen
+from engine.spec.profile import BatchTimes, Expected, Measured, OnRung, Profile, Seen
 from streams.errors import UserError
 
 ON = OnRung("look", "eyes", "wide", 1, {"size": 3}, "cpu")
@@ -204,3 +204,18 @@ def test_a_pool_of_which_nothing_is_expected_knows_nothing() -> None:
     assert learned.usual_s is None
     Expectation("a pool", ON, Expected(0.0, 0.0, 0.0), nobody).tell(learned)
     assert learned.usual_s is None
+
+
+def judged(rung: str, value: float, labels: str = "a set", at: str = "2026-01-01") -> Profile:
+    quality = Measured(metric="word accuracy", value=value, low=value, high=value, num=9, labels=labels)
+    return msgspec.structs.replace(profile(labels, at, on=ON._replace(rung=rung)), quality=quality)
+
+
+def test_rungs_are_judged_on_the_set_on_which_most_of_them_were(kept: Profiles) -> None:
+    assert kept.judged() == {}
+    kept.keep(profile())
+    for each in (judged("wide", 0.9), judged("narrow", 0.6), judged("wide", 0.5, "another set", "2026-01-02")):
+        kept.keep(each)
+    assert kept.judged() == {("look", "wide"): 0.9, ("look", "narrow"): 0.6}
+    kept.keep(judged("narrow", 0.4, "another set", "2026-01-03"))
+    assert kept.judged() == {("look", "wide"): 0.5, ("look", "narrow"): 0.4}, "of equals the last"

@@ -498,3 +498,23 @@ def test_a_lower_rung_reads_as_the_best_does_and_can_run_here_or_elsewhere() -> 
     assert [rung.rung for rung in stage.rungs] == ["weigh-with-care", "weigh-quickly"]
     (stage,) = make_plan(workflow, catalogue, MACHINE, elsewhere=["toy_weigh/weigh-elsewhere/cpu"], floor=0.5).stages
     assert [rung.rung for rung in stage.rungs] == ["weigh-with-care", "weigh-elsewhere", "weigh-quickly"]
+
+
+@pytest.mark.parametrize(
+    ("judged", "floor", "rungs"),
+    [
+        ({}, 0.8, {"weigh-with-care": 1.0, "weigh-quickly": 0.8333}),
+        ({"weigh-with-care": 0.9, "weigh-quickly": 0.63}, 0.8, {"weigh-with-care": 1.0}),
+        ({"weigh-with-care": 0.9, "weigh-quickly": 0.63}, 0.7, {"weigh-with-care": 1.0, "weigh-quickly": 0.7}),
+        ({"weigh-with-care": 0.9, "weigh-by-guess": 0.95}, 0.9, {"weigh-with-care": 1.0, "weigh-by-guess": 1.0}),
+        ({"weigh-quickly": 0.1}, 0.8, {"weigh-with-care": 1.0, "weigh-quickly": 0.8333}),  # there is nothing beside it
+        ({"weigh-with-care": 0.0, "weigh-quickly": 0.0}, 0.8, {"weigh-with-care": 1.0, "weigh-quickly": 0.8333}),
+    ],
+)
+def test_what_rungs_were_judged_to_be_goes_before_what_they_declare(
+    judged: dict[str, float], floor: float, rungs: dict[str, float]
+) -> None:
+    stages = {"weigh": Stage(capability="toy_weigh", inputs={"media": "media"})}
+    of = {("toy_weigh", rung): value for rung, value in judged.items()}
+    (stage,) = make_plan(Workflow(name="w", stages=stages), CATALOGUE, MACHINE, floor=floor, judged=of).stages
+    assert {rung.rung: rung.quality for rung in stage.rungs} == rungs
