@@ -195,7 +195,7 @@ async def serve(options: ServeOptions, on_ready: Callable[[Running], None] = lam
                 tasks.start_soon(heard.run)
                 tasks.start_soon(outbox.run)
                 tasks.start_soon(tell_stories, journal, link, outbox)
-                tasks.start_soon(workforce.run, duties, workers.scale)
+                tasks.start_soon(workforce.run, duties, workers)
                 tasks.start_soon(Expiry(registry, ledger, id).run)
                 tasks.start_soon(_say_rungs, duties, machine)
                 tasks.start_soon(Intake(registry, ledger, traces, id).run)

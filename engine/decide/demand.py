@@ -1,8 +1,9 @@
 """Demand: what comes and waits for each resource of all workers together, from what each of them says. Pure.
 
 Workers count what came since they began, so what came a second is a difference of two words of the same worker; what
-the server holds for a stream is said by each that reads it, and counts once. A worker that has fallen silent is not
-there; whether that is one or all, `engine.decide.fleet` holds where nothing is heard.
+the server holds for a stream is said by each that reads it, as of the last message that it got of it: who is idle holds
+none back, so that counts for nothing, and of the others the newest word counts. A worker that has fallen silent is not
+among them: whoever asks leaves out those that have gone, for others have their part.
 """
 
 import math
@@ -41,7 +42,11 @@ class Demand:
         here = {worker.worker for worker in workers}
         self._last = {name: said for name, said in self._last.items() if name in here}
         self._rates = {of: said for of, said in self._rates.items() if of[0] in here}
-        streams = [stream for worker in workers for stream in worker.streams]
+        streams = [
+            stream if _is_busy(worker) else msgspec.structs.replace(stream, num_waiting=None)
+            for worker in sorted(workers, key=lambda worker: worker.at_ns)
+            for stream in worker.streams
+        ]
         return {
             name: self._of(name, now_s, workers, news, streams, start_s)
             for name in dict.fromkeys(each.resource for worker in workers for each in worker.resources)
@@ -113,13 +118,20 @@ class _Held(msgspec.Struct):
     patient_s: float = 0.0
 
 
+def _is_busy(worker: WorkerSignals) -> bool:
+    """Whether it has anything in hand, and so a reason to leave something at the server."""
+    return any(pool.num_waiting or pool.num_in_service or pool.num_ahead for pool in worker.pools) or any(
+        stream.num_in_service for stream in worker.streams
+    )
+
+
 def _held(streams: Sequence[StreamSignals], resource: str) -> _Held:
-    """Of each stream what the worker says that has heard of most, for it is one queue."""
+    """Of each stream what was said last, for it is one queue; what a segment takes, as whoever does most of it says."""
     by_stream: dict[str, tuple[int, float, bool]] = {}
     for stream in streams:
         num, unit_s, is_prompt = by_stream.get(stream.stream, (0, 0.0, False))
         by_stream[stream.stream] = (
-            max(num, stream.num_waiting or 0),
+            num if stream.num_waiting is None else stream.num_waiting,
             max(unit_s, stream.segment_s.get(resource, 0.0)),
             is_prompt or stream.slack_s is not None,
         )

@@ -43,7 +43,6 @@ class Entrance:
         is refused where it would come later than that, for nobody wants it then."""
         if (said := self.said(segment)) is not None:
             return said, []
-        self._passage.asked(ladder.way(NONE))
         changes: list[Changed] = []
         within_s = min(lag_s, latency_s or lag_s)
         wanted_ns = due_ns - round((lag_s - within_s) * NS)  # what comes later would only make the next ones later
@@ -58,6 +57,15 @@ class Entrance:
             wanted_ns, within_s = due_ns, lag_s
         asked = segment, due_ns, within_s, now_ns, ladder.way(now_on), running_s, now_on, wanted_ns
         return self._passage.enters(*asked), changes
+
+    def asked(self, ladder: Ladder, *, is_late: bool = False) -> None:
+        """A segment came, whatever becomes of it: told once, whichever workers do its stages. `is_late`: there was no
+        time for it when it was taken."""
+        best = ladder.way(NONE)
+        if is_late:
+            self._passage.came_late(best)
+        else:
+            self._passage.asked(best)
 
     @property
     def num_refused(self) -> Mapping[str, int]:

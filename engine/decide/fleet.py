@@ -136,7 +136,7 @@ class Fleet:
         need = max(by_rate, by_queue, 1 if is_any else 0, self.least)
         if seen.ready < self.num:
             self._lacked_s = now_s
-        pressed = self._pressed(now_s, seen, by_rate)
+        pressed = self._pressed(now_s, seen, least_for(offered, seen.lanes))
         self._note(now_s, max(need, pressed), self._hold_s(seen))
         went_by = {
             "offered": offered,
@@ -174,9 +174,9 @@ class Fleet:
             lanes = max(lanes, offered) + seen.patient_s / max(CHEAP * seen.start_s, HOLD_S)
         return math.ceil(lanes / seen.lanes - 1e-9)
 
-    def _pressed(self, now_s: float, seen: Seen, by_rate: int) -> int:
+    def _pressed(self, now_s: float, seen: Seen, reckoned: int) -> int:
         """As many as there are, where work is lost or waits for long, and one more where those have had time to tell;
-        0 where neither."""
+        0 where neither. `reckoned`: what would do by what comes."""
         if not _is_short(seen) and _waits_s(seen) <= WAITS * seen.slack_s:
             self._calm_s = now_s
             if self._more and now_s >= self._pressed_s + CALM_S:
@@ -186,7 +186,7 @@ class Fleet:
         has_told = now_s > max(self._raised_s + seen.start_s, self._lacked_s) + TOLD_S
         if not has_told or now_s < self._calm_s + PRESSED_S or self.num >= self.most:
             return self.num
-        self._more = max(self._more, self.num + 1 - (by_rate - self._more))
+        self._more = max(self._more, self.num + 1 - reckoned) if reckoned else self._more
         return self.num + 1
 
     def _hold_s(self, seen: Seen) -> float:
@@ -210,7 +210,8 @@ class Fleet:
     def _why(self, offered: float, seen: Seen, by_rate: int, by_queue: int, pressed: int) -> str:
         comes = f"{offered:.2f} lanes' worth comes to {self.num} of {seen.lanes:g}"
         if pressed > max(by_rate, by_queue):
-            return f"{comes}, and {seen.lost:.0%} is lost for want of it"
+            waits = f"what comes now waits for {_waits_s(seen):.1f} s"
+            return f"{comes}, and {f'{seen.lost:.0%} is lost for want of it' if _is_short(seen) else waits}"
         waits_s = (seen.waiting_s or 0.0) + seen.patient_s
         return f"{comes}, and {waits_s:.1f} s of work wait" if by_queue > by_rate else comes
 

@@ -152,6 +152,7 @@ class GiveGap(msgspec.Struct, frozen=True, eq=False, gc=False):
     cause: GapCause
     why: str
     is_dead: bool = False
+    was_to_be: bool = False  # it was told to compute the output before
 
     @property
     def output(self) -> Output:

@@ -262,10 +262,16 @@ class Passage:
 
     def asked(self, way: Way) -> None:
         """A segment came that takes this way, whatever becomes of it."""
-        for id, (resource, seconds) in way.work_s.items():
-            self.asked_s[resource] = self.asked_s.get(resource, 0.0) + seconds * self._here(id)
+        for resource, seconds in way.work_s.values():
+            self.asked_s[resource] = self.asked_s.get(resource, 0.0) + seconds
         for resource in way.num_lanes:
             self.num_asked[resource] = self.num_asked.get(resource, 0) + 1
+
+    def came_late(self, way: Way) -> None:
+        """A segment came that could not be begun any more."""
+        self.asked(way)
+        for resource in way.num_lanes:
+            self.num_refused[resource] = self.num_refused.get(resource, 0) + 1
 
     def _is_to_try(self, stream: str, now_ns: int, way: Way) -> bool:
         """Whether none of a stream was begun for so long that one is: or nothing would ever be learned of it again."""

@@ -381,7 +381,7 @@ class Readiness:
         out.append(read)
 
     def _gap_instead(self, work: Compute, cause: GapCause, why: str, *, is_dead: bool = False) -> list[Instruction]:
-        gap = GiveGap(work.stage, work.key, work.event, work.inputs, work.due_ns, cause, why, is_dead)
+        gap = GiveGap(work.stage, work.key, work.event, work.inputs, work.due_ns, cause, why, is_dead, was_to_be=True)
         return [gap] if self._messages.make_instead(work, gap) else []
 
     def _release(self, stage: StageRule, key: Key, out: list[Instruction]) -> None:

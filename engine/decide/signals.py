@@ -4,9 +4,15 @@ The shell samples them; rules read them; they are exported as metrics under the 
 apart everywhere: their sum says nothing of how many hands are needed. What is not known is None, never 0.
 """
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from streams.records import Record
+
+NotNegative = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e15)]
 
 # Upper bounds of classes of service time. Source: OpenTelemetry's advice for `messaging.process.duration`.
 SERVICE_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -62,12 +68,12 @@ class ResourceSignals(Record, frozen=True, omit_defaults=False):
     came counts as it would be on the best rungs, whether or not it was begun, and since the worker began."""
 
     resource: str
-    num_lanes: int  # batches that run at once
-    num_asked: int = 0  # segments of live streams that came
-    asked_s: float = 0.0
-    num_refused: int = 0  # of them, for want of this resource, or dropped
-    waiting_s: float | None = 0.0  # what items of live streams take that wait in pools; None: not known
-    patient_s: float = 0.0  # the same, of what is wanted whenever
+    num_lanes: Annotated[int, Meta(ge=1)]  # batches that run at once
+    num_asked: NotNegative = 0  # segments of live streams that came
+    asked_s: Seconds = 0.0
+    num_refused: NotNegative = 0  # of them, for want of this resource, or late when they were taken
+    waiting_s: Seconds | None = 0.0  # what items of live streams take that wait in pools; None: not known
+    patient_s: Seconds = 0.0  # the same, of what is wanted whenever
 
 
 class StreamSignals(Record, frozen=True, omit_defaults=False):

@@ -66,8 +66,12 @@ async def keep_up(
                 registry = await open_registry(link)
                 await keep_replicas(link, [*ledger.streams, *(bucket.stream for bucket in registry.buckets)])
                 for name in sorted(deleted):
-                    await look_at(link, name)
                     deleted.discard(name)
+                    try:
+                        await look_at(link, name)  # which may delete it, and so have it looked at once more
+                    except PenstockError:
+                        deleted.add(name)
+                        raise
             except PenstockError as error:
                 log.warning("cannot_keep_up", error=str(error))
                 await anyio.sleep(PAUSE_S)

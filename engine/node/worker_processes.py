@@ -9,6 +9,7 @@ taken, and goes.
 Leaving the node ends its workers, within `GRACE_S` by request and then by force, with all they started.
 """
 
+import itertools
 import os
 import select
 import signal
@@ -34,6 +35,8 @@ GRACE_S = 0.5
 SILENT_S = 60.0
 QUICK_DEATH_S, MAX_QUICK_DEATHS = 2.0, 6
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
+NOT_STARTED = 71  # as EX_OSERR
+FIRST_START_S, START_MEMORY = 3.0, 4  # what one is taken to need until it works, before any has shown; starts
 
 
 class Node:
@@ -45,24 +48,39 @@ class Node:
         self._assignment: Assignment | None = None
         self._assigned = anyio.Event()
         self._scope = anyio.CancelScope()
-        self.num_wanted = num_workers
+        self._num_wanted = num_workers
         self._news = anyio.Event()
         self._kept: set[int] = set()
+        self._leaving: set[int] = set()  # that were told to go, or are to be
         self._processes: dict[int, spawn.Process] = {}
+        self._start_s = FIRST_START_S
+        self._assigned_s = 0.0
         self._log_file = log_file
 
     def assign(self, assignment: Assignment) -> None:
         """Say what the workers are to do, once."""
         self._assignment = assignment
+        self._assigned_s = anyio.current_time()
         self._assigned.set()
 
     def scale(self, num_workers: int) -> None:
         """Keep so many from now on. Those that are too many end what they have taken first."""
-        self.num_wanted = num_workers
-        for number, process in self._processes.items():
-            if number >= num_workers:
-                drain(process)
+        self._num_wanted = num_workers
+        for number in self._staying[num_workers:]:
+            self._leaving.add(number)
+            if number in self._processes:
+                drain(self._processes[number])
         self._news.set()
+
+    @property
+    def start_s(self) -> float:
+        """How long one lately took until its event loop ran."""
+        return self._start_s
+
+    @property
+    def _staying(self) -> list[int]:
+        """The numbers of those that are to stay, or to be started again."""
+        return sorted(self._kept - self._leaving)
 
     def stop(self) -> None:
         """Begin to end the workers; leaving the node waits until they are gone."""
@@ -74,23 +92,24 @@ class Node:
             async with anyio.create_task_group() as tasks:
                 while True:
                     self._news = anyio.Event()
-                    for number in range(self.num_wanted):
-                        if number not in self._kept:
-                            self._kept.add(number)
-                            tasks.start_soon(self._keep, number)
+                    while len(self._staying) < self._num_wanted:
+                        number = next(number for number in itertools.count() if number not in self._kept)
+                        self._kept.add(number)
+                        tasks.start_soon(self._keep, number)
                     await self._news.wait()
 
     async def _keep(self, number: int) -> None:
         """While it is wanted."""
         num_quick = 0
         pause_s = FIRST_PAUSE_S
-        while number < self.num_wanted:
+        while number not in self._leaving:
             started_s = anyio.current_time()
             code = await self._run_once(number)
             lived_s = anyio.current_time() - started_s
-            if code == 0 and self._assigned.is_set():  # it was told to go, and may be wanted again by now
-                continue
-            num_quick = num_quick + 1 if lived_s < QUICK_DEATH_S and code != -signal.SIGKILL else 0
+            if number in self._leaving:
+                break
+            is_own_fault = code not in (-signal.SIGKILL, NOT_STARTED)
+            num_quick = num_quick + 1 if lived_s < QUICK_DEATH_S and is_own_fault else 0
             if num_quick >= MAX_QUICK_DEATHS:
                 raise PenstockError(
                     f"worker {number} ended {num_quick} times in a row at once (exit {code}): {self._last_words()}; "
@@ -101,11 +120,16 @@ class Node:
             self.num_restarts += 1
             await anyio.sleep(pause_s)
         self._kept.discard(number)
-        self._news.set()  # it may be wanted again since
+        self._leaving.discard(number)
 
     async def _run_once(self, number: int) -> int:
-        with self._log_file.open("ab") as errors:
-            process = spawn.started_ahead() or spawn.worker(errors)
+        began_s = anyio.current_time()
+        try:
+            with self._log_file.open("ab") as errors:
+                process = spawn.started_ahead() or spawn.worker(errors)
+        except OSError as error:  # no memory, no processes left: for now
+            log.error("worker_not_started", number=number, error=str(error))
+            return NOT_STARTED
         self.pids[number] = process.pid
         try:
             await self._assigned.wait()
@@ -115,10 +139,15 @@ class Node:
             )
             await _in_a_thread(_write, process, msgspec.json.encode(named) + b"\n")
             self._processes[number] = process
-            if number >= self.num_wanted:
+            if number in self._leaving:
                 drain(process)
+
+            def beats() -> None:
+                took_s = anyio.current_time() - max(began_s, self._assigned_s)
+                self._start_s += (took_s - self._start_s) / START_MEMORY
+
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_end_when_silent, process, number)
+                tasks.start_soon(_end_when_silent, process, number, beats)
                 code = await _in_a_thread(process.wait)
                 tasks.cancel_scope.cancel()
             return code
@@ -154,7 +183,7 @@ def drain(process: spawn.Process) -> None:
     _write(process, DRAIN + b"\n")
 
 
-async def _end_when_silent(process: spawn.Process, number: int) -> None:
+async def _end_when_silent(process: spawn.Process, number: int, on_first: Callable[[], None]) -> None:
     assert process.stdout is not None
     beats = process.stdout.fileno()
     allowed_s: float | None = None  # before the first: it may be loading for long
@@ -168,6 +197,8 @@ async def _end_when_silent(process: spawn.Process, number: int) -> None:
             return
         if not os.read(beats, 4096):
             return
+        if allowed_s is None:
+            on_first()
         allowed_s = SILENT_S
 
 

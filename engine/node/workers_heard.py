@@ -42,6 +42,11 @@ class WorkersHeard:
         self._forget()
         return [signals for _, (_, signals) in sorted(self._last.items())]
 
+    def within(self, seconds: float) -> list[WorkerSignals]:
+        """What each worker said last that has said something since so long ago."""
+        since_s = self._now_s() - seconds
+        return [signals for _, (heard_s, signals) in sorted(self._last.items()) if heard_s > since_s]
+
     async def _on_message(self, message: Any) -> None:
         self.hear(message.subject.rpartition(".")[2], message.data)
 

@@ -65,6 +65,8 @@ class Computing:
     def compute(self, told: Compute) -> None:
         stage = self._stages[told.stage.id]
         stage.opens.note(is_open=True)
+        if told.expires_ns:
+            self._host.ways.asked(self._stream, told.stage.id, self._host.now_ns())
         if told.expires_ns and (why := self._refused(told)):
             self._do(self._rule.late(told, why))
             return
@@ -84,6 +86,8 @@ class Computing:
     def passed(self, told: Compute | GiveGap) -> None:
         """A stage has begun on a segment, or there is nothing to do of it."""
         if isinstance(told, GiveGap):
+            if told.cause == "late" and not told.was_to_be:
+                self._host.ways.asked(self._stream, told.stage.id, self._host.now_ns(), is_late=True)
             self._host.ways.lost(self._stream, told.key.last)
         self._host.ways.passed(self._stream, told.key.last, told.stage.id)
 

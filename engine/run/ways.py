@@ -38,12 +38,14 @@ class Ways:
         self._groups: dict[str, dict[str, Mapping[str, Any]]] = {}  # stages, by stream and group
         self._known: dict[str, tuple[int, Ladder]] = {}
         self._decode_s: dict[str, float] = {}  # by stream, of a segment
+        self._first: dict[str, str] = {}  # by stream: the stage at which what comes is counted
         self._entrance = Entrance()
 
     def serve(self, stream: str, group: str, stages: Mapping[str, Any]) -> None:
         """From now on a group runs these of a stream's stages, by their id."""
         self._groups.setdefault(stream, {})[group] = stages
         self._known.pop(stream, None)
+        self._first.pop(stream, None)
 
     def leave(self, stream: str, group: str, stages: Mapping[str, Any]) -> None:
         """A group does not run these any more; another of its name may have come in its place."""
@@ -51,9 +53,10 @@ class Ways:
         if groups.get(group) is stages:
             del groups[group]
             self._known.pop(stream, None)
+            self._first.pop(stream, None)
         if not groups:
             self._entrance.forget(stream)
-            for kept in (self._groups, self._known, self._decode_s):
+            for kept in (self._groups, self._known, self._decode_s, self._first):
                 kept.pop(stream, None)
 
     def segment_s(self, stream: str, now_ns: int) -> dict[str, float]:
@@ -145,6 +148,16 @@ class Ways:
             about = {"stream": stream, "segment": str(index), "inputs": went_by}
             self._on_decision(Decision(at_ns=0, loop="passage", what="not begun", why=why, **about))
         return why
+
+    def asked(self, stream: str, stage: str, now_ns: int, *, is_late: bool = False) -> None:
+        """A segment of a live stream came to one of its stages. It is counted at one that reads the media, the same
+        wherever it is done: each of its outputs is decided by one worker."""
+        first = self._first.get(stream)
+        if first is None:
+            stages = self._stages(stream)
+            first = self._first[stream] = min((id for id in stages if MEDIA in stages[id].rule.sources), default="")
+        if stage == first:
+            self._entrance.asked(self._ladder(stream, now_ns), is_late=is_late)
 
     def passed(self, stream: str, index: int, stage: str) -> None:
         """A stage has begun on a segment, or there is nothing to do of it."""

@@ -113,12 +113,14 @@ class Worker:
                 await self._outbox.drained()
 
     async def drain(self) -> None:
-        """Take nothing more; returns when what was taken is done, or DRAIN_S later."""
+        """Take nothing more; returns when what was taken is done, or as much later as its operators may take, and
+        DRAIN_S."""
         self._is_leaving = True
         served = [*self._served.values(), *self._draining]
         for each in served:
             each.leave(cancel=False)
-        with anyio.move_on_after(DRAIN_S):
+        longest_s = max((pool.operator.timeout_s for each in served for pool in each.pools), default=0.0)
+        with anyio.move_on_after(DRAIN_S + longest_s):
             for each in served:
                 await each.group.drained.wait()
             await self._outbox.drained()

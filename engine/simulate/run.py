@@ -343,6 +343,7 @@ class _Run:
             return True
         if (said := self.entrance.said(segment.name)) is not None:
             return not said
+        self.entrance.asked(self.ladders[segment.stages])
         running_s = running_by_resource(self.pools.values())
         when = segment.due_ns, segment.lag_s, segment.latency_s, self.world.now_ns
         why, changes = self.entrance.enters(segment.name, *when, self.ladders[segment.stages], running_s)

@@ -2,6 +2,9 @@
 
 import math
 import os
+import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,14 @@ from conftest import Eventually
 from live_service import CATALOGUE, running_service
 
 from engine.decide.decisions import Decision
+from engine.decide.reconcile import offer_of, offers
 from engine.decide.retry import RetryPolicy
 from engine.decide.signals import ResourceSignals, StreamSignals, WorkerSignals
-from engine.node import fleet
+from engine.node import fleet, worker_processes
 from engine.node.fleet import Workforce, room_of
 from engine.node.worker_processes import node
 from engine.node.workers_heard import WorkersHeard
+from engine.run import spawn
 from engine.run.assignment import Assignment
 from engine.run.journal import Journal
 from engine.run.registry import NodeStatus, Registry, open_registry
@@ -26,6 +31,7 @@ from engine.run.telemetry import Telemetry
 from engine.run.worker import Worker
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
+from streams.errors import first_error
 from streams.records import decode_result
 from streams.wire.ledger import Ledger, open_ledger
 from streams.wire.link import Link, connect
@@ -65,10 +71,63 @@ async def test_processes_are_added_and_those_that_are_too_many_end_by_themselves
         workers.scale(2)
         await eventually(lambda: workers.pids.get(1) not in (None, second))
         workers.scale(0)
-        workers.scale(1)  # at once: the one that was told to go is followed by another
-        await eventually(lambda: list(workers.pids) == [0] and workers.pids[0] != first)
+        workers.scale(1)  # at once: those that were told to go are followed by another
+        await eventually(lambda: len(workers.pids) == 1 and first not in workers.pids.values())
         assert workers.num_restarts == 0
     assert "worker_failed" not in log.read_text()
+
+
+async def test_one_is_started_beside_one_that_takes_long_to_go(
+    nats_url: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    async with node(2, tmp_path / "workers.log") as workers, connect(nats_url) as link:
+        heard = await heard_on(link)
+        workers.assign(Assignment(url=nats_url, name="n"))
+        await eventually(lambda: heard == {"n-0", "n-1"})
+        os.kill(workers.pids[1], signal.SIGSTOP)  # it will not hear that it is to go
+        try:
+            workers.scale(1)
+            workers.scale(2)
+            await eventually(lambda: "n-2" in heard)
+            assert set(workers.pids) == {0, 1, 2}
+            assert workers.start_s < 30
+        finally:
+            os.kill(workers.pids[1], signal.SIGCONT)
+        await eventually(lambda: set(workers.pids) == {0, 2})
+
+
+async def test_one_that_ends_without_being_told_to_is_started_again_and_paused_for(
+    nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(errors: Any) -> spawn.Process:
+        return subprocess.Popen(["true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    monkeypatch.setattr(spawn, "worker", gone)
+    with pytest.raises(ExceptionGroup) as raised:
+        async with node(1, tmp_path / "workers.log") as workers:
+            workers.assign(Assignment(url=nats_url))
+            await anyio.sleep_forever()
+    assert "ended 6 times in a row at once (exit 0)" in str(first_error(raised.value))
+
+
+async def test_where_no_process_can_be_started_it_is_tried_again(
+    nats_url: str, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, num = spawn.worker, 0
+
+    def sometimes(errors: Any) -> spawn.Process:
+        nonlocal num
+        num += 1
+        if num < 9:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return started(errors)
+
+    monkeypatch.setattr(spawn, "worker", sometimes)
+    monkeypatch.setattr(worker_processes, "MAX_PAUSE_S", 0.05)
+    async with node(1, tmp_path / "workers.log") as workers, connect(nats_url) as link:
+        heard = await heard_on(link)
+        workers.assign(Assignment(url=nats_url, name="n"))
+        await eventually(lambda: heard == {"n-0"})
 
 
 async def test_one_that_is_told_to_go_does_what_it_has_taken_and_leaves_the_rest_to_others(nats_url: str) -> None:
@@ -116,24 +175,31 @@ class Speaker:
 
     def __init__(self, **but: Any) -> None:
         told = {"id": "n1", "host": "h", "pid": 1, "num_cores": 8, "num_workers": 0, "max_workers": 4}
+        told["serves"] = tuple(offers(CATALOGUE, ["cpu"]))
         self.status = NodeStatus(**{**told, **but})
         self.kept: list[int] = []
+        self.start_s = 5.0
+
+    def scale(self, num_workers: int) -> None:
+        self.kept.append(num_workers)
 
 
 class Worked:
     """A workforce with what it goes by and what it tells."""
 
-    def __init__(self, link: Link, ledger: Ledger, registry: Registry) -> None:
+    def __init__(
+        self, link: Link, ledger: Ledger, registry: Registry, now_s: Callable[[], float] = anyio.current_time
+    ) -> None:
         self.link, self.ledger, self.registry = link, ledger, registry
         self.heard = WorkersHeard(link)
         self.journal = Journal("n1")
-        self.force = Workforce(registry, self.heard, self.journal)
+        self.force = Workforce(registry, self.heard, self.journal, now_s)
 
     def decided(self) -> list[Decision]:
         return self.journal.decisions(loop="fleet")
 
     def hears(self, name: str, at_s: float, asked_s: float = 0.0, num_asked: int = 0, **stream: Any) -> None:
-        streams = (StreamSignals("s", **stream),) if stream else ()
+        streams = (StreamSignals("s", num_in_service=1, **stream),) if stream else ()
         resource = ResourceSignals("cores", 2, num_asked=num_asked, asked_s=asked_s)
         signals = WorkerSignals(name, "n1", round(at_s * 1e9), streams=streams, resources=(resource,))
         self.heard.hear(name, msgspec.json.encode(signals))
@@ -150,7 +216,7 @@ async def test_a_recording_that_waits_brings_workers_and_their_number_is_said(
 ) -> None:
     async with connect(nats_url) as link, anyio.create_task_group() as tasks:
         worked, speaker = Worked(link, await open_ledger(link), await open_registry(link)), Speaker(num_workers=1)
-        tasks.start_soon(worked.force.run, speaker, speaker.kept.append)
+        tasks.start_soon(worked.force.run, speaker, speaker)
         worked.hears("n1-0", 1.0, num_waiting=50, segment_s={"cores": 4.0})
         await eventually(lambda: speaker.kept != [])
         assert speaker.kept == [2]  # 200 s of work, of which 50 s for each start
@@ -165,46 +231,92 @@ async def test_a_recording_that_waits_brings_workers_and_their_number_is_said(
         tasks.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("quick")
-async def test_from_none_one_is_started_when_something_comes_that_a_job_may_want(
-    nats_url: str, eventually: Eventually
-) -> None:
-    async with running_service(nats_url) as service, anyio.create_task_group() as tasks:
-        worked, speaker = Worked(service.ledger.link, service.ledger, service.registry), Speaker()
-        looked: list[int] = []
-        nodes = worked.registry.nodes
+async def test_from_none_one_is_started_when_there_is_something_that_nobody_has_seen(nats_url: str) -> None:
+    async with running_service(nats_url) as service:
+        now_s = 100.0
+        worked, own = Worked(service.ledger.link, service.ledger, service.registry, lambda: now_s), Speaker().status
 
-        async def counted() -> list[NodeStatus]:
-            looked.append(1)
-            return await nodes()
+        async def looks() -> int:
+            nonlocal now_s
+            now_s += 1.0
+            return await worked.force.look(own, 3.0)
 
-        worked.registry.nodes = counted  # type: ignore[method-assign]
-        tasks.start_soon(worked.force.run, speaker, speaker.kept.append)
         await service.publish([1, 2])
-        await eventually(lambda: len(looked) > 5)
-        assert speaker.kept == [], "nobody asks for it"
+        assert [await looks(), await looks()] == [0, 0], "nobody asks for it"
         await service.submit(standing=True)
-        looked.clear()
-        await eventually(lambda: len(looked) > 5)
-        assert speaker.kept == [], "nothing has come since"
-        await service.publish([3], first=2)
-        await eventually(lambda: speaker.kept == [1])
+        assert await looks() == 1, "it may want what is stored already"
         assert "the first work came" in worked.decided()[0].why
-        tasks.cancel_scope.cancel()
+        own = msgspec.structs.replace(own, num_workers=1)
+        assert await looks() == 1, "it is not heard yet: unknown is not nothing"
+        for at in range(60):  # an hour of nothing, and it goes
+            worked.heard.hear("n1-0", idle("n1-0", at))
+            if await looks() == 0:
+                break
+        own = msgspec.structs.replace(own, num_workers=0)
+        assert worked.decided()[-1].what == "0 workers from now on"
+        worked.heard = worked.force._heard = WorkersHeard(worked.link)
+        assert [await looks(), await looks()] == [0, 0]
+        await service.publish([3], first=2)
+        assert await looks() == 1
+        own = msgspec.structs.replace(own, num_workers=0)  # as if another had done it
+        worked.force._fleets.clear()
+        worked.force.wanted.clear()
+        now_s += fleet.PEEK_S
+        assert await looks() == 1, "now and then, to look"
 
 
-@pytest.mark.usefixtures("quick")
-async def test_now_and_then_one_is_started_to_look(
-    nats_url: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fleet, "PEEK_S", 0.2)
-    async with running_service(nats_url) as service, anyio.create_task_group() as tasks:
-        worked, speaker = Worked(service.ledger.link, service.ledger, service.registry), Speaker()
-        await service.publish([1, 2])
+async def test_what_comes_while_the_last_worker_leaves_is_news(nats_url: str) -> None:
+    async with running_service(nats_url) as service:
+        now_s = 100.0
+        worked, own = Worked(service.ledger.link, service.ledger, service.registry, lambda: now_s), Speaker().status
+        await service.publish([1])
         await service.submit(standing=True)
-        tasks.start_soon(worked.force.run, speaker, speaker.kept.append)
-        await eventually(lambda: speaker.kept == [1])
-        tasks.cancel_scope.cancel()
+        own = msgspec.structs.replace(own, num_workers=1)
+        for at in range(100):
+            now_s += 1.0
+            worked.heard.hear("n1-0", idle("n1-0", at))
+            if await worked.force.look(own, 3.0) == 0:
+                break
+        await service.publish([2], first=1)  # it takes nothing any more, and is still heard
+        own = msgspec.structs.replace(own, num_workers=0)
+        worked.force._heard = WorkersHeard(worked.link)
+        now_s += 1.0
+        assert await worked.force.look(own, 3.0) == 1
+
+
+async def test_where_none_is_heard_that_should_be_all_stays(nats_url: str) -> None:
+    async with running_service(nats_url) as service:
+        now_s = 100.0
+        worked, own = Worked(service.ledger.link, service.ledger, service.registry, lambda: now_s), Speaker().status
+        await service.submit(standing=True)
+        own = msgspec.structs.replace(own, num_workers=3)
+        for _ in range(300):
+            now_s += 1.0
+            assert await worked.force.look(own, 3.0) == 3
+        assert worked.decided() == []
+
+
+async def test_workers_are_started_where_they_can_do_something(nats_url: str) -> None:
+    async with running_service(nats_url) as service:
+        now_s = 100.0
+        worked = Worked(service.ledger.link, service.ledger, service.registry, lambda: now_s)
+        job = await service.submit(standing=True)
+        (first, *_) = (await service.registry.job(job.job)).plan.stages
+        able = Speaker(id="n2", serves=(offer_of(first),)).status
+        await service.registry.say_alive(able)
+        own = Speaker(id="n1", serves=("other/other/1/cpu",)).status
+        for _ in range(3):
+            now_s += 6.0
+            assert await worked.force.look(own, 3.0) == 0, "what comes is nothing to it"
+        other = Worked(service.ledger.link, service.ledger, service.registry, lambda: now_s)
+        await service.registry.say_alive(own)
+        now_s += 6.0
+        assert await other.force.look(able, 3.0) == 1
+
+
+def idle(name: str, at: int) -> bytes:
+    resource = ResourceSignals("cores", 2)
+    return msgspec.json.encode(WorkerSignals(name, "n1", at * 10**9, resources=(resource,)))
 
 
 @pytest.mark.usefixtures("quick")
@@ -222,7 +334,7 @@ async def test_a_look_that_fails_leaves_the_workers_as_they_are(nats_url: str, e
 
         worked.registry.nodes = broken  # type: ignore[method-assign]
         worked.hears("n1-0", 1.0, num_waiting=500, segment_s={"cores": 4.0})
-        tasks.start_soon(worked.force.run, speaker, speaker.kept.append)
+        tasks.start_soon(worked.force.run, speaker, speaker)
         await eventually(lambda: speaker.kept == [4])
         assert num >= 5
         assert worked.force.wanted["cores"] > 4, "more than there is room for: others may make some"
@@ -236,7 +348,7 @@ async def test_nodes_share_what_is_wanted(nats_url: str, eventually: Eventually)
         other = Speaker(id="n0", num_workers=0).status
         await registry.say_alive(other)
         worked, speaker = Worked(link, await open_ledger(link), registry), Speaker(num_workers=1)
-        tasks.start_soon(worked.force.run, speaker, speaker.kept.append)
+        tasks.start_soon(worked.force.run, speaker, speaker)
         worked.hears("n1-0", 1.0, num_waiting=150, segment_s={"cores": 4.0})
         await eventually(lambda: worked.force.wanted.get("cores") == 6)
         await eventually(lambda: speaker.kept == [3])

@@ -88,3 +88,14 @@ def test_a_resource_is_of_those_that_have_it() -> None:
     gpu = worker("b", 1, resource="p", num_lanes=3)
     seen = Demand().seen(1.0, [worker("a", 1), gpu], 3.0)
     assert (seen["cores"].ready, seen["p"].ready, seen["p"].lanes) == (1, 1, 3.0)
+
+
+def test_what_an_idle_worker_once_heard_of_the_server_s_queue_counts_for_nothing() -> None:
+    """It would take what there is; and of those that are busy the last word counts."""
+    waiting = StreamSignals("s", num_waiting=9, slack_s=3.0, segment_s={"cores": 1.0})
+    none = msgspec.structs.replace(waiting, num_waiting=0, num_in_service=1)
+    assert Demand().seen(1.0, [worker("a", 1, streams=(waiting,))], 3.0)["cores"].num_waiting == 0
+    busy = msgspec.structs.replace(waiting, num_in_service=1)
+    assert Demand().seen(1.0, [worker("a", 1, streams=(busy,))], 3.0)["cores"].num_waiting == 9
+    both = [worker("b", 2, streams=(none,)), worker("a", 1, streams=(busy,))]
+    assert Demand().seen(2.0, both, 3.0)["cores"].num_waiting == 0

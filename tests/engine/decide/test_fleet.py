@@ -280,3 +280,10 @@ def test_workers_are_placed_where_there_is_room(rooms: list[tuple[float, int, in
     above = [room for room in every if num[room.name] > room.least]
     if above and not is_full:
         assert any(has - room.lanes < lanes for room in above), "and no more than it takes"
+
+
+def test_a_queue_that_stands_while_nothing_comes_is_no_reason_for_more_than_it_takes_later() -> None:
+    fleet = Fleet(0, 1000, 1)
+    told(fleet, 900, lambda now: seen(0.0, ready=fleet.num, waiting_s=8.0 * fleet.num, num_waiting=10, start_s=20.0))
+    told(fleet, 200, lambda now: seen(0.5, ready=fleet.num), since=900)
+    assert fleet.num <= 2
