@@ -34,10 +34,10 @@ let go is wanted again within REGRETS_S, that time doubles, up to MAX_PATIENCE t
 
 | | |
 |---|---|
-| at rest | nothing comes, waits or runs for as long: the least that is allowed, 0 if that is |
+| at rest | nothing waits or runs for as long, and nothing came for LULL more: the least that is allowed, 0 if that is |
 | from 0 | the first piece of work starts one at once |
 | nothing is known of service times | held, but for the first one |
-| no word of the resource, or an old one | held: unknown is neither 0 nor much |
+| no word of the resource, or an old one | held, and for as long after it: unknown is neither 0 nor much |
 | a stalled model | its queue grows: one more for each time a start takes, up to the most |
 | one dead replica | it is not ready, and whoever keeps them at what is wanted starts another |
 | too much for all | `spread` gives each resource for which something waits one replica, before any has more |
@@ -108,7 +108,7 @@ class Fleet:
         self._offered: deque[tuple[float, float, float]] = deque()  # when, s; what came in a second, and of how much
         self._needs: deque[tuple[float, int]] = deque()  # over the hold, the largest ones
         self._changed_s: deque[float] = deque(maxlen=MAX_CHANGES)
-        self._began_s: float | None = None
+        self._has_begun = False
         self._raised_s = -math.inf
         self._calm_s = 0.0  # when nothing was lost or waited last
         self._more = 0  # beside what is reckoned, for that was too little
@@ -116,14 +116,19 @@ class Fleet:
         self._any_s = -math.inf  # when there was anything to do last
         self._lacked_s = -math.inf  # when fewer were ready than are wanted
         self._lowered_s = self._regretted_s = -math.inf
+        self._heard_s = self._again_s = 0.0  # last; and since when without a break
         self._patience = 1
 
     def decide(self, now_s: float, seen: Seen | None) -> Wanted | None:
         """What is wanted from now on, where that is another number than before."""
-        if self._began_s is None:
-            self._began_s = self._calm_s = now_s
+        if not self._has_begun:
+            self._has_begun = True
+            self._calm_s = self._again_s = self._heard_s = now_s
         if seen is None or seen.age_s > STALE_S:
-            return None  # and what was needed meanwhile is not known either
+            return None
+        if now_s > self._heard_s + STALE_S:
+            self._again_s = now_s  # what was needed meanwhile is not known
+        self._heard_s = now_s
         is_any = bool(seen.num_waiting or seen.num_in_service or seen.offered or seen.waiting_s or seen.patient_s)
         self._any_s = now_s if is_any else self._any_s
         if seen.offered is None or seen.waiting_s is None:
@@ -134,6 +139,8 @@ class Fleet:
             offered = 0.0
         by_rate, by_queue = self._by_rate(offered, seen), self._by_queue(offered, seen)
         need = max(by_rate, by_queue, 1 if is_any else 0, self.least)
+        if seen.patient_s > self.num * seen.lanes:
+            need = max(need, self.num)  # what is wanted whenever costs no more with those that are there
         if seen.ready < self.num:
             self._lacked_s = now_s
         pressed = self._pressed(now_s, seen, least_for(offered, seen.lanes))
@@ -150,7 +157,7 @@ class Fleet:
                 now_s, max(need, pressed), self._why(offered, seen, by_rate, by_queue, pressed), went_by
             )
         kept = self._needs[0][1]
-        is_held = now_s < max(self._raised_s, self._began_s) + self._hold_s(seen)
+        is_held = now_s < max(self._raised_s, self._again_s) + self._hold_s(seen)
         if kept >= self.num or is_held or (kept == 0 and is_any):
             return None
         why = f"{offered:.2f} lanes' worth comes, and no more than {kept} were needed for {self._hold_s(seen):.0f} s"
@@ -212,8 +219,9 @@ class Fleet:
         if pressed > max(by_rate, by_queue):
             waits = f"what comes now waits for {_waits_s(seen):.1f} s"
             return f"{comes}, and {f'{seen.lost:.0%} is lost for want of it' if _is_short(seen) else waits}"
-        waits_s = (seen.waiting_s or 0.0) + seen.patient_s
-        return f"{comes}, and {waits_s:.1f} s of work wait" if by_queue > by_rate else comes
+        if seen.patient_s and by_queue > by_rate:
+            return f"{seen.patient_s:.1f} s of work wait that is wanted whenever, for {self.num} of {seen.lanes:g}"
+        return f"{comes}, and {seen.waiting_s or 0.0:.1f} s of work wait" if by_queue > by_rate else comes
 
     def _change(self, now_s: float, num: int, why: str, went_by: Mapping[str, float]) -> Wanted | None:
         num = min(max(num, self.least), self.most)
@@ -226,7 +234,7 @@ class Fleet:
             self._lowered_s = now_s
         else:
             self._raised_s = now_s
-            if num == self.num + 1 and now_s < self._lowered_s + REGRETS_S:  # it was one too few
+            if self.num and num == self.num + 1 and now_s < self._lowered_s + REGRETS_S:  # it was one too few
                 self._patience, self._regretted_s = min(2 * self._patience, MAX_PATIENCE), now_s
             elif now_s > self._regretted_s + FORGETS_S:
                 self._patience = 1

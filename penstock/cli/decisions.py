@@ -101,9 +101,11 @@ def _show(decision: Decision) -> None:
 
     about = " ".join(each for each in (decision.stream, decision.segment, decision.stage, decision.pool) if each)
     figures = ", ".join(f"{name} {value:.3g}" for name, value in decision.inputs.items())
+    told = "; ".join(each for each in (figures, decision.worker) if each)
+    what = f"{about}: {decision.what}" if about else decision.what
     console().print(
-        f"{time_of_day(decision.at_ns)}  [bold]{escape(decision.loop)}[/]  {escape(about)}: {escape(decision.what)}:"
-        f" {escape(decision.why)}  [dim]({escape(figures)}; {escape(decision.worker)})[/]",
+        f"{time_of_day(decision.at_ns)}  [bold]{escape(decision.loop)}[/]  {escape(what)}:"
+        f" {escape(decision.why)}  [dim]({escape(told)})[/]",
         soft_wrap=True,
     )
 

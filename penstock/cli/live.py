@@ -164,7 +164,12 @@ def range_of(count: Callable[[str], int]) -> Callable[[str], tuple[int, int]]:
 
     def parse(text: str) -> tuple[int, int]:
         least, dash, most = text.partition("-")
-        found = (0 if least == "0" and dash else count(least)), count(most if dash else least)
+        try:
+            found = (0 if least == "0" and dash else count(least)), count(most if dash else least)
+        except argparse.ArgumentTypeError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is neither a number from 1 to 64 nor two, such as 0-4"
+            ) from None
         if found[0] > found[1]:
             raise argparse.ArgumentTypeError(f"{text!r}: the first is the fewest, and {most} is less")
         return found

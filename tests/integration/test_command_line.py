@@ -64,6 +64,11 @@ def one_line(text: str) -> str:
         (["run", WORKFLOW, "--input", STATION, *ASK, "--segment", "5q"], "write 5s, 500ms, 1m or 10h"),
         (["run", WORKFLOW, "--input", STATION, *ASK, "--segment", "0s"], "between 0.2 and 60 s"),
         (["run", WORKFLOW, "--input", STATION, *ASK, "--workers", "0"], "1 to 64"),
+        *[
+            (["serve", "--workers", each], f"'{each}' is neither a number from 1 to 64 nor two, such as 0-4")
+            for each in ("0", "0-0", "1-", "-", "1-2-3", "0-100", "\uff10-4", "")
+        ],
+        (["serve", "--workers", "3-1"], "'3-1': the first is the fewest, and 1 is less"),
         (["run", WORKFLOW, "--input", STATION, *ASK, "--trace", "/no/such/folder/t"], "cannot write the trace"),
         (["run", WORKFLOW, "--input", STATION, *ASK, "--nats", "nonsense"], "nats://host:4222"),
         (["run", WORKFLOW, "--input", "no-such-file.mp4", *ASK], "no file no-such-file.mp4"),

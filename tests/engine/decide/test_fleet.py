@@ -287,3 +287,34 @@ def test_a_queue_that_stands_while_nothing_comes_is_no_reason_for_more_than_it_t
     told(fleet, 900, lambda now: seen(0.0, ready=fleet.num, waiting_s=8.0 * fleet.num, num_waiting=10, start_s=20.0))
     told(fleet, 200, lambda now: seen(0.5, ready=fleet.num), since=900)
     assert fleet.num <= 2
+
+
+def test_after_a_silence_what_was_needed_is_not_known_for_as_long_as_it_is_held() -> None:
+    """A worker that was started meanwhile says at first that there is nothing to do."""
+    fleet = Fleet(0, 8, 1)
+    told(fleet, 20, lambda now: seen(0.5, num_in_service=1))
+    assert told(fleet, 60, lambda now: None, since=20) == []
+    assert told(fleet, int(HOLD_S) - 1, lambda now: seen(0.0), since=80) == []
+    assert told(fleet, 60, lambda now: seen(0.5, num_in_service=1), since=80 + int(HOLD_S) - 1) == []
+
+
+def test_what_is_wanted_whenever_keeps_those_that_are_there_to_its_end() -> None:
+    fleet = Fleet(0, 8, 1)
+
+    def what(now: int) -> Seen:
+        left_s = max(0.0, 200.0 - 2 * now)
+        return seen(0.0, patient_s=left_s, num_waiting=int(left_s), ready=fleet.num, slack_s=math.inf)
+
+    changes = [(now, changed.num) for now, changed in told(fleet, 300, what)]
+    assert changes[0] == (0, 4)
+    assert [num for now, num in changes if now < 95] == [4]
+    assert changes[-1][1] == 0
+
+
+def test_to_be_woken_is_no_regret() -> None:
+    fleet = Fleet(0, 8, 1)
+    for began in range(0, 600, 120):
+        changes = told(fleet, 60, lambda now: seen(0.0, ready=fleet.num), since=began)
+        assert changes[-1][1].num == 0
+        assert changes[-1][0] < began + 50
+        assert told(fleet, 60, lambda now: seen(0.5, ready=fleet.num, num_in_service=1), since=began + 60)
