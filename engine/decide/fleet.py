@@ -219,7 +219,7 @@ class Fleet:
         if pressed > max(by_rate, by_queue):
             waits = f"what comes now waits for {_waits_s(seen):.1f} s"
             return f"{comes}, and {f'{seen.lost:.0%} is lost for want of it' if _is_short(seen) else waits}"
-        if seen.patient_s and by_queue > by_rate:
+        if seen.patient_s > (seen.waiting_s or 0.0) and by_queue > by_rate:
             return f"{seen.patient_s:.1f} s of work wait that is wanted whenever, for {self.num} of {seen.lanes:g}"
         return f"{comes}, and {seen.waiting_s or 0.0:.1f} s of work wait" if by_queue > by_rate else comes
 
