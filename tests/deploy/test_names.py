@@ -102,7 +102,7 @@ def exported() -> tuple[set[str], set[str]]:
     pool = PoolSignals("a/b/c", "thread", "cpu", 1, 1, 1, 1, 1, 1, queue_wait_s=1.0, service_times=(took,))
     stream = StreamSignals("s", num_waiting=1, lag_s=1.0, gaps={"late": 1})
     source = SourceState(stream="s", state="live", since_ns=1)
-    text = metrics.exposition([WorkerSignals("w", "n", 1, (pool,), (stream,))], [source]).decode()
+    text = metrics.exposition([WorkerSignals("w", "n", 1, (pool,), (stream,))], [source], (), {"cores": 1}).decode()
     samples = re.findall(r"^(\w+)(?:\{(.*)\})? ", text, re.MULTILINE)
     return {name for name, _ in samples}, {label for _, of in samples for label in re.findall(r"(\w+)=", of)}
 
