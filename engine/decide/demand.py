@@ -28,13 +28,28 @@ class _Said(msgspec.Struct, frozen=True):
     num_lost: int
 
 
+class Lost:
+    """The share of what came that was lost, over the last OVER_S."""
+
+    def __init__(self) -> None:
+        self._lately: deque[tuple[float, float, int]] = deque()  # when, s; pieces, and lost
+
+    def share(self, now_s: float, num: float, num_lost: int) -> float:
+        """With so many that came, and were lost, since it was asked last."""
+        self._lately.append((now_s, num, num_lost))
+        while self._lately[0][0] <= now_s - OVER_S:
+            self._lately.popleft()
+        came = sum(num for _, num, _ in self._lately)
+        return min(1.0, sum(num for _, _, num in self._lately) / came) if came else 0.0
+
+
 class Demand:
     """Of all workers. Asked once a second."""
 
     def __init__(self) -> None:
         self._last: dict[str, WorkerSignals] = {}
         self._rates: dict[tuple[str, str], _Said] = {}  # by worker and resource
-        self._lately: dict[str, deque[tuple[float, int, int]]] = {}  # by resource: when, s; pieces, and lost
+        self._lost: dict[str, Lost] = {}  # by resource
 
     def seen(self, now_s: float, workers: Sequence[WorkerSignals], start_s: float) -> dict[str, Seen]:
         """By resource. `start_s`: how long a worker takes to start."""
@@ -47,10 +62,9 @@ class Demand:
             for worker in sorted(workers, key=lambda worker: worker.at_ns)
             for stream in worker.streams
         ]
-        return {
-            name: self._of(name, now_s, workers, news, streams, start_s)
-            for name in dict.fromkeys(each.resource for worker in workers for each in worker.resources)
-        }
+        names = dict.fromkeys(each.resource for worker in workers for each in worker.resources)
+        self._lost = {name: self._lost.get(name) or Lost() for name in names}
+        return {name: self._of(name, now_s, workers, news, streams, start_s) for name in names}
 
     def _note(self, worker: WorkerSignals) -> bool:
         """Whether it has said something new."""
@@ -83,7 +97,8 @@ class Demand:
         said = {worker: rate for (worker, resource), rate in self._rates.items() if resource == name}
         num = sum(rate.num / rate.seconds for rate in said.values())
         offered = sum(rate.work_s / rate.seconds for rate in said.values())
-        lost = self._lost(name, now_s, [rate for worker, rate in said.items() if worker in news])
+        new = [rate for worker, rate in said.items() if worker in news]
+        lost = self._lost[name].share(now_s, sum(rate.num for rate in new), sum(rate.num_lost for rate in new))
         held = _held(streams, name)
         waiting = [each.waiting_s for each in own]
         items = [pool for worker in workers for pool in worker.pools]
@@ -100,14 +115,6 @@ class Demand:
             start_s=start_s,
             lost=lost,
         )
-
-    def _lost(self, name: str, now_s: float, news: Sequence[_Said]) -> float:
-        lately = self._lately.setdefault(name, deque())
-        lately.append((now_s, sum(each.num for each in news), sum(each.num_lost for each in news)))
-        while lately[0][0] <= now_s - OVER_S:
-            lately.popleft()
-        came = sum(num for _, num, _ in lately)
-        return min(1.0, sum(num for _, _, num in lately) / came) if came else 0.0
 
 
 class _Held(msgspec.Struct):

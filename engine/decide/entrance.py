@@ -20,6 +20,9 @@ class Entrance:
         self._rungs_of = rungs_of
         self._passage = Passage()
         self._rungs: dict[str, Rungs] = {}  # of streams whose stages may run on more than one
+        self.num_asked: dict[str, int] = {}  # segments that came, by each resource that they take
+        self.num_late: dict[str, int] = {}  # of them, those for which there was no time when they were taken
+        self.asked_s: dict[str, float] = {}  # what they take on the best rungs, begun or not: seconds of a lane
 
     def said(self, segment: Segment) -> str | None:
         """What was decided about it: empty where it was begun, else why not; None where nobody has asked yet."""
@@ -62,25 +65,15 @@ class Entrance:
         """A segment came, whatever becomes of it: told once, whichever workers do its stages. `is_late`: there was no
         time for it when it was taken."""
         best = ladder.way(NONE)
-        if is_late:
-            self._passage.came_late(best)
-        else:
-            self._passage.asked(best)
+        for resource, seconds in best.work_s.values():
+            self.asked_s[resource] = self.asked_s.get(resource, 0.0) + seconds
+        for resource in best.num_lanes:
+            self.num_asked[resource] = self.num_asked.get(resource, 0) + 1
+            self.num_late[resource] = self.num_late.get(resource, 0) + is_late
 
-    @property
-    def num_refused(self) -> Mapping[str, int]:
-        """Segments that were not begun, by the resource that they would have waited for."""
-        return self._passage.num_refused
-
-    @property
-    def num_asked(self) -> Mapping[str, int]:
-        """Segments that came, by each resource that they take."""
-        return self._passage.num_asked
-
-    @property
-    def asked_s(self) -> Mapping[str, float]:
-        """What these take on the best rungs, begun or not: seconds of a lane, by resource."""
-        return self._passage.asked_s
+    def num_refused(self, resource: str) -> int:
+        """Segments that were not begun: they would have waited for it too long, or there was no time left at all."""
+        return self._passage.num_refused.get(resource, 0) + self.num_late.get(resource, 0)
 
     def now_on(self, stream: str) -> Mapping[str, int]:
         """The rungs that new segments take, by stage, where that is not the best."""

@@ -87,7 +87,6 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     slack_s: float = math.inf  # within which what waits is wanted
     start_s: float = 0.0  # until a replica works
     lost: float = 0.0  # the share of what came of late that was refused or dropped for want of this
-    age_s: float = 0.0  # of all this
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -120,11 +119,11 @@ class Fleet:
         self._patience = 1
 
     def decide(self, now_s: float, seen: Seen | None) -> Wanted | None:
-        """What is wanted from now on, where that is another number than before."""
+        """What is wanted from now on, where that is another number than before. Nothing where nothing is known now."""
         if not self._has_begun:
             self._has_begun = True
             self._calm_s = self._again_s = self._heard_s = now_s
-        if seen is None or seen.age_s > STALE_S:
+        if seen is None:
             return None
         if now_s > self._heard_s + STALE_S:
             self._again_s = now_s  # what was needed meanwhile is not known

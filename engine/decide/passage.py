@@ -200,8 +200,6 @@ class Passage:
         self._streams: dict[str, _Stream] = {}
         self._shares: dict[str, tuple[float, int]] = {}  # by resource: the sum over its streams, and their number
         self.num_refused: dict[str, int] = {}  # by the resource that was waited for
-        self.num_asked: dict[str, int] = {}  # segments, by each resource that they take
-        self.asked_s: dict[str, float] = {}  # what these take, begun or not
 
     def said(self, segment: Segment) -> str | None:
         """What was decided about it: empty where it was begun, else why not; None where nobody has asked yet."""
@@ -259,19 +257,6 @@ class Passage:
             del self._refused[next(iter(self._refused))]
         why = f"{resource or 'its stages'} would take {wait_s + lead_s:.2f} s, and {max(0.0, left_s):.2f} s are left"
         return f"{why}; others were refused more often" if wait_s + lead_s <= left_s else why
-
-    def asked(self, way: Way) -> None:
-        """A segment came that takes this way, whatever becomes of it."""
-        for resource, seconds in way.work_s.values():
-            self.asked_s[resource] = self.asked_s.get(resource, 0.0) + seconds
-        for resource in way.num_lanes:
-            self.num_asked[resource] = self.num_asked.get(resource, 0) + 1
-
-    def came_late(self, way: Way) -> None:
-        """A segment came that could not be begun any more."""
-        self.asked(way)
-        for resource in way.num_lanes:
-            self.num_refused[resource] = self.num_refused.get(resource, 0) + 1
 
     def _is_to_try(self, stream: str, now_ns: int, way: Way) -> bool:
         """Whether none of a stream was begun for so long that one is: or nothing would ever be learned of it again."""

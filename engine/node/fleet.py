@@ -113,7 +113,8 @@ class Workforce:
         self._forget(now_s, seen)
         if not max(self.wanted.values(), default=0) and (had or self._rests_since_s is None):
             self._rest, self._rests_since_s = came, now_s
-        await self._look_at_needs(now_s)
+        if any(room.least < room.most for room in map(room_of, nodes.values())):
+            await self._look_at_needs(now_s)
         num = max((self._part(name, num, nodes, seen, own.id) for name, num in self.wanted.items()), default=least)
         most = room_of(own).most
         return min(most, max(num, 1)) if is_news and self._is_of_use(own) else num  # whoever has heard of it begins

@@ -44,6 +44,7 @@ class WorkersHeard:
 
     def within(self, seconds: float) -> list[WorkerSignals]:
         """What each worker said last that has said something since so long ago."""
+        self._forget()
         since_s = self._now_s() - seconds
         return [signals for _, (heard_s, signals) in sorted(self._last.items()) if heard_s > since_s]
 

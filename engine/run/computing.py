@@ -67,9 +67,9 @@ class Computing:
         stage.opens.note(is_open=True)
         if told.expires_ns:
             self._host.ways.asked(self._stream, told.stage.id, self._host.now_ns())
-        if told.expires_ns and (why := self._refused(told)):
-            self._do(self._rule.late(told, why))
-            return
+            if why := self._refused(told):
+                self._do(self._rule.late(told, why))
+                return
         place = self._host.ways.rung_of(self._stream, told.key.last, stage.rule.id) if told.expires_ns else 0
         rung = stage.rung(place)
         span = self._host.spans.begin(told, self._stream, rung.planned.rung)

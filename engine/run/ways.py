@@ -19,6 +19,7 @@ from engine.spec.operator import OfRanges
 from engine.spec.workflow import MEDIA
 
 ESTIMATE_NS = 1_000_000_000
+SAID_NS = 10 * ESTIMATE_NS  # what is said of streams of which nothing comes may be older: there may be hundreds
 DECODING = "decoding"  # as if it were a stage of its own
 DECODE_MEMORY = 20  # segments
 
@@ -62,7 +63,7 @@ class Ways:
     def segment_s(self, stream: str, now_ns: int) -> dict[str, float]:
         """What a segment takes here on the best rungs, in seconds of a lane, by resource."""
         found: dict[str, float] = {}
-        for resource, seconds in self._ladder(stream, now_ns).way({}).work_s.values():
+        for resource, seconds in self._ladder(stream, now_ns, SAID_NS).way({}).work_s.values():
             found[resource] = found.get(resource, 0.0) + seconds
         return found
 
@@ -93,7 +94,7 @@ class Ways:
         return {
             "num_asked": told.num_asked.get(resource, 0),
             "asked_s": told.asked_s.get(resource, 0.0),
-            "num_refused": told.num_refused.get(resource, 0),
+            "num_refused": told.num_refused(resource),
         }
 
     def of(self, stream: str, now_ns: int) -> Way:
@@ -109,9 +110,9 @@ class Ways:
         """Which of its rungs a stage takes for new segments."""
         return self._entrance.now_on(stream).get(stage, 0)
 
-    def _ladder(self, stream: str, now_ns: int) -> Ladder:
+    def _ladder(self, stream: str, now_ns: int, max_age_ns: int = ESTIMATE_NS) -> Ladder:
         known = self._known.get(stream)
-        if known is None or now_ns > known[0] + ESTIMATE_NS:
+        if known is None or now_ns > known[0] + max_age_ns:
             known = now_ns, self._estimated(stream)
             if stream in self._groups:
                 self._known[stream] = known

@@ -5,11 +5,11 @@ Who says how many there are to be is asked once a second, is told what a node wo
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple, Protocol
 
+from engine.decide.demand import Lost
 from engine.decide.fleet import Fleet, Seen, Wanted, spread
 from engine.simulate.report import FleetReport
 from engine.simulate.scenario import ReplicasSpec, Scenario
@@ -17,7 +17,6 @@ from engine.simulate.world import NS, World
 
 ASK_S = 1.0
 SILENCE_S = 5.0  # as engine.node.workers_heard: one that died is missed after so long
-OVER_S = 20.0  # what is lost is counted over
 
 
 class Scaling(Protocol):
@@ -58,10 +57,6 @@ class Replicas:
     def num(self) -> int:
         """As far as anybody knows."""
         return self.ready + len(self._starting) + self.num_dead
-
-    @property
-    def num_starting(self) -> int:
-        return len(self._starting)
 
     @property
     def lanes(self) -> int:
@@ -117,7 +112,7 @@ class Demand:
     def __init__(self) -> None:
         self.came = 0.0  # pieces of work, since it was asked last
         self.seconds: float | None = 0.0  # of a lane, for these; None: not known
-        self._lately: deque[tuple[float, float, int]] = deque()
+        self._lost = Lost()
         self._num_lost = 0
 
     def comes(self, share: float, unit_s: float | None) -> None:
@@ -129,13 +124,9 @@ class Demand:
         """What came in the last second, and the share that was lost of late; `num_lost` is counted from the beginning.
         Nothing is nothing, also where it is not known how long things take."""
         offered = self.seconds / ASK_S if self.seconds is not None else None
-        self._lately.append((now_s, self.came, num_lost - self._num_lost))
-        self._num_lost = num_lost
-        while self._lately[0][0] <= now_s - OVER_S:
-            self._lately.popleft()
-        came = sum(each for _, each, _ in self._lately)
-        self.came, self.seconds = 0.0, 0.0
-        return offered, sum(each for _, _, each in self._lately) / came if came else 0.0
+        lost = self._lost.share(now_s, self.came, num_lost - self._num_lost)
+        self._num_lost, self.came, self.seconds = num_lost, 0.0, 0.0
+        return offered, lost
 
 
 class Held(NamedTuple):
@@ -162,7 +153,6 @@ class Scaled:
         self._changes: dict[str, list[tuple[float, int, str]]] = {name: [] for name in replicas}
         slacks = [min(each.latency_s or math.inf, each.max_lag_s or math.inf) for each in scenario.streams]
         self._slack_s = min(slacks)
-        self._heard_s = 0.0
 
     def start(self, held: Callable[[str], Held], is_over: Callable[[], bool]) -> None:
         """Ask who decides, every second, until all is over."""
@@ -187,8 +177,6 @@ class Scaled:
     def _decide(self, held: Callable[[str], Held]) -> None:
         now_s = self._world.now_ns / NS - 1
         is_heard = not any(each.from_s <= now_s < each.to_s for each in self._scenario.unheard)
-        if is_heard:
-            self._heard_s = now_s
         wants: dict[str, int] = {}
         for name, replicas in self.replicas.items():
             there = held(name)
@@ -206,7 +194,6 @@ class Scaled:
                 slack_s=self._slack_s,
                 start_s=replicas.spec.start_s,
                 lost=lost,
-                age_s=now_s - self._heard_s,
             )
             wanted = self._scalings[name].decide(now_s, seen if is_heard else None)
             if wanted is not None:

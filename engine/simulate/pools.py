@@ -3,6 +3,7 @@
 What is asked when, and what is done about it, is as in `engine.run.pool`; the rules are the same objects.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -103,10 +104,15 @@ class Cores:
         self._num_used -= 1
 
     def _lose(self, num: int) -> None:
-        """Some are gone, with what ran on those that were taken."""
-        num = min(num, self._num_used - self.num)
+        """Some are gone, with what ran on them."""
+        num = part_lost(self._num_used, num, self.num)
         for pool in self.pools:
             num -= pool.lose(num)
+
+
+def part_lost(num_used: int, num_gone: int, num_left: int) -> int:
+    """Of so many lanes that were used, those that are gone: all were used alike."""
+    return math.ceil(num_used * num_gone / (num_gone + num_left))
 
 
 Turn = Callable[[Sequence["SimulatedPool"], int], "SimulatedPool"]
@@ -366,7 +372,7 @@ class SimulatedPool:
 
     def _lose(self, num_lanes: int) -> None:
         assert self.replicas is not None
-        self.lose(min(num_lanes, self._num_lanes - self.replicas.lanes))
+        self.lose(part_lost(self._num_lanes, num_lanes, self.replicas.lanes))
 
     def _end_item(self, item: Item, ended: Ended) -> None:
         self._count()

@@ -165,7 +165,7 @@ class _Run:
         for number, streams in enumerate(self.scenario.streams):
             self._feed(number, streams)
         if self.scaled.replicas:
-            self.scaled.start(self._seen, self._is_over)
+            self.scaled.start(self._held, self._is_over)
         self.world.run()
         for group in self.groups.values():
             if group.waiting or group.num_taken:
@@ -178,28 +178,25 @@ class _Run:
     def _is_over(self) -> bool:
         return self.num_over == self.num_came and self.world.now_ns >= NS + self.scenario.duration_s * NS
 
-    def _seen(self, resource: str) -> Held:
+    def _held(self, resource: str) -> Held:
         """What is there of a resource's work."""
-        now, num, num_lost = [0.0, 0.0], 0, 0
-        is_known = True
-        for group in self.groups.values():
-            pool = group.stage.pool
-            if pool.resource == resource and group.waiting:
-                num += len(group.waiting)
-                unit_s = pool.learned.unit_s
-                is_known = is_known and unit_s is not None
-                now[not group.waiting[0].due_ns] += len(group.waiting) * (unit_s or 0.0)
-        running = 0
-        for pool in self.pools.values():
-            if pool.resource == resource:
-                num += pool.num_waiting
-                running += pool.num_in_service
-                num_lost += pool.num_dropped
-                now[0] += pool.num_waiting * (pool.learned.unit_s or 0.0)
-                is_known = is_known and (pool.learned.unit_s is not None or not pool.num_waiting)
-        if self.entrance is not None:
-            num_lost += self.entrance.num_refused.get(resource, 0)
-        return Held(now[0] if is_known else None, now[1], num, running, num_lost)
+        waiting = [
+            (len(group.waiting), group.stage.pool.learned.unit_s, not group.waiting[0].due_ns)
+            for group in self.groups.values()
+            if group.waiting and group.stage.pool.resource == resource
+        ]
+        pools = [pool for pool in self.pools.values() if pool.resource == resource]
+        waiting += [(pool.num_waiting, pool.learned.unit_s, False) for pool in pools if pool.num_waiting]
+        refused = self.entrance.num_refused(resource) if self.entrance is not None else 0
+        return Held(
+            waiting_s=None
+            if any(unit_s is None for _, unit_s, _ in waiting)
+            else sum(num * (unit_s or 0.0) for num, unit_s, is_patient in waiting if not is_patient),
+            patient_s=sum(num * (unit_s or 0.0) for num, unit_s, is_patient in waiting if is_patient),
+            num_waiting=sum(num for num, _, _ in waiting),
+            num_in_service=sum(pool.num_in_service for pool in pools),
+            num_lost=refused + sum(pool.num_dropped for pool in pools),
+        )
 
     # --- what comes ----------------------------------------------------------------------------------------------
 
@@ -343,7 +340,6 @@ class _Run:
             return True
         if (said := self.entrance.said(segment.name)) is not None:
             return not said
-        self.entrance.asked(self.ladders[segment.stages])
         running_s = running_by_resource(self.pools.values())
         when = segment.due_ns, segment.lag_s, segment.latency_s, self.world.now_ns
         why, changes = self.entrance.enters(segment.name, *when, self.ladders[segment.stages], running_s)

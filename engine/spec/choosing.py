@@ -140,9 +140,10 @@ def lower(
         alike = _reads_as(best, pace)
         offers = catalogue.offers(capability.name)
         return [
-            (offer, worth)
+            (offer, min(1.0, round(right / of, 4)))
             for offer in offers[offers.index(best) + 1 :]
-            if (worth := worth_of(capability.name, offer.rung, best.rung, judged)) >= floor
+            for right, of in [worth_of(capability.name, offer.rung, best.rung, judged)]
+            if right >= floor * of
             and offer.cannot(params) is None
             and _lacks(offer, given) is None
             and _runs_somewhere(offer, capability, machine, media, elsewhere)
@@ -152,13 +153,11 @@ def lower(
         return []
 
 
-def worth_of(capability: str, rung: Rung, best: Rung, judged: Judged = NOT_JUDGED) -> float:
-    """What a rung is worth of the best one, 1 at most: by what both were measured to be on the same labels, where they
-    were, else by what they declare."""
+def worth_of(capability: str, rung: Rung, best: Rung, judged: Judged) -> tuple[float, float]:
+    """How good a rung and the best one are: as both were measured to be on the same labels, where they were, else as
+    they declare."""
     here, there = judged.get((capability, rung.name)), judged.get((capability, best.name))
-    if here is not None and there:
-        return min(1.0, round(here / there, 4))
-    return round(rung.quality / best.quality, 4)
+    return (here, there) if here is not None and there else (rung.quality, best.quality)
 
 
 def _runs_somewhere(

@@ -155,6 +155,7 @@ async def test_one_that_is_told_to_go_does_what_it_has_taken_and_leaves_the_rest
         assert num_taken > 0
         await first[0].drain()
         assert [each.num_in_service for each in first[0].signals().streams] == [0]
+        num_done = sum(pool.num_done for pool in first[0].signals().pools)
         done = await service.ledger.subjects(subjects.results_of(stage, "d"))
         assert 0 < len(done) < 20, "there is something left"
         scope.cancel()
@@ -167,6 +168,8 @@ async def test_one_that_is_told_to_go_does_what_it_has_taken_and_leaves_the_rest
         records = [decode_result(stored.data) for stored in (await service.ledger.get_many(names)).values()]
         numbers = [msgspec.msgpack.decode(record.output, type=toys.Number).value for record in records]  # type: ignore[union-attr]
         assert sorted(numbers) == list(range(1, 21))
+        num_done += sum(pool.num_done for pool in second[0].signals().pools)
+        assert num_done == 20, "and nothing was computed twice"
         tasks.cancel_scope.cancel()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from engine.run.profiling import Effort
 from engine.simulate import capacity
+from engine.spec.profile import Profile
 from engine.spec.recording import Outcome, RecordedPool, RecordedRung, RecordedStage, RecordedStream, Recording
 from engine.spec.workflow import Stage, Workflow
 from penstock.measuring import Measuring, fits, kept_profiles, profile
@@ -64,14 +65,14 @@ async def test_nobody_of_that_name_is_a_user_s_error(tmp_path: Path) -> None:
 async def test_streams_fit_as_many_as_the_measured_stages_allow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fewer where times spread on a busy machine; tests/engine/simulate/test_capacity.py knows how many."""
     monkeypatch.setattr(capacity, "MAX_SEGMENTS", 2000)
+    monkeypatch.setattr(Profile, "spread", 0.0)  # what times differ by on a busy machine is another's
     how = Measuring(segment_s=5.0, max_segments=2, effort=SHORT, store=tmp_path, anew=False)
     workflow = Workflow(name="scenes", stages={"scenes": Stage(capability="detect_scenes", inputs={"media": "media"})})
     found = await fits(workflow, max_lag_s=5.0, how=how)
     best = found.capacity.on_best
     assert best is not None
-    assert 0.2 * found.num_cores / found.core_s < best.num_streams <= found.num_cores / found.core_s * 1.02
+    assert 0.7 * found.num_cores / found.core_s < best.num_streams <= found.num_cores / found.core_s * 1.02
     assert best.in_time >= 0.99
     assert found.capacity.over.num_streams > best.num_streams
     assert found.least_latency_s > 0

@@ -13,7 +13,6 @@ from engine.decide.fleet import (
     HOLD_STARTS,
     MAX_CHANGES,
     SPARE,
-    STALE_S,
     TOLD_S,
     Fleet,
     Room,
@@ -128,7 +127,7 @@ def test_nothing_is_something_known() -> None:
     assert told(fleet, 100, lambda now: seen(0.0, ready=fleet.num))[-1][1].num == 1
 
 
-@pytest.mark.parametrize("word", [None, seen(9.0, age_s=STALE_S + 1), seen(None, num_waiting=50, waiting_s=None)])
+@pytest.mark.parametrize("word", [None, seen(None, num_waiting=50, waiting_s=None)])
 def test_where_nothing_is_known_it_stays_as_it_is(word: Seen | None) -> None:
     fleet = Fleet(0, 8, 3)
     assert told(fleet, 600, lambda now: word) == []
@@ -204,7 +203,7 @@ Loads = st.lists(
         st.floats(0, 1),
         st.floats(0, 1000),
         st.integers(0, 20),
-        st.sampled_from([0.0, 0.0, 0.0, 9.0]),
+        st.sampled_from([True, True, True, False]),
     ),
     min_size=1,
     max_size=200,
@@ -213,11 +212,11 @@ Loads = st.lists(
 
 @given(Loads, st.integers(0, 3), st.integers(3, 30), st.floats(0, 90))
 def test_bounds_and_reasons_and_changes_a_minute_whatever_comes(
-    loads: list[tuple[float | None, float | None, float, float, int, float]], least: int, most: int, start_s: float
+    loads: list[tuple[float | None, float | None, float, float, int, bool]], least: int, most: int, start_s: float
 ) -> None:
     fleet = Fleet(least, most, least)
     changed_s: list[float] = []
-    for now, (offered, waiting_s, lost, patient_s, num, age_s) in enumerate(loads):
+    for now, (offered, waiting_s, lost, patient_s, num, is_heard) in enumerate(loads):
         before = fleet.num
         word = seen(
             offered,
@@ -227,9 +226,8 @@ def test_bounds_and_reasons_and_changes_a_minute_whatever_comes(
             num_waiting=num,
             ready=fleet.num,
             start_s=start_s,
-            age_s=age_s,
         )
-        changed = fleet.decide(float(now), word)
+        changed = fleet.decide(float(now), word if is_heard else None)
         assert least <= fleet.num <= most
         if changed is None:
             assert fleet.num == before

@@ -98,8 +98,12 @@ def test_workers_bring_cores() -> None:
         "fails": [{"of": "cores", "at_s": 200.0}],
     }
     found = run(scenario_of(table))
+    whole = run(scenario_of(table | {"fails": []}))
     assert wanted(found, "cores")[0] > 1
     assert found.in_time > 0.9
+    assert whole.in_time > found.in_time, "what ran on the one that died is lost"
+    late = [at for at, good in zip(found.segments.came_s, found.segments.is_in_time, strict=True) if not good]
+    assert any(190 <= at <= 201 for at in late)
 
 
 def test_a_budget_of_places_starts_one_of_each_first() -> None:
