@@ -69,7 +69,7 @@ async def test_processes_are_added_and_those_that_are_too_many_end_by_themselves
         with pytest.raises(ProcessLookupError):
             os.kill(second, 0)
         workers.scale(2)
-        await eventually(lambda: workers.pids.get(1) not in (None, second))
+        await eventually(lambda: len(workers.pids) == 2 and second not in workers.pids.values())
         workers.scale(0)
         workers.scale(1)  # at once: those that were told to go are followed by another
         await eventually(lambda: len(workers.pids) == 1 and first not in workers.pids.values())
