@@ -6,6 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test check bench lock clean
+unexport PYTHONDONTWRITEBYTECODE # what is not kept compiled is compiled anew by each of the tests' thousand processes
 
 VENV ?= .venv
 BIN := $(VENV)/bin

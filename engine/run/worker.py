@@ -70,6 +70,7 @@ class Worker:
     ) -> None:
         self._ledger = ledger
         self._on_loaded = on_loaded
+        self._num_loading, self._has_loaded = 0, False
         self._assignment = assignment
         self._catalogue = catalogue
         self._traces = traces
@@ -299,7 +300,11 @@ class Worker:
         return left_of([job for id, job in self._jobs.items() if id in asking], progress)
 
     async def _warm_up(self, pool: Pool) -> None:
-        if await pool.warm_up():
+        self._num_loading += 1
+        self._has_loaded |= await pool.warm_up()
+        self._num_loading -= 1
+        if self._has_loaded and not self._num_loading:  # once for all that are loaded together: it takes a while
+            self._has_loaded = False
             self._on_loaded()
 
     async def _serve(self, served: Served, pull: Pull) -> None:

@@ -17,7 +17,7 @@ from jsonschema.exceptions import SchemaError, best_match
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from operators.control import functions, mcp_servers, services
+from operators.control import functions, services
 from operators.control.tools import Tool, place, tool_of
 from operators.failures import failure
 from operators.language.structured import ELSEWHERE, inlined
@@ -64,6 +64,8 @@ class Caller:
         """Raises as a call does."""
         tool = self.tool()
         if self._takes is None or self._takes[0] != tool:
+            if tool.mcp:
+                await anyio.to_thread.run_sync(_import_mcp, abandon_on_cancel=True)
             with anyio.move_on_after(tool.timeout_s):
                 self._takes = tool, await _takes(tool)
         if self._takes is None or self._takes[0] != tool:
@@ -87,7 +89,14 @@ class Caller:
         async with limit:
             if tool.url:
                 return await services.called(tool, arguments, MAX_RESULT_BYTES)
+            from operators.control import mcp_servers
+
             return await mcp_servers.called(tool, arguments)
+
+
+def _import_mcp() -> None:
+    """The library takes a second to import, which everybody else shall not wait for."""
+    from operators.control import mcp_servers  # noqa: F401
 
 
 def check(tool: Tool, takes: Takes, arguments: Mapping[str, Any]) -> None:
@@ -116,6 +125,8 @@ async def _takes(tool: Tool) -> Takes:
         }
         found = Takes(tool.about, schema if tool.arguments else ANYTHING)
     else:
+        from operators.control import mcp_servers
+
         about, schema = await mcp_servers.described(tool)
         found = Takes(tool.about or about, inlined(schema, (*ELSEWHERE, *ANOTHERS)))
     try:
