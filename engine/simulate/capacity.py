@@ -1,8 +1,10 @@
 """Capacity: how many streams like a clip a machine carries, by simulating so many with the engine's own rules.
 
-The most for which IN_TIME of all segments are answered, whole and within the bound, is found by halving: first above
-what the lanes of the busiest resource could do with no one waiting, which no rule can exceed. How soon answers come
-hangs on whether the segments of several streams happen to come together: each number is tried SEEDS times, by chance.
+The most for which IN_TIME of all segments are answered, whole and within the bound, is looked for from above: from
+what the lanes of the busiest resource could do with no one waiting, which no rule can exceed and a good one comes near.
+How soon answers come hangs on whether the segments of several streams happen to come together: each number is tried
+SEEDS times, by chance, or until it cannot hold however the others go; fewer times of many streams, which are their
+own mean.
 """
 
 import math
@@ -18,8 +20,9 @@ from engine.simulate.scenario import MAX_STREAMS, Scenario
 IN_TIME = 0.99
 SEEDS = 5
 BOUNDS_EACH = 40  # so many times the bound, or what is too much would not have waited for so long by the end
-MAX_SEGMENTS = 12_000  # of all streams each time, but
-MIN_EACH = 16  # of each at least
+MAX_SEGMENTS = 12_000  # of all streams each time, and
+ENOUGH = 24_000  # of all times together; but
+MIN_EACH = 16  # of each stream at least
 BEST = 0.999  # of quality: nothing ran on a lower rung to speak of
 
 ScenarioOf = Callable[[int, int], Scenario]  # streams, and segments of each
@@ -61,23 +64,30 @@ def capacity(
 
     def load(num: int, *, with_lower: bool) -> Load:
         if (num, with_lower) not in tried:
-            scenario = scenario_of(num, _num_each(num, bound_s * per_s))
+            num_each = _num_each(num, bound_s * per_s)
+            scenario = scenario_of(num, num_each)
             scenario = scenario if with_lower else without_lower(scenario)
-            seeds = max(1, min(num_seeds, MAX_SEGMENTS * SEEDS // (num * _num_each(num, bound_s * per_s))))
-            reports = [run(msgspec.structs.replace(scenario, seed=seed)) for seed in range(seeds)]
-            tried[num, with_lower] = load_of(scenario, reports, num, bound_s)
-            on_load(tried[num, with_lower])
+            times = max(1, min(num_seeds, ENOUGH // (num * num_each)))
+            reports: list[Report] = []
+            while len(reports) < times:
+                reports.append(run(msgspec.structs.replace(scenario, seed=len(reports))))
+                found = load_of(scenario, reports, num, bound_s)
+                if found.in_time * len(reports) + times - len(reports) < IN_TIME * times:
+                    break
+            tried[num, with_lower] = found
+            on_load(found)
         return tried[num, with_lower]
 
     def most(*, with_lower: bool) -> tuple[Load | None, Load]:
         """The most that holds, and one more. Over the limit nothing does: what seems to has not yet waited long."""
-        low, high = 0, min(MAX_STREAMS - 1, math.floor(limit(scenario_of(1, MIN_EACH), with_lower=with_lower)[0]))
-        if high and load(high, with_lower=with_lower).in_time >= IN_TIME:
-            low, high = high, high + 1
-        high = max(1, high)
+        low, high = 0, 1 + math.floor(min(MAX_STREAMS - 1, limit(scenario_of(1, MIN_EACH), with_lower=with_lower)[0]))
+        down, step = 1, max(1, high // 16)
         while high - low > max(1, high // 200):
-            middle = (low + high) // 2
-            low, high = (middle, high) if load(middle, with_lower=with_lower).in_time >= IN_TIME else (low, middle)
+            middle = (low + high) // 2 if low else max(1, high - down)
+            if load(middle, with_lower=with_lower).in_time >= IN_TIME:
+                low = middle
+            else:
+                high, down, step = middle, step, 2 * step
         return (load(low, with_lower=with_lower) if low else None), load(high, with_lower=with_lower)
 
     has_lower = any(stage.lower for stage in scenario_of(1, MIN_EACH).stages.values())

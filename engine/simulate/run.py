@@ -19,6 +19,7 @@ from engine.decide.inflight import InFlight
 from engine.decide.lanes import CORES
 from engine.decide.passage import Opens, Segment, StageCost, running_by_resource
 from engine.decide.rungs import Ladder, Rungs
+from engine.decide.signals import PoolSignals
 from engine.simulate.arrivals import times_s
 from engine.simulate.fleet import Held, Scaled, ScalingOf, usual_scaling
 from engine.simulate.pools import Batching, Cores, Ended, Limiting, SimulatedPool, Turn
@@ -61,11 +62,11 @@ class _Segment:
 class _Stage:
     """One as it is run."""
 
-    def __init__(self, name: str, spec: StageSpec, rungs: Sequence[tuple[SimulatedPool, float]]) -> None:
+    def __init__(self, name: str, spec: StageSpec, pools: Mapping[str, SimulatedPool]) -> None:
         self.name = name
         self.spec = spec
-        self.rungs = rungs  # the best first, each with its quality
-        self.pool = rungs[0][0]
+        self.pool = pools[spec.pool]
+        self.rungs = [(self.pool, 1.0), *((pools[rung.pool], rung.quality) for rung in spec.lower)]  # with quality
         self.behind: list[str] = []
         self.opens = Opens()
 
@@ -129,15 +130,7 @@ class _Run:
             )
             for name, spec in scenario.pools.items()
         }
-        specs = {name: scenario.stages[name] for name in scenario.order()}
-        self.stages = {
-            name: _Stage(
-                name,
-                spec,
-                [(self.pools[spec.pool], 1.0), *((self.pools[rung.pool], rung.quality) for rung in spec.lower)],
-            )
-            for name, spec in specs.items()
-        }
+        self.stages = {name: _Stage(name, scenario.stages[name], self.pools) for name in scenario.order()}
         for name, stage in self.stages.items():
             for source in stage.spec.inputs:
                 if source != MEDIA:
@@ -150,6 +143,9 @@ class _Run:
             for pool, _ in stage.rungs:
                 if stage.pool.name not in self.lines[pool.name]:
                     self.lines[pool.name].append(stage.pool.name)
+        self.pools_of = {
+            line: [self.pools[name] for name, lines in self.lines.items() if line in lines] for line in self.hungry
+        }
         self.taking: set[str] = set()  # lines: what is late is over at once, and would have the next one taken
         self.wants = Wants()
         self.chance = self.world.chance("gates")
@@ -288,22 +284,23 @@ class _Run:
         self.taking.add(line)
         hungry = self.hungry[line]
         num_refused = 0
+        open_to: dict[str, PoolSignals] | None = None
         while num_refused < len(hungry):
+            if open_to is None:
+                open_to = self._with_room(line)
+            if not open_to:
+                break
             name, group = hungry.popitem(last=False)
             pool = self._pool_now(group)
-            signals = pool.signals()
-            has_choice = any(ladder.has_choice for ladder in self.ladders.values())
-            if not has_choice and room(without_patient(signals)) <= 0:  # nor is there for the others
-                hungry[name] = group
-                hungry.move_to_end(name, last=False)
-                break
             self.wants.note(name, {pool.name: pool.max_batch}, len(group.waiting))
-            is_prompt = group.waiting[0].due_ns > 0
-            lent = credit(name, group.num_taken, [signals], self.wants, is_prompt=is_prompt).num
+            signals, is_prompt = open_to.get(pool.name), group.waiting[0].due_ns > 0
+            lent = credit(name, group.num_taken, [signals], self.wants, is_prompt=is_prompt).num if signals else 0
             num_refused = 0 if lent > 0 else num_refused + 1
             num_before = group.num_taken
             for _ in range(min(lent, len(group.waiting))):
                 self._submit(group, group.waiting.popleft())
+            if lent > 0:
+                open_to = None
             if not group.waiting:
                 self.wants.forget(name)
                 continue
@@ -311,6 +308,11 @@ class _Run:
             if lent > 0 and group.num_taken == num_before:  # all were over at once: it asks again before others do
                 hungry.move_to_end(name, last=False)
         self.taking.remove(line)
+
+    def _with_room(self, line: str) -> dict[str, PoolSignals]:
+        """How the pools stand that a line's groups may use and that can use more; the others lend nobody anything."""
+        signals = {pool.name: pool.signals() for pool in self.pools_of[line]}
+        return {name: each for name, each in signals.items() if room(without_patient(each)) > 0}
 
     def _submit(self, group: _Group, segment: _Segment) -> None:
         stage = group.stage

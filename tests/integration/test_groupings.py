@@ -44,20 +44,21 @@ async def test_every_grouping_gives_the_same_results(nats_url: str, tmp_path: Pa
     seen: dict[int, dict[str, bytes]] = {}
     async with connect(nats_url) as link:
         ledger = await open_ledger(link)
-        for number, groups in enumerate(every):
-            stream = f"grouping-{number}"
-            grouped = plan.regrouped(groups)
-            async with running.workers(ledger, installed()):
+        # A job that nobody feeds keeps the models loaded from one grouping to the next.
+        async with running.asked(ledger, plan, "unfed"), running.workers(ledger, installed()):
+            for number, groups in enumerate(every):
+                stream = f"grouping-{number}"
+                grouped = plan.regrouped(groups)
                 with anyio.fail_after(60):
                     read = partial(segments, str(clip), stream=stream, target_s=SEGMENT_S)
                     await running.answered(ledger, installed(), grouped, stream, read)
-            seen[number] = {}
-            for name, stored in (
-                await ledger.get_many(await ledger.subjects(f"penstock.results.*.{stream}.*"))
-            ).items():
-                record = decode_result(stored.data)
-                assert not isinstance(record, Gap)
-                bare = msgspec.structs.replace(record, measured=None, stream="")
-                seen[number][name.replace(stream, "")] = encode(bare)
+                seen[number] = {}
+                for name, stored in (
+                    await ledger.get_many(await ledger.subjects(f"penstock.results.*.{stream}.*"))
+                ).items():
+                    record = decode_result(stored.data)
+                    assert not isinstance(record, Gap)
+                    bare = msgspec.structs.replace(record, measured=None, stream="")
+                    seen[number][name.replace(stream, "")] = encode(bare)
     assert len(seen[0]) == 3 * CLIP_S / SEGMENT_S + 1
     assert all(found == seen[0] for found in seen.values())

@@ -36,6 +36,12 @@ def shipped(capability: str, name: str) -> type[Operator]:
     return installed().implementation(capability, name)
 
 
+@cache
+def found(capability: str, name: str) -> list[Any]:
+    """What one finds there, for those behind it."""
+    return list(run(loaded(shipped(capability, name)), {"media": station(2)}))
+
+
 def captioned(tmp_path: Path) -> dict[str, Any]:
     shown = ((0.5, 1.5, "one"), (2.2, 3.9, "two"), (4.0, 5.5, "three"))
     path = make(tmp_path / "film.mp4", video="libx264", captions=shown, seconds=6, options={"g": "25", "bf": "0"})
@@ -47,7 +53,7 @@ def pictures(tmp_path: Path) -> dict[str, Any]:
 
 
 def pictures_and_scenes(tmp_path: Path) -> dict[str, Any]:
-    scenes = run(shipped("detect_scenes", "content"), {"media": station(2)})
+    scenes = found("detect_scenes", "content")
     return {"inputs": {"media": station(2), "scenes": scenes}}
 
 
@@ -73,14 +79,14 @@ def speech_for_whisper(tmp_path: Path) -> dict[str, Any]:
 
 
 def evidence(tmp_path: Path) -> dict[str, Any]:
-    scenes = run(shipped("detect_scenes", "content"), {"media": station(2)})
-    heard = run(loaded(shipped("transcribe", "pocketsphinx")), {"media": station(2)})
+    scenes = found("detect_scenes", "content")
+    heard = found("transcribe", "pocketsphinx")
     sources = [scenes, [*heard[:1], gap("lost")]]
     return {"inputs": {"evidence": sources}, "params": {"question": "When does the train to the lake leave?"}}
 
 
 def heard(tmp_path: Path) -> dict[str, Any]:
-    said = run(loaded(shipped("transcribe", "pocketsphinx")), {"media": station(2)})
+    said = found("transcribe", "pocketsphinx")
     return {"inputs": {"speech": [*said, gap("lost")]}}
 
 
@@ -116,7 +122,7 @@ def guesses(tmp_path: Path) -> dict[str, Any]:
 
 
 def objects(tmp_path: Path) -> dict[str, Any]:
-    return {"inputs": {"objects": run(loaded(shipped("detect_objects", "nanodet")), {"media": station(2)})}}
+    return {"inputs": {"objects": found("detect_objects", "nanodet")}}
 
 
 def tracks(tmp_path: Path) -> dict[str, Any]:
@@ -124,7 +130,7 @@ def tracks(tmp_path: Path) -> dict[str, Any]:
 
 
 def filtered(tmp_path: Path) -> dict[str, Any]:
-    sources = [run(loaded(shipped("detect_scenes", "content")), {"media": station(2)})]
+    sources = [found("detect_scenes", "content")]
     return {"inputs": {"evidence": sources}, "params": {"once_in_s": 5.0}}
 
 

@@ -179,7 +179,7 @@ def test_damaged_files_give_segments_and_gaps_but_never_another_error(
 ) -> None:
     options = {"g": "10", "bf": "2"}
     data = make(tmp_path / file, video="libx264", audio="aac", size=(32, 32), options=options, seconds=2).read_bytes()
-    damaged = [data[: len(data) * part // 40] for part in range(40)] + [mutated(data, seed) for seed in range(170)]
+    damaged = [data[: len(data) * part // 40] for part in range(40)] + [mutated(data, seed) for seed in range(60)]
     num_decoded = num_refused = num_lost = 0
     for number, content in enumerate(damaged):
         path = tmp_path / f"{number}-{file}"
@@ -197,7 +197,7 @@ def test_damaged_files_give_segments_and_gaps_but_never_another_error(
                         num_lost += 1
         except UserError:
             num_refused += 1
-    assert num_decoded > 200
+    assert num_decoded > 100
     assert num_refused > 0
     assert num_lost < num_decoded
     assert capfd.readouterr() == ("", "")

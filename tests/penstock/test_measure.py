@@ -8,12 +8,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from clips import first_seconds
 
 from engine.run.profiling import Effort
 from engine.simulate import capacity
 from engine.spec.profile import Profile
 from engine.spec.recording import Outcome, RecordedPool, RecordedRung, RecordedStage, RecordedStream, Recording
 from engine.spec.workflow import Stage, Workflow
+from penstock.cli.main import main
 from penstock.measuring import Measuring, fits, kept_profiles, profile
 from streams.errors import UserError
 
@@ -65,37 +67,43 @@ async def test_nobody_of_that_name_is_a_user_s_error(tmp_path: Path) -> None:
 async def test_streams_fit_as_many_as_the_measured_stages_allow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capacity, "MAX_SEGMENTS", 2000)
+    monkeypatch.setattr(capacity, "ENOUGH", 2000)
     monkeypatch.setattr(Profile, "spread", 0.0)  # what times differ by on a busy machine is another's
-    how = Measuring(segment_s=5.0, max_segments=2, effort=SHORT, store=tmp_path, anew=False)
+    how = Measuring(segment_s=2.0, max_segments=2, effort=SHORT, store=tmp_path, anew=False)
     workflow = Workflow(name="scenes", stages={"scenes": Stage(capability="detect_scenes", inputs={"media": "media"})})
-    found = await fits(workflow, max_lag_s=5.0, how=how)
+    found = await fits(workflow, max_lag_s=2.0, how=how)
     best = found.capacity.on_best
     assert best is not None
     assert 0.7 * found.num_cores / found.core_s < best.num_streams <= found.num_cores / found.core_s * 1.02
     assert best.in_time >= 0.99
     assert found.capacity.over.num_streams > best.num_streams
     assert found.least_latency_s > 0
-    again = await fits(workflow, max_lag_s=5.0, how=how)
+    again = await fits(workflow, max_lag_s=2.0, how=how)
     kept = [each for each in again.profiles if each.capability == "detect_scenes"]
     assert kept == [each for each in found.profiles if each.capability == "detect_scenes"]  # not measured again
     with pytest.raises(UserError, match="slo 'swift': give latency<2s or quality>=good"):
         await fits(workflow, slo=["swift"], how=how)
 
 
-async def test_a_clip_with_few_keyframes_comes_in_longer_segments(tmp_path: Path) -> None:
+async def test_a_clip_with_few_keyframes_comes_in_longer_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "ENOUGH", 2000)
     how = Measuring(segment_s=0.5, max_segments=2, effort=SHORT, store=tmp_path)
     workflow = Workflow(name="scenes", stages={"scenes": Stage(capability="detect_scenes", inputs={"media": "media"})})
-    found = await fits(workflow, max_lag_s=5.0, how=how)
+    found = await fits(workflow, max_lag_s=2.0, how=how)
     assert found.segment_s > 0.6
     assert "it has a keyframe no more often" in found.notices[0]
 
 
-def test_people_are_told_in_a_table_and_in_sentences(tmp_path: Path) -> None:
+def test_people_are_told_in_a_table_and_in_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(capacity, "ENOUGH", 2000)
     path = tmp_path / "scenes.toml"
     path.write_text(SCENES)
     store = ("--store", str(tmp_path / "store"))
-    done = penstock("profile", "detect_scenes", "--quick", *store)
+    done = penstock("profile", "detect_scenes", "--quick", "--segment", "2s", *store)
     assert done.returncode == 0, done.stderr
     first, head, row = done.stdout.splitlines()
     assert "cores" in first or "core," in first
@@ -108,14 +116,15 @@ def test_people_are_told_in_a_table_and_in_sentences(tmp_path: Path) -> None:
     none = penstock("profile", "--kept", "--store", str(tmp_path / "other"))
     assert (none.returncode, none.stdout) == (0, "")
     assert "no profile is kept for this machine" in none.stderr
-    fitting = penstock("capacity", str(path), "--quick", "--max-lag", "5s", *store)
-    assert fitting.returncode == 0, fitting.stderr
-    assert " streams fit: 99 of 100 answered within 5 s" in fitting.stdout
-    assert "the cores bind: busy " in fitting.stdout
-    assert "one more takes " in fitting.stdout
-    assert "no schedule carries more than " in fitting.stdout
-    told = json.loads(penstock("capacity", str(path), "--quick", "--max-lag", "5s", "--json", *store).stdout)
-    assert told["capacity"]["on_best"]["num_streams"] > 1
+    fitting = ["capacity", str(path), "--quick", "--segment", "2s", "--max-lag", "2s", *store]
+    assert main(fitting) == 0
+    told = capsys.readouterr().out
+    assert " streams fit: 99 of 100 answered within 2 s" in told
+    assert "the cores bind: busy " in told
+    assert "one more takes " in told
+    assert "no schedule carries more than " in told
+    assert main([*fitting, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["capacity"]["on_best"]["num_streams"] > 1
     wrong = penstock("capacity", str(tmp_path / "none.toml"), *store)
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
 
@@ -191,16 +200,15 @@ def test_what_is_wrong_is_a_line(tmp_path: Path, text: str | None, words: tuple[
 
 
 async def test_labels_say_how_good_a_rung_is(tmp_path: Path) -> None:
-    """The reading that comes along, heard by the floor that is always there."""
-    from penstock.demo import reading, recording
-
-    labels = tmp_path / "set.jsonl"
-    labels.write_bytes(msgspec.json.encode({"media": str(recording()), "words": reading().text}) + b"\n\n")
-    how = Measuring(like=recording(), max_segments=1, effort=SHORT, store=tmp_path)
+    """The first words of the clip that comes along, heard by the floor that is always there."""
+    clip, labels = first_seconds(tmp_path / "clip.mp4", 4.5), tmp_path / "set.jsonl"
+    words = "Good morning, and welcome to the railway station."
+    labels.write_bytes(msgspec.json.encode({"media": str(clip), "words": words}) + b"\n\n")
+    how = Measuring(like=clip, max_segments=1, effort=SHORT, store=tmp_path)
     (found,) = await profile(["pocketsphinx"], how, labels)
     assert found.quality is not None
     assert (found.quality.metric, found.quality.num) == ("word accuracy", 1)
-    assert 0.4 < found.quality.value < 1.0
+    assert 0.7 < found.quality.value <= 1.0
     assert found.quality.labels.startswith("set.jsonl ")
     assert kept_profiles(["pocketsphinx"], how) == [found]
 

@@ -1,5 +1,6 @@
 """The rule of a group, driven through any history; and by hand where a number matters."""
 
+import os
 from random import Random
 
 import pytest
@@ -27,8 +28,10 @@ from engine.spec.workflow import MEDIA
 from streams.errors import Permanent, Transient
 from streams.subjects import Key
 
-NUM_CHUNKS, NUM_EACH = 20, 4500  # of histories; those with evictions come on top: 100,000 in all
-NUM_EVICTING = 500
+NUM_HISTORIES = int(os.environ.get("PENSTOCK_HISTORIES", "20000"))  # those with evictions among them
+NUM_CHUNKS = 20
+NUM_EVICTING = NUM_HISTORIES // (10 * NUM_CHUNKS)
+NUM_EACH = NUM_HISTORIES // NUM_CHUNKS - NUM_EVICTING
 
 
 @pytest.mark.parametrize("chunk", range(NUM_CHUNKS))
