@@ -107,3 +107,4 @@ class WorkerSignals(Record, frozen=True, omit_defaults=False):
     acks_pending: int = 0
     resources: tuple[ResourceSignals, ...] = ()
     clock_offset_s: float | None = None  # of the server against this worker
+    is_ready: bool = True  # it has loaded what there was to do when it began

@@ -24,7 +24,7 @@ import msgspec
 import structlog
 
 from engine.run import spawn
-from engine.run.assignment import DRAIN, Assignment
+from engine.run.assignment import DRAIN, READY, Assignment
 from streams.errors import PenstockError, UserError
 
 log = structlog.get_logger(__name__)
@@ -74,7 +74,7 @@ class Node:
 
     @property
     def start_s(self) -> float:
-        """How long one lately took until its event loop ran."""
+        """How long one lately took until it had loaded what there was to do."""
         return self._start_s
 
     @property
@@ -142,12 +142,12 @@ class Node:
             if number in self._leaving:
                 drain(process)
 
-            def beats() -> None:
+            def is_ready() -> None:
                 took_s = anyio.current_time() - max(began_s, self._assigned_s)
                 self._start_s += (took_s - self._start_s) / START_MEMORY
 
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_end_when_silent, process, number, beats)
+                tasks.start_soon(_end_when_silent, process, number, is_ready)
                 code = await _in_a_thread(process.wait)
                 tasks.cancel_scope.cancel()
             return code
@@ -183,7 +183,7 @@ def drain(process: spawn.Process) -> None:
     _write(process, DRAIN + b"\n")
 
 
-async def _end_when_silent(process: spawn.Process, number: int, on_first: Callable[[], None]) -> None:
+async def _end_when_silent(process: spawn.Process, number: int, on_ready: Callable[[], None]) -> None:
     assert process.stdout is not None
     beats = process.stdout.fileno()
     allowed_s: float | None = None  # before the first: it may be loading for long
@@ -195,10 +195,11 @@ async def _end_when_silent(process: spawn.Process, number: int, on_first: Callab
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             return
-        if not os.read(beats, 4096):
+        said = os.read(beats, 4096)
+        if not said:
             return
-        if allowed_s is None:
-            on_first()
+        if READY in said:
+            on_ready()
         allowed_s = SILENT_S
 
 

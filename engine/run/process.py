@@ -16,7 +16,8 @@ import msgspec
 import structlog
 
 from engine.run import heap, telemetry
-from engine.run.assignment import DRAIN, Assignment
+from engine.run.assignment import BEAT, DRAIN, READY, Assignment
+from engine.run.loading import Loading
 from engine.run.signalling import Meters
 from engine.run.worker import Worker
 from engine.spec.catalogue import installed
@@ -44,7 +45,8 @@ async def serve(assignment: Assignment, beats: int) -> None:
             connect(assignment.url, name=assignment.name, trouble=trouble) as link,
             anyio.create_task_group() as tasks,
         ):
-            worker = Worker(await open_ledger(link), assignment, installed(), traces, meters, on_loaded=heap.settle)
+            loading = Loading(heap.settle, partial(_say, beats, READY))
+            worker = Worker(await open_ledger(link), assignment, installed(), traces, meters, loading)
             heap.settle()
             tasks.start_soon(_cancel_when_told, tasks.cancel_scope, worker)
             tasks.start_soon(_beat, beats)
@@ -55,11 +57,15 @@ async def serve(assignment: Assignment, beats: int) -> None:
 
 
 async def _beat(beats: int) -> None:
-    os.set_blocking(beats, False)
     while True:
-        with suppress(OSError):  # nobody has read them for long, or will
-            os.write(beats, b".")
+        _say(beats, BEAT)
         await anyio.sleep(BEAT_S)
+
+
+def _say(beats: int, what: bytes) -> None:
+    os.set_blocking(beats, False)
+    with suppress(OSError):  # nobody has read them for long, or will
+        os.write(beats, what)
 
 
 async def _cancel_when_told(scope: anyio.CancelScope, worker: Worker) -> None:

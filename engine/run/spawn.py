@@ -34,7 +34,7 @@ def python_on(module: str) -> list[str]:
 
 def worker(errors: IO[bytes] | int) -> Process:
     """A worker that waits for its assignment, on standard input. What it says goes to `errors` until then; from then
-    on something comes on its standard output every second, as long as its event loop runs."""
+    on something comes on its standard output every second, as long as its event loop runs, and once it is ready."""
     return subprocess.Popen(
         python_on("engine.run.process"),
         stdin=subprocess.PIPE,

@@ -5,7 +5,7 @@ is stored, and holds nothing that its death would lose.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
 
@@ -29,7 +29,7 @@ from engine.run.frames import FrameStore
 from engine.run.group import Group
 from engine.run.host import GroupStage, Host
 from engine.run.journal import Journal, tell_stories
-from engine.run.pool import Pool
+from engine.run.loading import Loading
 from engine.run.pools import Pools, stage_rungs
 from engine.run.registry import Registry, following, open_registry
 from engine.run.segment_cache import SegmentCache
@@ -66,11 +66,10 @@ class Worker:
         catalogue: Catalogue,
         traces: telemetry.Telemetry,
         meters: Meters | None = None,
-        on_loaded: Callable[[], None] = lambda: None,
+        loading: Loading | None = None,
     ) -> None:
         self._ledger = ledger
-        self._on_loaded = on_loaded
-        self._num_loading, self._has_loaded = 0, False
+        self._loading = loading or Loading(lambda: None, lambda: None)
         self._assignment = assignment
         self._catalogue = catalogue
         self._traces = traces
@@ -131,6 +130,7 @@ class Worker:
     async def _follow(self, tasks: anyio.abc.TaskGroup) -> None:
         """Do what the bucket's jobs ask for, and go with their changes."""
         seen: tuple[list[JobSpec], dict[str, frozenset[str]]] | None = None
+        self._loading.begin()
         self._registry = await open_registry(self._ledger.link)
         async with following(self._registry) as desired:
             async for every, nodes in desired:
@@ -139,6 +139,7 @@ class Worker:
                 if self._is_leaving or (seen == (jobs, serving) and time.monotonic() < self._again_s):
                     continue
                 began_s = time.monotonic()
+                is_first = seen is None
                 seen, self._again_s = (jobs, serving), began_s + LOOK_AGAIN_S
                 try:
                     await self._reconcile(jobs, tasks, serving)
@@ -148,6 +149,8 @@ class Worker:
                 except Exception as error:
                     self._again_s = 0.0
                     log.error("cannot_follow", exc_info=error)
+                if is_first:
+                    self._loading.end()
                 await anyio.sleep(time.monotonic() - began_s)  # half of the time is for the work, however many jobs
 
     async def _reconcile(
@@ -185,6 +188,7 @@ class Worker:
             served = Served(running, group, place, pools)
             self._served[running.stream, running.name] = served
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
+            self._loading.begin()
             tasks.start_soon(self._start, served, before, tasks)
         self._pools.tend()
 
@@ -256,7 +260,8 @@ class Worker:
             if starts is None:
                 return
             for pool in served.pools:
-                tasks.start_soon(self._warm_up, pool)
+                self._loading.begin()
+                tasks.start_soon(self._loading.warm_up, pool)
             for stream, start in starts.items():
                 durable = f"{running.name}-{running.stream}"
                 again = partial(start_again, self._ledger, group, partial(self._left, running), stream, start.seq)
@@ -278,6 +283,8 @@ class Worker:
             if self._served.get((running.stream, running.name)) is served:
                 del self._served[running.stream, running.name]
                 self._credit.forget(served.place)
+        finally:
+            self._loading.end()
 
     async def _end(self, served: Served) -> None:
         """Take away the consumers of a group that nobody asks for any more, once every worker must have seen that: the
@@ -298,14 +305,6 @@ class Worker:
         asking = {id for stage in running.stages for id in stage.jobs}
         progress = {} if self._registry is None else await self._registry.progress()
         return left_of([job for id, job in self._jobs.items() if id in asking], progress)
-
-    async def _warm_up(self, pool: Pool) -> None:
-        self._num_loading += 1
-        self._has_loaded |= await pool.warm_up()
-        self._num_loading -= 1
-        if self._has_loaded and not self._num_loading:  # once for all that are loaded together: it takes a while
-            self._has_loaded = False
-            self._on_loaded()
 
     async def _serve(self, served: Served, pull: Pull) -> None:
         """Take what there is credit for."""
@@ -377,6 +376,7 @@ class Worker:
             acks_pending=self._outbox.num_open,
             resources=self._ways.resources(),
             clock_offset_s=None if self._ledger.clock.error_ns is None else self._ledger.clock.offset_ns / 1e9,
+            is_ready=self._loading.is_ready,
         )
 
     def _stream_signals(self, stream: str, groups: Sequence[Group]) -> StreamSignals:

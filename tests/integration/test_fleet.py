@@ -2,8 +2,10 @@
 
 import math
 import os
+import select
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,14 @@ from engine.node.fleet import Workforce, room_of
 from engine.node.worker_processes import node
 from engine.node.workers_heard import WorkersHeard
 from engine.run import spawn
-from engine.run.assignment import Assignment
+from engine.run.assignment import BEAT, READY, Assignment
 from engine.run.journal import Journal
+from engine.run.loading import Loading
 from engine.run.registry import NodeStatus, Registry, open_registry
 from engine.run.telemetry import Telemetry
 from engine.run.worker import Worker
+from engine.spec.catalogue import Catalogue
+from engine.spec.operator import Device
 from engine.spec.workflow import Stage, Workflow
 from streams import subjects
 from streams.errors import first_error
@@ -128,6 +133,71 @@ async def test_where_no_process_can_be_started_it_is_tried_again(
         heard = await heard_on(link)
         workers.assign(Assignment(url=nats_url, name="n"))
         await eventually(lambda: heard == {"n-0"})
+
+
+def sleeper(stdout: int) -> spawn.Process:
+    return subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=stdout, start_new_session=True)
+
+
+async def test_one_works_when_it_says_so_and_not_as_soon_as_it_lives(eventually: Eventually) -> None:
+    there, here = os.pipe()
+    process = sleeper(there)
+    process.stdout = os.fdopen(there, "rb")
+    said: list[str] = []
+
+    def is_read() -> bool:
+        return not select.select([there], [], [], 0)[0]
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker_processes._end_when_silent, process, 0, lambda: said.append("ready"))
+            os.write(here, BEAT)
+            await eventually(is_read)
+            assert said == []
+            os.write(here, BEAT + READY + BEAT)
+            await eventually(is_read)
+            assert said == ["ready"]
+            os.close(here)
+    finally:
+        process.kill()
+        process.wait()
+        worker_processes.spawn.let_go(process)
+
+
+async def test_a_worker_is_ready_when_what_there_was_to_do_is_loaded(nats_url: str, eventually: Eventually) -> None:
+    may_load = threading.Event()
+
+    class Heavy(toys.Weigh):
+        def load(self, device: Device) -> None:
+            assert may_load.wait(60)
+
+    told: list[str] = []
+    loading = Loading(lambda: told.append("loaded"), lambda: told.append("ready"))
+    catalogue = Catalogue([each for each in toys.ALL if each is not toys.Weigh] + [Heavy])
+    async with running_service(nats_url) as service, anyio.create_task_group() as tasks:
+        service.stand_by()
+        await service.declare(name="d")
+        await service.submit(stream="d", workflow=WEIGHED, standing=True)
+        assignment = Assignment(url=nats_url, name="heavy", num_cores=1)
+        worker = Worker(service.ledger, assignment, catalogue, Telemetry("test"), loading=loading)
+        tasks.start_soon(worker.run)
+        await eventually(lambda: worker.signals().streams)
+        assert not worker.signals().is_ready
+        assert told == []
+        may_load.set()
+        await eventually(lambda: worker.signals().is_ready)
+        assert told == ["loaded", "ready"]
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_worker_for_which_there_is_nothing_to_do_is_ready_at_once(
+    nats_url: str, eventually: Eventually
+) -> None:
+    async with running_service(nats_url) as service, anyio.create_task_group() as tasks:
+        worker = Worker(service.ledger, Assignment(url=nats_url, name="idle"), CATALOGUE, Telemetry("test"))
+        tasks.start_soon(worker.run)
+        await eventually(lambda: worker.signals().is_ready)
+        tasks.cancel_scope.cancel()
 
 
 async def test_one_that_is_told_to_go_does_what_it_has_taken_and_leaves_the_rest_to_others(nats_url: str) -> None:

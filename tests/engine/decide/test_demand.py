@@ -40,6 +40,12 @@ def test_a_worker_that_has_said_nothing_new_goes_on_as_it_was_until_it_is_forgot
     assert (other.offered, other.ready) == (0.0, 1)
 
 
+def test_one_that_is_loading_its_models_is_there_but_not_ready() -> None:
+    young = msgspec.structs.replace(worker("b", 1, num_lanes=4), is_ready=False)
+    seen = Demand().seen(1.0, [worker("a", 1), young], 3.0)["cores"]
+    assert (seen.lanes, seen.ready) == (3.0, 1)
+
+
 def test_one_that_began_anew_counts_nothing_that_was_not() -> None:
     demand = Demand()
     demand.seen(1.0, [worker("a", 1, num_asked=50, asked_s=20.0)], 3.0)
