@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from engine.decide.batcher import NEVER, Decision, Drop, Item, Run, WakeAt
 from engine.decide.inflight import Limited
-from engine.decide.passage import NS, Way
 from engine.decide.rungs import Changed, Ladder, Rungs
+from engine.decide.way import NS, Way
 
 Mean = Callable[[int], float]  # what a batch of so many takes, s
 

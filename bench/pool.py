@@ -29,8 +29,8 @@ from measure import at_least, at_most, keep, say
 from simulator import NOTHING, Detecting
 
 from engine.decide.entrance import Entrance
-from engine.decide.passage import StageCost
 from engine.decide.rungs import Ladder
+from engine.decide.way import StageCost
 from engine.run.cores import Cores
 from engine.run.done import Done, all_done
 from engine.run.pool import Pool

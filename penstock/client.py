@@ -149,9 +149,11 @@ class Client:
         drafts: bool = False,
         id: str = "",
         slo: Sequence[str] = (),
+        weight: float = 1.0,
     ) -> Job:
         """Submit a job. Without a workflow it is the one that answers questions. `slo`: of a standing job on a live
-        stream, such as "latency<2s" and "quality>=good". Raises UserError for what is wrong with it."""
+        stream, such as "latency<2s" and "quality>=good"; `weight`: of one, 2 for twice the share of what there is not
+        room for. Raises UserError for what is wrong with it."""
         request = JobRequest(
             stream=stream,
             workflow=workflow,
@@ -163,6 +165,7 @@ class Client:
             webhook=webhook,
             drafts=drafts,
             slo=tuple(slo),
+            weight=weight,
             id=id or new_id("j"),
             key=secrets.token_hex(12),  # it may be asked twice, where a node goes down
         )

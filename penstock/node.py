@@ -37,6 +37,7 @@ from engine.run.telemetry import Telemetry, product_version
 from engine.spec.access import Access, checked_access
 from engine.spec.catalogue import installed
 from engine.spec.choosing import runnable
+from engine.spec.objective import Weight
 from engine.spec.operator import Machine
 from engine.spec.stream import StreamSettings, within_bounds
 from engine.spec.workflow import load_workflow
@@ -89,6 +90,7 @@ class ConfiguredJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     window_s: float = 60.0
     webhook: str = ""
     slo: tuple[str, ...] = ()
+    weight: Weight = 1.0
 
 
 class ConfiguredStream(StreamSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -260,6 +262,7 @@ async def _configure(config: Config, path: Path | None, registry: Registry, serv
                 window_s=job.window_s,
                 webhook=job.webhook,
                 slo=job.slo,
+                weight=job.weight,
             )
         )
 

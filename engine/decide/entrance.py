@@ -7,8 +7,9 @@ keeps both through all its stages.
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from engine.decide.passage import NS, Passage, Segment
+from engine.decide.passage import Passage, Segment
 from engine.decide.rungs import CARRIES, Changed, Ladder, Rungs
+from engine.decide.way import NS
 
 NONE: Mapping[str, int] = {}
 
@@ -39,11 +40,13 @@ class Entrance:
         running_s: Mapping[str, float],
         *,
         by_latency: bool = True,
+        weight: float = 1.0,
     ) -> tuple[str, list[Changed]]:
         """Why it is not begun, empty where it is; and the rungs that were changed before that was decided. The same for
         all stages that ask, until it is due. `lag_s`: what its stream may lag; `latency_s`: within which it is wanted
         (0: as the lag allows); `running_s`: by resource, what the batches that run still take; `by_latency`: whether it
-        is refused where it would come later than that, for nobody wants it then."""
+        is refused where it would come later than that, for nobody wants it then; `weight`: of its stream among those
+        for which there is not room for all."""
         if (said := self.said(segment)) is not None:
             return said, []
         changes: list[Changed] = []
@@ -58,7 +61,7 @@ class Entrance:
         now_on = self.now_on(stream)
         if not by_latency:
             wanted_ns, within_s = due_ns, lag_s
-        asked = segment, due_ns, within_s, now_ns, ladder.way(now_on), running_s, now_on, wanted_ns
+        asked = segment, due_ns, within_s, now_ns, ladder.way(now_on), running_s, now_on, wanted_ns, weight
         return self._passage.enters(*asked), changes
 
     def asked(self, ladder: Ladder, *, is_late: bool = False) -> None:

@@ -26,31 +26,32 @@ as much as it was done here of late.
 **Fair.** `margin` is what a stream leaves to others that were refused more often than it was: with `share` the fraction
 of its segments that were begun of late,
 
-    margin = lag / 2 * min(1, STRICTNESS * max(0, share - mean share))
+    margin = lag / 2 * min(1, STRICTNESS * max(0, level / mean level - 1))
+    level = min(1, share / weight),    mean level = sum of shares / sum of weights
 
-where the mean is over the streams that use the resource which is waited for and could be in time on an idle machine. So
-where there is room for all it is 0, and where there is not, streams whose segments come at luckier moments do not have
-them all.
+where the sums are over the streams that use the resource which is waited for and could be in time on an idle machine.
+So where there is room for all it is 0, and where there is not, streams whose segments come at luckier moments do not
+have them all, and one of twice the weight has nearly twice the share. One of more weight that has all it wants, SATED,
+is left out of the sums, or the others would leave it what it has no use for.
 Source: Buttazzo, Hard Real-Time Computing Systems (2011), 9.2, for admission under earliest due first; Liang et al.,
 PARD, arXiv 2602.08747, for dropping by the state of what is downstream.
 """
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import msgspec
 
-from engine.decide.lateness import behind_ns, leads_ns
-from engine.decide.learned import Learned
+from engine.decide.way import NOWHERE, NS, Opens, Way
 
-NS = 1_000_000_000
 SAFE = 1.25  # times the lead: batches take longer at times
 MOST = 0.75  # of the lag, that a lead counts: what is slower is computed all the same, while nothing waits for it
 STRICTNESS = 10.0
+SATED = 0.9
+NOBODY = 0.0, 0.0, 0
 MEMORY = 20  # decisions that a stream's share is over, about
-OPENS_MEMORY = 50  # segments
 SEEN_S = 60.0  # a stream that nothing came of for so long counts no more
 TRY_S = 10.0  # after which one is begun of a stream of which none was, or
 TRY_TIMES = 20  # times its lead, if that is longer
@@ -78,93 +79,6 @@ def running_by_resource(pools: Iterable[Busy]) -> dict[str, float]:
     return found
 
 
-class Opens:
-    """Of how many segments a stage's gate is open, of late: of all, while nothing is known, and then of those that
-    were seen, until they are OPENS_MEMORY."""
-
-    def __init__(self) -> None:
-        self.share = 1.0
-        self._num = 1
-
-    def note(self, *, is_open: bool) -> bool:
-        self._num = min(self._num + 1, OPENS_MEMORY)
-        self.share += (is_open - self.share) / self._num
-        return is_open
-
-
-class Costed(Protocol):
-    """A pool, as far as what its items take."""
-
-    @property
-    def resource(self) -> str: ...
-    @property
-    def num_shared_lanes(self) -> int:
-        """Of its resource."""
-
-    @property
-    def learned(self) -> Learned: ...
-
-
-class StageCost(msgspec.Struct, frozen=True):
-    """What is known of a stage here. `unit_s`: seconds of a lane for each item, of full batches; None: not known."""
-
-    sources: Sequence[str]
-    resource: str
-    num_lanes: int
-    unit_s: float | None
-    service_s: float | None  # of a batch, as they are of late
-    open_share: float = 1.0
-    quality: float = 1.0  # of the rung it is on, against the best
-    batches: bool = False  # whether it takes several items at once
-
-    @staticmethod
-    def on(pool: Costed, sources: Sequence[str], open_share: float, quality: float) -> "StageCost":
-        """By what was learned of the pool that computes it."""
-        known = pool.learned
-        return StageCost(
-            sources=sources,
-            resource=pool.resource,
-            num_lanes=pool.num_shared_lanes,
-            unit_s=known.unit_s,
-            service_s=known.usual_s,
-            open_share=open_share,
-            quality=quality,
-            batches=known.max_batch > 1,
-        )
-
-
-class Way(msgspec.Struct, frozen=True):
-    """What a segment takes through the stages of its stream here. `work_s`: by stage, of which resource how many
-    seconds of a lane; `num_lanes`: by resource; `with_it_ns` and `behind_ns`: by stage, the longest path from it on,
-    with it and without."""
-
-    work_s: Mapping[str, tuple[str, float]]
-    num_lanes: Mapping[str, int]
-    with_it_ns: Mapping[str, int]
-    behind_ns: Mapping[str, int]
-    drops_alone: bool = False  # it is one stage whose batcher drops what would be late as well as can be
-
-    @staticmethod
-    def through(stages: Mapping[str, StageCost]) -> "Way":
-        """By id."""
-        sources = {id: stage.sources for id, stage in stages.items()}
-        with_it_ns = leads_ns(sources, {id: stage.service_s for id, stage in stages.items()})
-        return Way(
-            {id: (stage.resource, (stage.unit_s or 0.0) * stage.open_share) for id, stage in stages.items()},
-            {stage.resource: stage.num_lanes for stage in stages.values()},
-            with_it_ns,
-            behind_ns(sources, with_it_ns),
-            drops_alone=len(stages) == 1 and all(stage.batches for stage in stages.values()),
-        )
-
-    @property
-    def lead_ns(self) -> int:
-        return max(self.with_it_ns.values(), default=0)
-
-
-NOWHERE = Way({}, {}, {}, {})
-
-
 class _Begun(msgspec.Struct):
     """A segment that was begun: what is left to do of it, by stage, and on which rungs."""
 
@@ -176,14 +90,22 @@ class _Begun(msgspec.Struct):
 
 
 class _Stream(msgspec.Struct):
-    """How it fared of late. `resources`: that its share is counted for; `every_s`: how often a segment comes."""
+    """How it fared of late. `resources`: that its level is counted for; `every_s`: how often a segment comes."""
 
     share: float
+    weight: float
     seen_ns: int
     resources: tuple[str, ...] = ()
     every_s: float = 0.0
     way: Way = NOWHERE
     begun_ns: int = 0  # when one was begun last
+
+    @property
+    def counts(self) -> tuple[float, float]:
+        """Its share and weight, as others see them."""
+        if self.weight > 1 and self.share >= SATED:
+            return 0.0, 0.0
+        return min(self.share, self.weight), self.weight
 
 
 class Passage:
@@ -198,7 +120,7 @@ class Passage:
         self._refused: dict[Segment, int] = {}  # when it was due
         self._done_here: dict[str, Opens] = {}  # by stage: of how many of those that were begun here
         self._streams: dict[str, _Stream] = {}
-        self._shares: dict[str, tuple[float, int]] = {}  # by resource: the sum over its streams, and their number
+        self._shares: dict[str, tuple[float, float, int]] = {}  # by resource: sums over its streams, and their number
         self.num_refused: dict[str, int] = {}  # by the resource that was waited for
 
     def said(self, segment: Segment) -> str | None:
@@ -229,10 +151,11 @@ class Passage:
         running_s: Mapping[str, float],
         rungs: Mapping[str, int] | None = None,
         wanted_ns: int = 0,
+        weight: float = 1.0,
     ) -> str:
         """Why it is not begun; empty where it is. The same for all stages that ask, until it is due. `lag_s`: what its
         stream may lag; `running_s`: by resource, what the batches that run still take; `rungs`: that it would be begun
-        on, by stage; `wanted_ns`: by when it is to be done, where that is before it is due."""
+        on, by stage; `wanted_ns`: by when it is to be done, where that is before it is due; `weight`: of its stream."""
         if (said := self.said(segment)) is not None:
             return said
         self._forget(now_ns)
@@ -244,10 +167,10 @@ class Passage:
         left_s = (until_ns - now_ns) / NS
         margin_s = self._margin_s(segment[0], lag_s, resource) if can_be else 0.0
         is_idle = wait_s < 1e-6  # what was learned may be wrong by now
-        is_alone = way.drops_alone and self._shares.get(resource, (0.0, 0))[1] <= 1
+        is_alone = way.drops_alone and self._shares.get(resource, NOBODY)[2] <= 1
         is_begun = is_idle or is_alone or wait_s + lead_s + margin_s <= left_s
         is_begun = is_begun or self._is_to_try(segment[0], now_ns, way)
-        self._count(segment[0], way, now_ns, is_begun=is_begun, can_be=can_be)
+        self._count(segment[0], way, now_ns, weight, is_begun=is_begun, can_be=can_be)
         if is_begun:
             self._begin(segment, due_ns, until_ns, way, dict(rungs or {}))
             return ""
@@ -295,9 +218,9 @@ class Passage:
         known, begun = self._streams.get(segment[0]), self._begun.get(segment)
         if begun is not None and not begun.is_lost and known is not None:
             begun.is_lost = True
-            share = max(0.0, known.share - 1 / MEMORY)
-            self._weigh(known.resources, share - known.share, 0)
-            known.share = share
+            self._weigh(known, -1)
+            known.share = max(0.0, known.share - 1 / MEMORY)
+            self._weigh(known, 1)
 
     # --- what is ahead -------------------------------------------------------------------------------------------
 
@@ -360,17 +283,18 @@ class Passage:
 
     def _margin_s(self, stream: str, lag_s: float, resource: str) -> float:
         known = self._streams.get(stream)
-        total, num = self._shares.get(resource, (0.0, 0))
-        if known is None or not num:
+        shares, weights, _ = self._shares.get(resource, NOBODY)
+        if known is None or weights < 1e-9:
             return 0.0
-        return lag_s / 2 * min(1.0, STRICTNESS * max(0.0, known.share - total / num))
+        level = min(1.0, known.share / known.weight)
+        return lag_s / 2 * min(1.0, STRICTNESS * max(0.0, level * weights / max(shares, 1e-9) - 1))
 
-    def _count(self, stream: str, way: Way, now_ns: int, *, is_begun: bool, can_be: bool) -> None:
+    def _count(self, stream: str, way: Way, now_ns: int, weight: float, *, is_begun: bool, can_be: bool) -> None:
         """`can_be`: whether it could be in time on an idle machine."""
         resources = tuple(dict.fromkeys(resource for resource, _ in way.work_s.values())) if can_be else ()
         known = self._streams.pop(stream, None)
         if known is not None:
-            self._weigh(known.resources, -known.share, -1)
+            self._weigh(known, -1)
         share = 1.0 if known is None else known.share
         share += (is_begun - share) / MEMORY
         every_s = 0.0
@@ -378,17 +302,20 @@ class Passage:
             since_s = (now_ns - known.seen_ns) / NS
             every_s = known.every_s + (since_s - known.every_s) / MEMORY if known.every_s else since_s
         begun_ns = now_ns if is_begun or known is None else known.begun_ns
-        self._streams[stream] = _Stream(share, now_ns, resources, every_s, way, begun_ns)  # the last seen stands last
-        self._weigh(resources, share, 1)
+        now = _Stream(share, weight, now_ns, resources, every_s, way, begun_ns)
+        self._streams[stream] = now  # the last seen stands last
+        self._weigh(now, 1)
         while (first := next(iter(self._streams.items())))[1].seen_ns < now_ns - SEEN_S * NS:
-            self._weigh(first[1].resources, -first[1].share, -1)
+            self._weigh(first[1], -1)
             del self._streams[first[0]]
 
-    def _weigh(self, resources: Iterable[str], share: float, num: int) -> None:
-        for resource in resources:
-            before, count = self._shares.get(resource, (0.0, 0))
-            if count + num:
-                self._shares[resource] = before + share, count + num
+    def _weigh(self, stream: _Stream, times: int) -> None:
+        """Put it to its resources' sums, or (-1) take it out."""
+        share, weight = stream.counts
+        for resource in stream.resources:
+            shares, weights, num = self._shares.get(resource, NOBODY)
+            if num + times:
+                self._shares[resource] = shares + times * share, weights + times * weight, num + times
             else:
                 self._shares.pop(resource, None)
 

@@ -27,7 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from engine.decide.passage import NS, SAFE, StageCost, Way
+from engine.decide.passage import SAFE
+from engine.decide.way import NS, StageCost, Way
 
 HOLD_S = 15.0
 CARRIES = 0.8

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
+import msgspec
+
 from engine.run.registry import Registry
 from engine.spec.catalogue import Catalogue
 from engine.spec.jobs import JobSpec
@@ -103,7 +105,8 @@ class Recorder:
                 await self._results(name, planned.values(), came_ns, lag_s, latency_s)
                 came_s = tuple(sorted((at_ns - since_ns) / NS for at_ns in came_ns.values()))
                 wanted = tuple(names[id] for id in planned)
-                streams[name] = RecordedStream(stages=wanted, max_lag_s=lag_s, came_s=came_s, latency_s=latency_s)
+                bounds = {"max_lag_s": lag_s, "latency_s": latency_s, "weight": max(job.weight for job in asking)}
+                streams[name] = RecordedStream(stages=wanted, came_s=came_s, **bounds)
                 stages |= {names[id]: self._stage(stage, names) for id, stage in planned.items()}
         if not streams:
             raise UserError(f"nothing came in the last {seconds:g} s on a live stream that a standing job asks about")
@@ -209,9 +212,7 @@ class Recorder:
         if DECODE not in self._pools:
             return stream
         stages = (DECODE, *stream.stages)
-        return RecordedStream(
-            stages=stages, max_lag_s=stream.max_lag_s, came_s=stream.came_s, latency_s=stream.latency_s
-        )
+        return msgspec.structs.replace(stream, stages=stages)
 
     def _pool(self, batches: _Batches) -> RecordedPool:
         if batches.capability == DECODE:

@@ -24,7 +24,7 @@ from engine.run.registry import Registry, new_id
 from engine.spec.catalogue import Catalogue
 from engine.spec.choosing import NOT_JUDGED, Pace
 from engine.spec.jobs import JobSpec, Span, spans_of
-from engine.spec.objective import Objective, objective_of
+from engine.spec.objective import Objective, Weight, objective_of
 from engine.spec.operator import Machine, Map, OfRanges
 from engine.spec.plan import Plan, make_plan, on_rung
 from engine.spec.profile import OnRung, Profile
@@ -60,6 +60,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     end: str = ""  # the same; empty: now for a live stream, its end for a durable one
     webhook: str = ""
     slo: Annotated[tuple[str, ...], msgspec.Meta(extra_json_schema={"maxItems": MAX_SLO})] = ()  # "latency<2s", ..
+    weight: Weight = 1.0  # standing: 2 has twice the share of 1
     drafts: bool = False  # publish what the beginnings of the range say, which is computed as well
     id: str = ""
     key: Annotated[str, msgspec.Meta(max_length=MAX_KEY)] = ""  # asked twice with one key and id, it is one job
@@ -134,6 +135,7 @@ async def submit(
         prompt_from=media.next if live and request.standing else None,
         max_lag_s=stream.max_lag_s if live else 0.0,
         latency_s=objective.latency_s,
+        weight=request.weight,
         rounds=rounds,
         submitted_ns=time.time_ns(),
         lost=Span(first=0, last=media.first - 1) if media.first > 0 and _reaches_back(request, asked, media) else None,
@@ -219,6 +221,8 @@ def _objective(request: JobRequest, stream: StreamSpec) -> Objective:
     objective = objective_of(request.slo)
     if request.slo and not (request.standing and stream.policy == "live"):
         raise UserError("slo: only a standing job on a live stream has a latency: give `standing`, or leave `slo` away")
+    if request.weight != 1 and not (request.standing and stream.policy == "live"):
+        raise UserError("weight: it is among live streams, of a standing job: give `standing`, or leave `weight` away")
     return objective
 
 

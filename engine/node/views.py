@@ -45,6 +45,7 @@ class JobView(Record, frozen=True, omit_defaults=False):
     submitted_at: str
     detail: str = ""
     latency_s: float = 0.0  # within which answers are wanted; 0: as the lag allows
+    weight: float = 1.0
 
 
 class StreamView(Record, frozen=True, omit_defaults=False):
@@ -97,6 +98,7 @@ def job_view(spec: JobSpec, nodes: Sequence[NodeStatus] = (), trouble: str = "")
         submitted_at=time_of_day(spec.submitted_ns),
         detail=spec.detail or (f"waits: {'; '.join(waits)}" if waits else ""),
         latency_s=spec.latency_s,
+        weight=spec.weight,
     )
 
 

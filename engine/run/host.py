@@ -9,8 +9,8 @@ from typing import Any
 import anyio.abc
 
 from engine.decide.instructions import StageRule
-from engine.decide.passage import Opens
 from engine.decide.retry import RetryPolicy
+from engine.decide.way import Opens
 from engine.run.frames import FrameStore
 from engine.run.journal import Journal
 from engine.run.pool import Pool

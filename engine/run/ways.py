@@ -11,9 +11,10 @@ import msgspec
 from engine.decide.decisions import Decision, OnDecision
 from engine.decide.entrance import Entrance
 from engine.decide.lanes import CORES
-from engine.decide.passage import StageCost, Way, running_by_resource
+from engine.decide.passage import running_by_resource
 from engine.decide.rungs import Ladder
 from engine.decide.signals import ResourceSignals
+from engine.decide.way import StageCost, Way
 from engine.run.pool import Pool
 from engine.spec.operator import OfRanges
 from engine.spec.workflow import MEDIA
@@ -135,7 +136,10 @@ class Ways:
         latency_s = min((each for each in latencies_s if each), default=0.0)
         when = due_ns, lag_s, latency_s, now_ns
         ladder = self._ladder(stream, now_ns)
-        why, changes = self._entrance.enters(segment, *when, ladder, running_s, by_latency=all(latencies_s))
+        weight = max((each.rule.running.weight for each in stages.values()), default=1.0)
+        why, changes = self._entrance.enters(
+            segment, *when, ladder, running_s, by_latency=all(latencies_s), weight=weight
+        )
         if not (why or changes):
             return ""
         went_by = {"left_s": (due_ns - now_ns) / 1e9, "max_lag_s": lag_s, "latency_s": latency_s}

@@ -74,6 +74,7 @@ def _streams(recorded: RecordedStream) -> StreamsSpec:
         arrivals=Arrivals(per_s=1.0, kind="times", at_s=tuple(sorted(recorded.came_s))),
         max_lag_s=recorded.max_lag_s,
         latency_s=recorded.latency_s,
+        weight=recorded.weight,
         stages=(ENGINE, *recorded.stages),
     )
 

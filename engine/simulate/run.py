@@ -17,9 +17,10 @@ from engine.decide.cores import whose_turn
 from engine.decide.entrance import Entrance
 from engine.decide.inflight import InFlight
 from engine.decide.lanes import CORES
-from engine.decide.passage import Opens, Segment, StageCost, running_by_resource
+from engine.decide.passage import Segment, running_by_resource
 from engine.decide.rungs import Ladder, Rungs
 from engine.decide.signals import PoolSignals
+from engine.decide.way import Opens, StageCost
 from engine.simulate.arrivals import times_s
 from engine.simulate.fleet import Held, Scaled, ScalingOf, usual_scaling
 from engine.simulate.pools import Batching, Cores, Ended, Limiting, SimulatedPool, Turn
@@ -44,14 +45,12 @@ class _Segment:
     """One on its way. `left`: of each stage, how many of its inputs are still to come."""
 
     name: Segment
+    spec: StreamsSpec
     opens: frozenset[str]  # the gates that it will find open, whether or not anybody looks
     came_ns: int
     due_ns: int
-    lag_s: float
-    latency_s: float
     left: dict[str, int]
     num_open: int
-    stages: tuple[str, ...]  # as its stream has them
     counts: bool
     is_whole: bool = True
     computed_s: float = 0.0  # of lanes, its share of the batches
@@ -226,13 +225,11 @@ class _Run:
         segment = _Segment(
             opens=frozenset(stage.name for stage in gated if self.chance.random() < stage.spec.share),
             name=(stream, self.num_came),
+            spec=spec,
             came_ns=now_ns,
             due_ns=now_ns + round(lag_s * NS) if lag_s else 0,
-            lag_s=lag_s,
-            latency_s=spec.latency_s,
             left={name: len(stage.spec.inputs) for name, stage in wanted.items()},
             num_open=len(wanted),
-            stages=spec.stages,
             counts=now_ns >= NS + self.scenario.warm_up_s * NS,
         )
         for stage in wanted.values():
@@ -325,16 +322,16 @@ class _Run:
         is_begun = self._enters(segment)
         rung = self.entrance.rung_of(segment.name, stage.name) if self.entrance is not None else 0
         pool, quality = stage.rungs[rung]
-        way = self.ladders[segment.stages].way(self._now_on(group.stream))
-        done_ns = lateness.latest_ns(segment.due_ns, way.behind_ns.get(stage.name, 0), segment.lag_s)
-        expires_ns = lateness.latest_ns(segment.due_ns, way.with_it_ns[stage.name], segment.lag_s)
+        way = self.ladders[segment.spec.stages].way(self._now_on(group.stream))
+        done_ns = lateness.latest_ns(segment.due_ns, way.behind_ns.get(stage.name, 0), segment.spec.max_lag_s)
+        expires_ns = lateness.latest_ns(segment.due_ns, way.with_it_ns[stage.name], segment.spec.max_lag_s)
         ended = partial(self._ended, group, segment, pool)
         if not is_begun or lateness.is_late(expires_ns, now_ns):
             ended(Ended(now_ns, now_ns, 0))
             return
         segment.quality *= quality
-        wanted_ns = lateness.wanted_ns(done_ns, segment.lag_s, segment.latency_s)
-        item = Item(0, expires_ns, done_ns, wanted_ns, round(segment.lag_s * NS))
+        wanted_ns = lateness.wanted_ns(done_ns, segment.spec.max_lag_s, segment.spec.latency_s)
+        item = Item(0, expires_ns, done_ns, wanted_ns, round(segment.spec.max_lag_s * NS))
         pool.submit(item, ended, partial(self._passed, stage, segment))
 
     def _enters(self, segment: _Segment) -> bool:
@@ -343,8 +340,9 @@ class _Run:
         if (said := self.entrance.said(segment.name)) is not None:
             return not said
         running_s = running_by_resource(self.pools.values())
-        when = segment.due_ns, segment.lag_s, segment.latency_s, self.world.now_ns
-        why, changes = self.entrance.enters(segment.name, *when, self.ladders[segment.stages], running_s)
+        when = segment.due_ns, segment.spec.max_lag_s, segment.spec.latency_s, self.world.now_ns
+        ladder = self.ladders[segment.spec.stages]
+        why, changes = self.entrance.enters(segment.name, *when, ladder, running_s, weight=segment.spec.weight)
         at_s = self.world.now_ns / NS - 1
         self.changes += ((at_s, segment.name[0], changed.stage, changed.rung) for changed in changes)
         return not why

@@ -30,6 +30,7 @@ from msgspec import Meta
 from engine.decide.lanes import CORES, PoolShape, RunsIn
 from engine.simulate.arrivals import Arrivals, Phase
 from engine.simulate.services import Service, Slow
+from engine.spec.objective import Weight
 from engine.spec.workflow import MEDIA
 from streams.decoding import from_toml
 from streams.errors import Malformed, UserError
@@ -114,6 +115,7 @@ class StreamsSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     num: Annotated[int, Meta(ge=1, le=MAX_STREAMS)] = 1
     max_lag_s: NotNegative = 0.0  # 0: whatever comes is wanted however late
     latency_s: NotNegative = 0.0  # within which it is wanted, on lower rungs if need be; 0: as the lag allows
+    weight: Weight = 1.0  # among those for which there is not room for all
     together: bool = False
     stages: tuple[str, ...] = ()  # that are computed of them; empty: all
 

@@ -8,6 +8,7 @@ is wrong with it. Pure.
 from collections.abc import Iterable
 
 from engine.spec.jobs import JobProgress, JobSpec, Span
+from engine.spec.objective import LEAST_WEIGHT, MOST_WEIGHT
 from engine.spec.operator import Map, Scope, Window
 from engine.spec.workflow import MEDIA
 from streams import subjects
@@ -74,6 +75,8 @@ def sound_job(key: str, value: bytes) -> JobSpec:
         raise Malformed(f"max_lag_s: {job.max_lag_s:g}: give from 0 to 86400 seconds")
     if not 0 <= job.latency_s <= 86400:
         raise Malformed(f"latency_s: {job.latency_s:g}: give from 0 to 86400 seconds")
+    if not LEAST_WEIGHT <= job.weight <= MOST_WEIGHT:
+        raise Malformed(f"weight: {job.weight:g}: give from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}")
     return job
 
 

@@ -60,6 +60,7 @@ class JobSpec(Record, frozen=True):
     prompt_from: int | None = None  # outputs from here on are late when older than max_lag_s; None: never
     max_lag_s: float = 0.0
     latency_s: float = 0.0  # within which answers are wanted (engine/spec/objective.py); 0: as the lag allows
+    weight: float = 1.0  # of its stream among live ones, where there is not room for all
     rounds: dict[str, int] = msgspec.field(default_factory=dict)  # by stage id, see engine/decide/running_graph.py
     submitted_ns: int = 0  # Unix time
     state: State = "running"

@@ -6,6 +6,9 @@
 While the machine keeps up, every stage runs on its best rung; where it does not, stages of new segments go down to
 rungs that keep the quality asked for, and up again when there is room (`engine.decide.rungs`).
 
+Where there is not room for all live streams, one whose job has twice the weight has nearly twice the share of its own
+segments answered (`engine.decide.passage`).
+
 Quality is a share of what the best rung of the stage here is worth, by the figures that rungs declare: `best` is 1,
 `good` 0.8, `fair` 0.6, `any` 0. Figures of two capabilities (a word error rate, an average precision) say nothing of
 each other.
@@ -13,14 +16,18 @@ each other.
 
 import re
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from streams.decoding import seconds, shown
 from streams.errors import Malformed, UserError
 
 LEVELS = {"best": 1.0, "good": 0.8, "fair": 0.6, "any": 0.0}
 MAX_LATENCY_S = 86400.0
+LEAST_WEIGHT, MOST_WEIGHT = 0.01, 100.0
+Weight = Annotated[float, Meta(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]
 _BOUND = re.compile(r"\s*(?P<what>[a-z]+)\s*(?P<sign><=|>=|<|>)\s*(?P<value>\S+)\s*")
 
 

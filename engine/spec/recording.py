@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from engine.spec.objective import Weight
 from streams.records import Record
 
 DECODE = "(decoding)"  # the stage and the pool that decoding is: a name that no other has
@@ -51,6 +52,7 @@ class RecordedStream(Record, frozen=True, omit_defaults=False):
     max_lag_s: Annotated[float, Meta(gt=0, le=1e6)]
     came_s: Annotated[tuple[Seconds, ...], Meta(max_length=MAX_SEGMENTS)]
     latency_s: Seconds = 0.0
+    weight: Weight = 1.0
 
 
 class Outcome(Record, frozen=True, omit_defaults=False):

@@ -130,6 +130,13 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], count: Calla
         metavar="BOUND",
         help="standing: 'latency<2s', 'quality>=good'; several times",
     )
+    submitting.add_argument(
+        "--weight",
+        type=_weight,
+        default=1.0,
+        metavar="2",
+        help="standing: 2 has twice the share of 1 if not all fit",
+    )
     submitting.add_argument("--id", default="", metavar="ID", help="of the job (default: a new one)")
     submitting.add_argument("--follow", action="store_true", help="and print its answers")
     listing = client_command("list", "list jobs", _list, kinds)
@@ -280,6 +287,7 @@ async def _submit(client: Client, parsed: argparse.Namespace) -> None:
         webhook=parsed.webhook,
         drafts=parsed.drafts,
         slo=parsed.slo,
+        weight=parsed.weight,
         id=parsed.id,
     )
     tables.submitted(job.submitted, parsed.json)
@@ -321,3 +329,15 @@ async def _nodes(client: Client, parsed: argparse.Namespace) -> None:
 
 async def _redundancy(client: Client, parsed: argparse.Namespace) -> None:
     tables.redundancy(await client.redundancy(), parsed.json)
+
+
+def _weight(text: str) -> float:
+    from engine.spec.objective import LEAST_WEIGHT, MOST_WEIGHT
+
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}")
+    return weight

@@ -69,6 +69,10 @@ def one_line(text: str) -> str:
             for each in ("0", "0-0", "1-", "-", "1-2-3", "0-100", "\uff10-4", "")
         ],
         (["serve", "--workers", "3-1"], "'3-1': the first is the fewest, and 1 is less"),
+        *[
+            (["jobs", "submit", "--stream", "s", "--weight", each], f"'{each}' is not a number from 0.01 to 100")
+            for each in ("much", "nan", "0", "101")
+        ],
         (["run", WORKFLOW, "--input", STATION, *ASK, "--trace", "/no/such/folder/t"], "cannot write the trace"),
         (["run", WORKFLOW, "--input", STATION, *ASK, "--nats", "nonsense"], "nats://host:4222"),
         (["run", WORKFLOW, "--input", "no-such-file.mp4", *ASK], "no file no-such-file.mp4"),

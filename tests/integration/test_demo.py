@@ -25,7 +25,7 @@ from streams.wire.link import connect
 from streams.wire.server import embedded
 
 pytestmark = pytest.mark.anyio
-ALMOST_NS = 20_000_000
+ALMOST_NS, ALMOST = 100_000_000, 0.02  # of what a span lasts; a busy machine stands still for as long
 WORKFLOW = load_workflow(EXAMPLES / "video_qa.toml")
 
 
@@ -237,7 +237,7 @@ def assert_adds_up(whole: Span, parts: list[Span]) -> None:
     for part in sorted(parts, key=lambda part: part.since_ns):
         assert part.since_ns == at_ns, f"{part.name} begins {part.since_ns - at_ns} ns after what was before it"
         at_ns = part.until_ns
-    assert 0 <= whole.until_ns - at_ns < ALMOST_NS
+    assert 0 <= whole.until_ns - at_ns < ALMOST_NS + ALMOST * (whole.until_ns - whole.since_ns)
 
 
 def assert_covers(whole: Span, parts: list[Span]) -> None:
@@ -247,4 +247,5 @@ def assert_covers(whole: Span, parts: list[Span]) -> None:
         assert whole.since_ns <= part.since_ns <= part.until_ns <= whole.until_ns, part.name
         uncovered_ns += max(0, part.since_ns - at_ns)
         at_ns = max(at_ns, part.until_ns)
-    assert uncovered_ns + whole.until_ns - at_ns < ALMOST_NS
+    uncovered_ns += whole.until_ns - at_ns
+    assert uncovered_ns < ALMOST_NS + ALMOST * (whole.until_ns - whole.since_ns)

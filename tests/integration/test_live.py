@@ -326,6 +326,7 @@ async def test_without_a_bound_a_stage_has_its_best_rung_alone_and_is_another_co
         ({"slo": ("latency<1s",)}, "only a standing job on a live stream has a latency"),
         ({"standing": True, "slo": ("swift",)}, "give latency<2s or quality>=good"),
         ({"standing": True, "slo": ("latency<1s",) * 3}, "3 bounds in slo"),
+        ({"weight": 2.0}, "weight: it is among live streams, of a standing job"),
     ],
 )
 async def test_bounds_that_cannot_be_are_refused(service: Service, asked: dict[str, Any], said: str) -> None:

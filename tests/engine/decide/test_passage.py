@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decide.passage import SAFE, SEEN_S, STRICTNESS, TRY_TIMES, Opens, Passage, StageCost, Way
+from engine.decide.passage import SAFE, SEEN_S, STRICTNESS, TRY_TIMES, Passage
+from engine.decide.way import Opens, StageCost, Way
 
 S = 10**9
 
@@ -137,7 +138,7 @@ def test_streams_that_are_gone_count_no_more() -> None:
         at = round((later_s + second) * S)
         assert not passage.enters(("here", second), at + 3 * S, 3.0, at, LOOK, {})
     assert [*passage._streams] == ["here"]
-    assert passage._shares["cores"] == (pytest.approx(1.0), 1)
+    assert passage._shares["cores"] == (pytest.approx(1.0), 1.0, 1)
     assert STRICTNESS > 0
 
 
@@ -147,6 +148,7 @@ ASKED = st.lists(
         st.integers(0, 500),  # how long after the one before it came, ms
         st.integers(1, 4000),  # within what time it is due, ms
         st.lists(st.sampled_from(["look", "read", "hear"]), max_size=3),  # what has begun on it
+        st.sampled_from([0.5, 1.0, 4.0]),  # the weight of its stream
     ),
     max_size=60,
 )
@@ -154,14 +156,14 @@ ASKED = st.lists(
 
 @given(ASKED)
 def test_what_is_counted_as_left_is_what_is_left_of_what_was_begun(
-    asked: list[tuple[str, int, int, list[str]]],
+    asked: list[tuple[str, int, int, list[str], float]],
 ) -> None:
     passage, now_ns = Passage(), 0
     through = way(look=("cores", 0.3), read=("cores", 0.2), hear=("gpu", 0.1))
-    for number, (stream, after_ms, lag_ms, stages) in enumerate(asked):
+    for number, (stream, after_ms, lag_ms, stages, weight) in enumerate(asked):
         now_ns += after_ms * 1_000_000
         segment, due_ns = (stream, number), now_ns + lag_ms * 1_000_000
-        first = passage.enters(segment, due_ns, lag_ms / 1000, now_ns, through, {})
+        first = passage.enters(segment, due_ns, lag_ms / 1000, now_ns, through, {}, weight=weight)
         assert bool(first) == bool(passage.enters(segment, due_ns, lag_ms / 1000, now_ns, through, {}))
         for stage in stages:
             passage.passed(segment, stage)
@@ -173,9 +175,10 @@ def test_what_is_counted_as_left_is_what_is_left_of_what_was_begun(
             resource: seconds for resource, seconds in passage._left_s.items() if resource in left
         }
         assert len(passage._by_due) + len(passage._over) == len(passage._begun)
-        for resource, (total, num) in passage._shares.items():
-            known = [each.share for each in passage._streams.values() if resource in each.resources]
-            assert (total, num) == (pytest.approx(sum(known)), len(known))
+        for resource, (shares, weights, num) in passage._shares.items():
+            known = [each.counts for each in passage._streams.values() if resource in each.resources]
+            assert (shares, weights) == pytest.approx((sum(s for s, _ in known), sum(w for _, w in known)), abs=1e-9)
+            assert num == len(known)
         assert all(0 <= each.share <= 1 for each in passage._streams.values())
 
 

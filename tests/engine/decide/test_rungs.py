@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.decide.entrance import Entrance
-from engine.decide.passage import StageCost, Way
 from engine.decide.rungs import CARRIES, HOLD_S, TRY_S, Changed, Ladder, Rungs
+from engine.decide.way import StageCost, Way
 
 S = 10**9
 

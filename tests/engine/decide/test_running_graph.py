@@ -77,6 +77,12 @@ def test_a_stage_that_two_jobs_ask_for_is_one_asked_for_what_either_wants() -> N
     assert stages[1].spans == (Span(first=0, last=4),)
 
 
+def test_a_stage_has_the_weight_of_the_job_that_gives_it_most() -> None:
+    alone, dear = job("a", CHAIN), job("b", CHAIN, weight=3.0)
+    assert running(alone, name="read").weight == 1.0
+    assert running(alone, dear, name="read").weight == 3.0
+
+
 def test_ranges_of_a_stage_that_reduces_stay_apart() -> None:
     one, two = job("one", WHOLE, 0, 4), job("two", WHOLE, 3, 9)
     assert running(one, two, name="total").spans == (Span(first=0, last=4), Span(first=3, last=9))

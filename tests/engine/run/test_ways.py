@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from engine.decide.passage import Opens
 from engine.decide.rungs import Ladder
+from engine.decide.way import Opens
 from engine.run.ways import DECODING, ESTIMATE_NS, Ways
 from engine.spec.operator import Map, Reduce
 
@@ -19,11 +19,11 @@ class Stage:
     opens: Opens = field(default_factory=Opens)
 
 
-def stage(service_s: float | None, *sources: str, scope: Any = None) -> Stage:
+def stage(service_s: float | None, *sources: str, scope: Any = None, weight: float = 1.0) -> Stage:
     learned = SimpleNamespace(usual_s=service_s, unit_s=service_s, max_batch=1)
     pool = SimpleNamespace(learned=learned, resource="cores", num_shared_lanes=2, running_s=0.0)
     rung = SimpleNamespace(pool=pool, planned=SimpleNamespace(quality=1.0, rung="best"))
-    running = SimpleNamespace(latency_s=0.0)
+    running = SimpleNamespace(latency_s=0.0, weight=weight)
     return Stage(SimpleNamespace(sources=sources, scope=scope or Map(), running=running, name="look"), (rung,))
 
 
@@ -65,6 +65,15 @@ def test_decoding_is_work_of_the_cores_and_what_is_made_of_ranges_is_not_of_each
     made.serve("gate", "first", {"look": stage(1.0, "media"), "sum": stage(7.0, "look", scope=Reduce())})
     made.note_decoded("gate", 0.5)
     assert made.of("gate", 0).work_s == {"look": ("cores", 1.0), DECODING: ("cores", 0.5)}
+
+
+def test_a_stream_has_the_weight_of_the_job_that_gives_it_most() -> None:
+    made = ways()
+    for name, weights in {"plain": [1.0], "dear": [4.0], "both": [1.0, 4.0]}.items():
+        made.serve(name, "first", {f"look{weight}": stage(1.0, "media", weight=weight) for weight in weights})
+        made.enters(name, 0, 3 * S, 3.0, 0)
+    streams = made._entrance._passage._streams
+    assert {name: stream.weight for name, stream in streams.items()} == {"plain": 1.0, "dear": 4.0, "both": 4.0}
 
 
 def test_a_segment_is_begun_behind_what_runs_and_what_was_begun() -> None:

@@ -60,6 +60,35 @@ def test_no_camera_is_answered_for_the_luck_of_its_moments(seed: int) -> None:
     assert without[-1] - without[0] > 0.4
 
 
+def shares_of(load: float, weights: dict[float, int], num_segments: int = 2400) -> list[float]:
+    """Of so many cameras of each weight, the share that is answered in time."""
+    pools, stages, each_s = BRANCHES
+    per_s = load * 2 / each_s / sum(weights.values())
+    every = {"max_lag_s": 3.0, "arrivals": {"per_s": per_s, "kind": "poisson"}}
+    streams = [every | {"num": num, "weight": weight} for weight, num in weights.items()]
+    shape = {"duration_s": num_segments / per_s / sum(weights.values()), "num_cores": 2}
+    found = run(scenario_of(shape | {"pools": pools, "stages": stages, "streams": streams})).segments.by_stream
+    of = [[each for name, each in found.items() if name.startswith(f"{number}/")] for number in range(len(weights))]
+    return [sum(good for good, _ in each) / sum(num for _, num in each) for each in of]
+
+
+def test_of_twice_the_weight_nearly_twice_as_many_are_answered() -> None:
+    one, two = shares_of(2.0, {1.0: 4, 2.0: 4})
+    assert 1.6 < two / one < 2.4
+    assert one + two > 0.9, "and together no fewer than of equals"
+
+
+def test_one_of_little_weight_is_not_forgotten_and_one_of_much_takes_no_more_than_it_has_use_for() -> None:
+    one, dear, cheap = shares_of(2.0, {1.0: 4, 100.0: 2, 0.01: 2})
+    assert dear > 0.8
+    assert one > 0.3
+    assert cheap > 0
+
+
+def test_weights_mean_nothing_where_there_is_room_for_all() -> None:
+    assert shares_of(0.7, {1.0: 4, 10.0: 2, 0.1: 2}) == [1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("graph", [CASCADE, BRANCHES], ids=["cascade", "branches"])
 def test_where_there_is_time_for_all_none_is_refused(graph: Graph) -> None:
     assert run(cameras(graph, 0.8, num_segments=600)).in_time == 1.0

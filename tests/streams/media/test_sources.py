@@ -324,11 +324,11 @@ def test_tracks_that_change_start_a_new_segment(suffix: str, gop_s: float | None
 def test_joined_between_keyframes(tmp_path: Path) -> None:
     path = make(tmp_path / "a.ts", video="libx264", options={**GROUP, "g": "25", "bf": "2"}, size=(320, 240))
     data = path.read_bytes()
-    found = assert_whole(fed(data[len(data) // 188 // 3 * 188 - 47 :], 1))
+    found = assert_whole(fed(data[len(data) // 188 // 2 * 188 - 47 :], 1))
     (flaw,) = [flaw for flaw in found[0].flaws if "joined between keyframes" in flaw]
     num_dropped = int(re.findall(r"\d+", flaw)[0])
     assert 0 < num_dropped < 25
-    assert [len(pictures(each)) for each in found] == [25, 25]
+    assert [len(pictures(each)) for each in found] == [25]
     assert found[0].packets[0].keyframe
 
 
