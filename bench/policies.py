@@ -215,12 +215,19 @@ class Pard(Nexus):
         return decisions
 
 
+class Once(Rungs):
+    """The engine's, but that a segment keeps its rungs through all its stages."""
+
+    chooses_again = False
+
+
 class Thresholds(Rungs):
     """A rung down where the queue is longer than what the latency allows on this one, a rung up where it is shorter
     than what the upper one would allow, and `patience_s` have passed; what comes is not looked at. Source: Elastico's
     thresholds of queue depth with hysteresis (Compass, arXiv 2603.20821)."""
 
     patience_s = 5.0
+    chooses_again = False
 
     def choose(
         self,
@@ -232,7 +239,7 @@ class Thresholds(Rungs):
     ) -> list[Changed]:
         took_s, resource = predict(ladder.way(self.now))
         if took_s > left_s:
-            stage = ladder.step_down(self.now, resource)
+            stage = ladder.step_down(self.now, resource, ladder.stages)
             return [] if stage is None else [self._down(stage, now_ns, "the queue")]
         if not self._steps or now_ns < self._changed_ns + self.patience_s * NS:
             return []

@@ -1,14 +1,14 @@
 """The entrance of a worker: whether a segment of a live stream is begun, and on which rungs. Pure.
 
 `engine.decide.rungs` chooses the rungs for it, `engine.decide.passage` whether there is time for it on these; a segment
-keeps both through all its stages.
+keeps both through all its stages, but that what is left of it goes down where it is held up.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from engine.decide.passage import Passage, Segment
-from engine.decide.rungs import CARRIES, Changed, Ladder, Rungs
+from engine.decide.rungs import CARRIES, Changed, Ladder, Rungs, steps_down
 from engine.decide.way import NS
 
 NONE: Mapping[str, int] = {}
@@ -83,10 +83,28 @@ class Entrance:
         rungs = self._rungs.get(stream)
         return NONE if rungs is None else rungs.now
 
-    def rung_of(self, segment: Segment, stage: str) -> int:
-        """Which of its rungs a stage takes for a segment; the best for one that was not asked for here."""
-        begun_on = self._passage.rungs_of(segment)
-        return 0 if begun_on is None else begun_on.get(stage, 0)
+    def rung_of(
+        self, segment: Segment, stage: str, now_ns: int, ladder: Ladder, running: Callable[[], Mapping[str, float]]
+    ) -> tuple[int, list[Changed]]:
+        """Which of its rungs a stage takes for a segment, the best for one that was not asked for here; and what was
+        changed for it alone before that was decided. `running`: says, by resource, what the batches that run take."""
+        rungs, of_stream = self._passage.rungs_of(segment) or NONE, self._rungs.get(segment[0])
+        left, wanted_ns = self._passage.left_of(segment)
+        if of_stream is None or not of_stream.chooses_again or now_ns >= wanted_ns:
+            return rungs.get(stage, 0), []
+        if not any(rungs.get(id, 0) + 1 < len(ladder.stages.get(id, ())) for id in left):
+            return rungs.get(stage, 0), []
+        left_s = (wanted_ns - now_ns) / NS
+        predict = partial(self._passage.predict_rest, segment, stage, running_s=running())
+        from_here = lambda way: way.with_it_ns.get(stage, 0)  # noqa: E731
+        steps, enough = steps_down(ladder, rungs, left_s, left, predict, from_here)
+        if not steps or not enough:
+            return rungs.get(stage, 0), []
+        takes_s, resource = predict(ladder.way(rungs))
+        why = f"{resource} would take {takes_s:.2f} s more, and {left_s:.2f} s are left of what is asked for"
+        below = {**rungs, **{id: rungs.get(id, 0) + steps.count(id) for id in steps}}
+        self._passage.lowered(segment, below, ladder.way(below))
+        return below.get(stage, 0), [Changed(id, below[id], why) for id in dict.fromkeys(steps)]
 
     def passed(self, segment: Segment, stage: str) -> None:
         """A stage has begun on it, or there is nothing to do of it."""

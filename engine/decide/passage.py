@@ -39,7 +39,7 @@ PARD, arXiv 2602.08747, for dropping by the state of what is downstream.
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -134,6 +134,31 @@ class Passage:
         over."""
         begun = self._begun.get(segment)
         return None if begun is None else begun.rungs
+
+    def left_of(self, segment: Segment) -> tuple[Collection[str], int]:
+        """Its stages that have not begun, and by when it is wanted; none where it was not begun, or is over."""
+        begun = self._begun.get(segment)
+        return ((), 0) if begun is None else (begun.left_s.keys(), begun.until_ns)
+
+    def predict_rest(self, segment: Segment, stage: str, way: Way, running_s: Mapping[str, float]) -> tuple[float, str]:
+        """What a segment that was begun would take on a way, from a stage on, in seconds, and the resource that it
+        would wait for."""
+        begun = self._begun[segment]
+        ahead_s = {each: running_s.get(each, 0.0) for each in way.num_lanes}  # and of what was begun, the others
+        for resource, seconds in begun.left_s.values():
+            ahead_s[resource] = ahead_s.get(resource, 0.0) - seconds
+        wait_s, resource = self._wait(begun.until_ns, way, ahead_s)
+        return wait_s + SAFE * way.with_it_ns.get(stage, 0) / NS, resource
+
+    def lowered(self, segment: Segment, rungs: Mapping[str, int], way: Way) -> None:
+        """What is left to do of a segment is done on these rungs, a way."""
+        begun = self._begun[segment]
+        begun.rungs = rungs
+        for id, (resource, seconds) in begun.left_s.items():
+            self._left_s[resource] -= seconds
+            resource, seconds = way.work_s.get(id, (resource, 0.0))
+            begun.left_s[id] = resource, seconds * self._here(id)
+            self._left_s[resource] = self._left_s.get(resource, 0.0) + begun.left_s[id][1]
 
     def predict(self, until_ns: int, way: Way, running_s: Mapping[str, float]) -> tuple[float, str]:
         """What a segment would take that is begun now and wanted by then, in seconds, and the resource that it would

@@ -20,10 +20,15 @@ the upper one is tried all the same: what is known of it is from when it ran las
 60 / HOLD_S times a minute upwards, and as often and as many times more as it has rungs downwards; that the upper rung
 carries the load is looked at before, not found out by falling down again. What is not known of service times changes
 nothing.
-Source: for stepping by quality lost over time saved, Compass and Elastico, arXiv 2603.20821.
+
+**On the way.** A segment takes the rungs of its stream as it is begun. Where it was held up since, so that it would not
+be done when it is wanted, those of its stages that have not begun go down as far as that takes, for it alone; none
+where no rung would do. They do not go up: a queue that is short for a moment would lift what the load does not carry.
+Source: for stepping by quality lost over time saved, Compass and Elastico, arXiv 2603.20821; for choosing anew for what
+is left of a way, Aragog, arXiv 2511.20975.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import msgspec
 
@@ -62,13 +67,13 @@ class Ladder:
             )
         return self._ways[key]
 
-    def step_down(self, rungs: Mapping[str, int], resource: str) -> str | None:
-        """Which stage to lower next to relieve a resource, or, where that is none (""), to make the way shorter; None
-        where there is none left that would."""
+    def step_down(self, rungs: Mapping[str, int], resource: str, among: Container[str]) -> str | None:
+        """Which of some stages to lower next to relieve a resource, or, where that is none (""), to make the way
+        shorter; None where there is none left that would."""
         best: tuple[float, str] | None = None
         for id, costs in self.stages.items():
             here = rungs.get(id, 0)
-            if here + 1 >= len(costs) or resource not in ("", costs[here].resource):
+            if id not in among or here + 1 >= len(costs) or resource not in ("", costs[here].resource):
                 continue
             saved_s = (
                 _seconds(costs, here, resource) - _seconds(costs, here + 1, resource)
@@ -101,8 +106,37 @@ def _takes_s(costs: Sequence[StageCost], rung: int) -> float:
     return UNKNOWN_SAVES * _takes_s(costs, rung - 1) if rung else 0.0
 
 
+Predict = Callable[[Way], tuple[float, str]]  # what a way would take, s, and which resource is waited for
+
+
+def steps_down(
+    ladder: Ladder,
+    rungs: Mapping[str, int],
+    left_s: float,
+    among: Container[str],
+    predict: Predict,
+    lead_ns: Callable[[Way], int],
+) -> tuple[list[str], bool]:
+    """The stages, of some, that go a rung down for what is to be done within `left_s`, in order; and whether that is
+    enough. `lead_ns`: how long a way is where nothing waits."""
+    steps, below = list[str](), dict(rungs)
+    while True:
+        takes_s, waits_for = predict(ladder.way(below))
+        if takes_s <= left_s:
+            return steps, True
+        if SAFE * lead_ns(ladder.way(below)) > left_s * NS:
+            waits_for = ""  # it is the way itself that is too long
+        stage = ladder.step_down(below, waits_for, among)
+        if stage is None:
+            return steps, False
+        steps.append(stage)
+        below[stage] = below.get(stage, 0) + 1
+
+
 class Rungs:
     """Of one stream."""
+
+    chooses_again = True  # for what is left of a segment that was held up
 
     def __init__(self) -> None:
         self.now: dict[str, int] = {}  # by stage, where it is not the best one
@@ -114,25 +148,15 @@ class Rungs:
         ladder: Ladder,
         left_s: float,
         now_ns: int,
-        predict: Callable[[Way], tuple[float, str]],
+        predict: Predict,
         carries: Callable[[Way], bool],
     ) -> list[Changed]:
-        """For a segment that is to be done within `left_s`. `predict` says what a way would take, in seconds, and which
-        resource is waited for; `carries` whether the machine would bear all streams with this one on a way."""
+        """For a segment that is to be done within `left_s`. `carries`: whether the machine would bear all streams with
+        this one on a way."""
         self._forget(ladder)
         changes: list[Changed] = []
         took_s, resource = predict(ladder.way(self.now))
-        steps, below, enough, waits_for = list[str](), dict(self.now), took_s <= left_s, resource
-        while not enough:
-            if SAFE * ladder.way(below).lead_ns > left_s * NS:
-                waits_for = ""  # it is the way itself that is too long
-            stage = ladder.step_down(below, waits_for)
-            if stage is None:
-                break
-            steps.append(stage)
-            below[stage] = below.get(stage, 0) + 1
-            below_s, waits_for = predict(ladder.way(below))
-            enough = below_s <= left_s
+        steps, enough = steps_down(ladder, self.now, left_s, ladder.stages, predict, lambda way: way.lead_ns)
         for stage in steps if enough else steps[:1]:
             why = f"{resource} would take {took_s:.2f} s, and {left_s:.2f} s are left of what is asked for"
             changes.append(self._down(stage, now_ns, why))

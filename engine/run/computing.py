@@ -70,7 +70,9 @@ class Computing:
             if why := self._refused(told):
                 self._do(self._rule.late(told, why))
                 return
-        place = self._host.ways.rung_of(self._stream, told.key.last, stage.rule.id) if told.expires_ns else 0
+        place = 0  # of what is wanted whenever
+        if told.expires_ns:
+            place = self._host.ways.rung_of(self._stream, told.key.last, stage.rule.id, self._host.now_ns())
         rung = stage.rung(place)
         span = self._host.spans.begin(told, self._stream, rung.planned.rung)
         if rung.demands:

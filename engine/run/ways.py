@@ -4,6 +4,7 @@ most.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from engine.decide.decisions import Decision, OnDecision
 from engine.decide.entrance import Entrance
 from engine.decide.lanes import CORES
 from engine.decide.passage import running_by_resource
-from engine.decide.rungs import Ladder
+from engine.decide.rungs import Changed, Ladder
 from engine.decide.signals import ResourceSignals
 from engine.decide.way import StageCost, Way
 from engine.run.pool import Pool
@@ -103,9 +104,13 @@ class Ways:
         time."""
         return self._ladder(stream, now_ns).way(self._entrance.now_on(stream))
 
-    def rung_of(self, stream: str, index: int, stage: str) -> int:
-        """Which of its rungs a stage takes for a segment; the best for what is wanted whenever."""
-        return self._entrance.rung_of((stream, index), stage)
+    def rung_of(self, stream: str, index: int, stage: str, now_ns: int) -> int:
+        """Which of its rungs a stage takes for a segment that was begun here."""
+        running = partial(running_by_resource, self._pools())
+        rung, changes = self._entrance.rung_of((stream, index), stage, now_ns, self._ladder(stream, now_ns), running)
+        for changed in changes:
+            self._tell(stream, index, changed, {}, "for what is left of it")
+        return rung
 
     def rung_now(self, stream: str, stage: str) -> int:
         """Which of its rungs a stage takes for new segments."""
@@ -145,14 +150,18 @@ class Ways:
         went_by = {"left_s": (due_ns - now_ns) / 1e9, "max_lag_s": lag_s, "latency_s": latency_s}
         went_by |= {f"{resource}_running_s": seconds for resource, seconds in running_s.items()}
         for changed in changes:
-            stage = stages[changed.stage]
-            what = f"rung {stage.rungs[changed.rung].planned.rung} from now on"
-            about = {"stream": stream, "segment": str(index), "stage": stage.rule.name, "inputs": went_by}
-            self._on_decision(Decision(at_ns=0, loop="rungs", what=what, why=changed.why, **about))
+            self._tell(stream, index, changed, went_by, "from now on")
         if why:
-            about = {"stream": stream, "segment": str(index), "inputs": went_by}
-            self._on_decision(Decision(at_ns=0, loop="passage", what="not begun", why=why, **about))
+            about = {"stream": stream, "segment": str(index)}
+            self._on_decision(Decision(at_ns=0, loop="passage", what="not begun", why=why, inputs=went_by, **about))
         return why
+
+    def _tell(self, stream: str, index: int, changed: Changed, went_by: Mapping[str, float], since: str) -> None:
+        """That a stage goes to another rung."""
+        stage = self._stages(stream)[changed.stage]
+        what = f"rung {stage.rungs[changed.rung].planned.rung} {since}"
+        about = {"stream": stream, "segment": str(index), "stage": stage.rule.name}
+        self._on_decision(Decision(at_ns=0, loop="rungs", what=what, why=changed.why, inputs=dict(went_by), **about))
 
     def asked(self, stream: str, stage: str, now_ns: int, *, is_late: bool = False) -> None:
         """A segment of a live stream came to one of its stages. It is counted at one that reads the media, the same

@@ -266,10 +266,6 @@ class _Run:
         self.hungry[stage.pool.name].setdefault(group.name, group)
         self._take(stage.pool.name)
 
-    def _pool_now(self, group: _Group) -> SimulatedPool:
-        """That computes what a group takes now."""
-        return group.stage.rungs[self._now_on(group.stream).get(group.stage.name, 0)][0]
-
     def _now_on(self, stream: str) -> Mapping[str, int]:
         """The rungs that new segments take, by stage, where that is not the best."""
         return {} if self.entrance is None else self.entrance.now_on(stream)
@@ -288,7 +284,7 @@ class _Run:
             if not open_to:
                 break
             name, group = hungry.popitem(last=False)
-            pool = self._pool_now(group)
+            pool, _ = group.stage.rungs[self._now_on(group.stream).get(group.stage.name, 0)]
             self.wants.note(name, {pool.name: pool.max_batch}, len(group.waiting))
             signals, is_prompt = open_to.get(pool.name), group.waiting[0].due_ns > 0
             lent = credit(name, group.num_taken, [signals], self.wants, is_prompt=is_prompt).num if signals else 0
@@ -320,8 +316,7 @@ class _Run:
         self._estimate()
         now_ns = self.world.now_ns
         is_begun = self._enters(segment)
-        rung = self.entrance.rung_of(segment.name, stage.name) if self.entrance is not None else 0
-        pool, quality = stage.rungs[rung]
+        pool, quality = stage.rungs[self._rung_of(stage, segment)]
         way = self.ladders[segment.spec.stages].way(self._now_on(group.stream))
         done_ns = lateness.latest_ns(segment.due_ns, way.behind_ns.get(stage.name, 0), segment.spec.max_lag_s)
         expires_ns = lateness.latest_ns(segment.due_ns, way.with_it_ns[stage.name], segment.spec.max_lag_s)
@@ -341,11 +336,16 @@ class _Run:
             return not said
         running_s = running_by_resource(self.pools.values())
         when = segment.due_ns, segment.spec.max_lag_s, segment.spec.latency_s, self.world.now_ns
-        ladder = self.ladders[segment.spec.stages]
-        why, changes = self.entrance.enters(segment.name, *when, ladder, running_s, weight=segment.spec.weight)
-        at_s = self.world.now_ns / NS - 1
-        self.changes += ((at_s, segment.name[0], changed.stage, changed.rung) for changed in changes)
+        told = self.ladders[segment.spec.stages], running_s
+        why, changes = self.entrance.enters(segment.name, *when, *told, weight=segment.spec.weight)
+        self.changes += ((self.world.now_ns / NS - 1, segment.name[0], each.stage, each.rung) for each in changes)
         return not why
+
+    def _rung_of(self, stage: _Stage, segment: _Segment) -> int:
+        if self.entrance is None:
+            return 0
+        ladder, running = self.ladders[segment.spec.stages], partial(running_by_resource, self.pools.values())
+        return self.entrance.rung_of(segment.name, stage.name, self.world.now_ns, ladder, running)[0]
 
     def _passed(self, stage: _Stage, segment: _Segment) -> None:
         if self.entrance is not None:

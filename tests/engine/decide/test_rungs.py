@@ -36,11 +36,11 @@ def test_steps_lose_the_least_quality_for_each_second_they_save() -> None:
     """0.1 for 0.4 s; then 0.4 for 0.3 s; then 0.44 for 0.1 s."""
     rungs: dict[str, int] = {}
     steps = []
-    while (stage := LADDER.step_down(rungs, "cores")) is not None:
+    while (stage := LADDER.step_down(rungs, "cores", LADDER.stages)) is not None:
         rungs[stage] = rungs.get(stage, 0) + 1
         steps.append((stage, rungs[stage]))
     assert steps == [("read", 1), ("detect", 1), ("read", 2)]
-    assert LADDER.step_down({}, "gpu") is None  # none would relieve that
+    assert LADDER.step_down({}, "gpu", LADDER.stages) is None  # none would relieve that
 
 
 @pytest.mark.parametrize(("left_s", "rungs"), [(1.0, {}), (0.7, {"read": 1}), (0.35, {"read": 1, "detect": 1})])
@@ -116,12 +116,34 @@ def test_a_segment_keeps_its_rungs_through_all_its_stages() -> None:
     assert entrance.enters(*entered, {}) == ("", [])
     why, changes = entrance.enters(("cam", 1), 10 * S, 10.0, 2.0, 0, LADDER, {"cores": 2.0})  # behind 1 s of a core
     assert (why, [(change.stage, change.rung) for change in changes]) == ("", [("read", 1)])
-    assert [entrance.rung_of(("cam", index), "read") for index in (0, 1, 2)] == [0, 1, 0]
+    assert [on(entrance, index, 0)[0] for index in (0, 1, 2)] == [0, 1, 0]
     assert entrance.enters(*entered, {"cores": 99.0}) == ("", [])  # of another stage
     assert entrance.now_on("cam") == {"read": 1}
     entrance.forget("cam")
     assert entrance.now_on("cam") == {}
-    assert entrance.rung_of(("cam", 1), "read") == 1
+    assert on(entrance, 1, 0)[0] == 1
+
+
+def test_what_is_left_of_a_segment_that_was_held_up_goes_down_for_it_alone() -> None:
+    entrance = Entrance()
+    assert entrance.enters(("cam", 0), 10 * S, 10.0, 4.0, 0, LADDER, {}) == ("", [])
+    entrance.passed(("cam", 0), "detect")
+    assert on(entrance, 0, 3 * S) == (0, [])
+    rung, changes = on(entrance, 0, round(3.5 * S))  # 0.5 s are left, reading takes 0.6 s, or 0.2 s
+    assert (rung, [(each.stage, each.rung) for each in changes]) == (1, [("read", 1)])
+    assert changes[0].why == "cores would take 0.75 s more, and 0.50 s are left of what is asked for"
+    assert on(entrance, 0, round(3.5 * S)) == (1, [])
+    assert entrance.now_on("cam") == {}, "the stream's rungs are as they were"
+    assert entrance.enters(("cam", 1), 10 * S, 10.0, 4.0, 0, LADDER, {}) == ("", [])
+    entrance.passed(("cam", 1), "detect")
+    assert on(entrance, 1, 3 * S) == (0, []), "what is left of the other counts for less now"
+    assert on(entrance, 1, round(3.95 * S)) == (0, []), "none would do"
+    assert on(entrance, 1, 5 * S) == (0, []), "it is late in any case"
+
+
+def on(entrance: Entrance, index: int, now_ns: int) -> tuple[int, list[Changed]]:
+    """Which rung a segment is read on."""
+    return entrance.rung_of(("cam", index), "read", now_ns, LADDER, dict)
 
 
 def test_up_again_only_where_all_that_comes_would_be_carried() -> None:

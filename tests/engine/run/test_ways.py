@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from engine.decide.decisions import Decision
 from engine.decide.rungs import Ladder
 from engine.decide.way import Opens
 from engine.run.ways import DECODING, ESTIMATE_NS, Ways
@@ -74,6 +75,25 @@ def test_a_stream_has_the_weight_of_the_job_that_gives_it_most() -> None:
         made.enters(name, 0, 3 * S, 3.0, 0)
     streams = made._entrance._passage._streams
     assert {name: stream.weight for name, stream in streams.items()} == {"plain": 1.0, "dear": 4.0, "both": 4.0}
+
+
+def test_what_is_left_of_a_segment_that_was_held_up_goes_down_and_that_is_told() -> None:
+    told: list[Decision] = []
+    look, read, quick = stage(0.5, "media"), stage(1.0, "look"), stage(0.1, "look")
+    quick.rungs[0].planned = SimpleNamespace(quality=0.8, rung="quick")
+    read.rungs = (*read.rungs, *quick.rungs)
+    made = Ways(2, lambda: [each.pool for each in (*look.rungs, *read.rungs)], told.append)
+    made.serve("gate", "first", {"look": look, "read": read})
+    assert not made.enters("gate", 0, 3 * S, 3.0, 0)
+    assert made.rung_of("gate", 0, "look", 0) == 0
+    made.passed("gate", 0, "look")
+    assert made.rung_of("gate", 0, "read", 1 * S) == 0
+    assert told == []
+    assert made.rung_of("gate", 0, "read", round(2.6 * S)) == 1
+    (decision,) = told
+    assert (decision.loop, decision.stream, decision.segment, decision.stage) == ("rungs", "gate", "0", "look")
+    assert decision.what == "rung quick for what is left of it"
+    assert "1.25 s more, and 0.40 s are left" in decision.why
 
 
 def test_a_segment_is_begun_behind_what_runs_and_what_was_begun() -> None:
