@@ -2,7 +2,7 @@
 
 | of the plan | in the scenario |
 |---|---|
-| a rung | a pool, shared by all stages on it; s(b) and its spread by its profile, with every core busy |
+| a rung | a pool, shared by all stages on it; s(b) and its spread by its profile, with as many cores busy as are |
 | an engine that batches by itself | an `async` pool; how long an item takes by how many are under way |
 | decoding | a stage of its own for each kind of demand, ahead of those that look at the media |
 | a gate | open for the share of segments for which it was open in the clip |
@@ -123,4 +123,18 @@ def _pool(stage: PlannedStage, rung: PlannedRung, profile: Profile, catalogue: C
 def _service(profile: Profile) -> Service:
     base_s, per_item_s = profile.line
     cv = min(profile.spread, 5.0)
-    return Service(base_s=base_s, per_item_s=per_item_s, spread="lognormal", cv=cv, fresh=profile.fresh)
+    return Service(
+        base_s=base_s,
+        per_item_s=per_item_s,
+        spread="lognormal",
+        cv=cv,
+        fresh=profile.fresh,
+        alone=_alone(profile),
+    )
+
+
+def _alone(profile: Profile) -> float:
+    """What a batch by itself takes of what it takes with every core busy."""
+    (alone_s, alone_each_s), (beside_s, beside_each_s) = profile.line_alone, profile.line
+    alone_s, beside_s = alone_s + alone_each_s * profile.max_batch, beside_s + beside_each_s * profile.max_batch
+    return min(1.0, max(0.1, alone_s / beside_s)) if profile.on_cores and alone_s > 0 and beside_s > 0 else 1.0

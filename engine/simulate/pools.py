@@ -322,6 +322,8 @@ class SimulatedPool:
                 self._world.after(REFUSAL_S, end)
             return
         took_s = self._service.sampled_s(len(items), self._chance)
+        if lanes.uses_cores(self._shape):
+            took_s *= self._service.beside(self._cores.num_lanes, self._cores.num)
         end_s = ends_s(began_ns / NS - 1, took_s, self._slow) + 1  # the world begins at 1 s
         end = partial(self._end, items, began_ns, 0, is_cold=is_cold)
         first = items[0].id

@@ -4,7 +4,8 @@
 
 `slow` is what `Slow` says of a stretch of time: a drift, a stall. The spread is exponential, lognormal with coefficient
 of variation `cv`, or none; with probability `straggle` a batch takes `straggle_times` as long. Of items of which only a
-share `fresh` have to be computed, for the others' work was done with these, b counts those that have.
+share `fresh` have to be computed, for the others' work was done with these, b counts those that have. On cores the mean
+is with all of them busy; where none is as a batch begins it takes `alone` of that, and in between in proportion.
 """
 
 import math
@@ -29,6 +30,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     straggle: Annotated[float, Meta(ge=0, le=1)] = 0.0
     straggle_times: Annotated[float, Meta(ge=1, le=1e6)] = 10.0
     fresh: Annotated[float, Meta(ge=0, le=1)] = 1.0  # of items; of the others the work was done with another's
+    alone: Annotated[float, Meta(gt=0, le=1)] = 1.0  # of that, where no other core is busy
     cold_s: NotNegative = 0.0  # to load an instance
     per_in_flight_s: NotNegative = (
         0.0  # `async`: the more for each item that runs beside it, and by the square of those
@@ -45,6 +47,12 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def mean_s(self, batch_size: int, num_running: int = 1) -> float:
         beside_s = self.per_in_flight_s * num_running + self.per_in_flight2_s * num_running**2
         return self.base_s + self.per_item_s * batch_size + beside_s
+
+    def beside(self, num_busy: int, num_cores: int) -> float:
+        """What a batch takes on one of so many busy cores, over what it takes where all are."""
+        if num_cores < 2:
+            return 1.0
+        return self.alone + (1 - self.alone) * min(1.0, (num_busy - 1) / (num_cores - 1))
 
     def sampled_s(self, batch_size: int, chance: Random) -> float:
         if self.fresh < 1:

@@ -1,11 +1,13 @@
 """How many streams fit, by a plan and what was measured of it."""
 
+import msgspec
 import pytest
 import toys
 
 from engine.decide.feasible import Known, core_s
 from engine.simulate.capacity import IN_TIME, Capacity, capacity, limit
 from engine.simulate.modelled import ENGINE, Wanted, engine_s, scenario_of_plan
+from engine.simulate.run import run
 from engine.simulate.scenario import Scenario
 from engine.spec.catalogue import Catalogue
 from engine.spec.choosing import Pace
@@ -118,3 +120,17 @@ def test_what_waits_for_the_stream_has_that_much_less_time() -> None:
     (streams,) = scenario_of_plan(made, told, CATALOGUE, Wanted(1.0, 3.0, 2.5), 1, 1, 20).streams
     assert streams.max_lag_s == pytest.approx(2.0)
     assert streams.latency_s == pytest.approx(1.5)
+
+
+def test_a_rung_takes_less_where_no_other_core_is_busy() -> None:
+    made = plan()
+    both, alone = profile("care", 0.3), profile("care", 0.2)
+    times = tuple(msgspec.structs.replace(each, num_beside=1) for each in alone.times)
+    told = known(made, weigh_with_care=msgspec.structs.replace(both, times=(*times, *both.times)))
+    scenario = scenario_of_plan(made, told, CATALOGUE, Wanted(1.0, 4.0), 1, 2, 20)
+    service = scenario.pools["c/care/care@cpu"].service
+    assert (service.mean_s(1), service.alone) == pytest.approx((0.3, 2 / 3))
+    assert [service.beside(num, 3) for num in (1, 2, 3)] == pytest.approx([2 / 3, 5 / 6, 1.0])
+    assert service.beside(1, 1) == 1.0, "there is no other"
+    took_s = run(scenario).segments.took_s
+    assert took_s == pytest.approx([0.2 + engine_s(made)] * len(took_s), rel=0.01)
