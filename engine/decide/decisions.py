@@ -3,6 +3,7 @@
 | loop | what |
 |---|---|
 | `rungs` | a stage of a stream runs on another rung from now on |
+| `held up` | what is left of a segment is done on another rung, for it was held up on its way |
 | `passage` | a segment is not begun: it could not be done in time |
 | `in flight` | so many items of what batches by itself are under way at most |
 | `fleet` | there are to be so many workers |
@@ -16,7 +17,7 @@ import msgspec
 
 from streams.records import Record
 
-Loop = Literal["rungs", "passage", "in flight", "fleet", "profile"]
+Loop = Literal["rungs", "held up", "passage", "in flight", "fleet", "profile"]
 
 
 class Decision(Record, frozen=True, omit_defaults=False):

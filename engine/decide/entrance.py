@@ -9,7 +9,7 @@ from functools import partial
 
 from engine.decide.passage import Passage, Segment
 from engine.decide.rungs import CARRIES, Changed, Ladder, Rungs, steps_down
-from engine.decide.way import NS
+from engine.decide.way import NS, Way
 
 NONE: Mapping[str, int] = {}
 
@@ -59,9 +59,9 @@ class Entrance:
             carries = partial(self._passage.carries, stream, share=CARRIES)
             changes = rungs.choose(ladder, (wanted_ns - now_ns) / NS, now_ns, predict, carries)
         now_on = self.now_on(stream)
-        if not by_latency:
-            wanted_ns, within_s = due_ns, lag_s
-        asked = segment, due_ns, within_s, now_ns, ladder.way(now_on), running_s, now_on, wanted_ns, weight
+        until_ns, within_s = (wanted_ns, within_s) if by_latency else (due_ns, lag_s)
+        way = ladder.way(now_on)
+        asked = segment, due_ns, within_s, now_ns, way, running_s, now_on, until_ns, weight, wanted_ns
         return self._passage.enters(*asked), changes
 
     def asked(self, ladder: Ladder, *, is_late: bool = False) -> None:
@@ -89,22 +89,31 @@ class Entrance:
         """Which of its rungs a stage takes for a segment, the best for one that was not asked for here; and what was
         changed for it alone before that was decided. `running`: says, by resource, what the batches that run take."""
         rungs, of_stream = self._passage.rungs_of(segment) or NONE, self._rungs.get(segment[0])
-        left, wanted_ns = self._passage.left_of(segment)
-        if of_stream is None or not of_stream.chooses_again or now_ns >= wanted_ns:
-            return rungs.get(stage, 0), []
-        if not any(rungs.get(id, 0) + 1 < len(ladder.stages.get(id, ())) for id in left):
-            return rungs.get(stage, 0), []
-        left_s = (wanted_ns - now_ns) / NS
-        predict = partial(self._passage.predict_rest, segment, stage, running_s=running())
-        from_here = lambda way: way.with_it_ns.get(stage, 0)  # noqa: E731
-        steps, enough = steps_down(ladder, rungs, left_s, left, predict, from_here)
+        here, left_ns = rungs.get(stage, 0), self._passage.wanted_ns(segment) - now_ns
+        if of_stream is None or not of_stream.chooses_again or left_ns <= 0:
+            return here, []
+        left_s, behind, running_s = left_ns / NS, ladder.behind(stage), running()
+
+        def rest_of(way: Way) -> Way:
+            return way.from_stage(stage, behind)
+
+        rest = rest_of(ladder.way(rungs))
+        if self._passage.takes_at_most_s(rest, running_s) <= left_s:  # as of most
+            return here, []
+        predict = partial(self._passage.predict_rest, segment, running_s=running_s)
+        steps, enough = steps_down(ladder, rungs, left_s, predict, {stage, *behind}, rest_of)
         if not steps or not enough:
-            return rungs.get(stage, 0), []
-        takes_s, resource = predict(ladder.way(rungs))
+            return here, []
+        takes_s, resource = predict(rest)
         why = f"{resource} would take {takes_s:.2f} s more, and {left_s:.2f} s are left of what is asked for"
         below = {**rungs, **{id: rungs.get(id, 0) + steps.count(id) for id in steps}}
-        self._passage.lowered(segment, below, ladder.way(below))
+        self._passage.lowered(segment, below, rest_of(ladder.way(below)))
         return below.get(stage, 0), [Changed(id, below[id], why) for id in dict.fromkeys(steps)]
+
+    def way_of(self, segment: Segment, ladder: Ladder) -> Way:
+        """Through the stages on the rungs that a segment takes, or would that is begun now."""
+        rungs = self._passage.rungs_of(segment)
+        return ladder.way(self.now_on(segment[0]) if rungs is None else rungs)
 
     def passed(self, segment: Segment, stage: str) -> None:
         """A stage has begun on it, or there is nothing to do of it."""

@@ -26,31 +26,29 @@ as much as it was done here of late.
 **Fair.** `margin` is what a stream leaves to others that were refused more often than it was: with `share` the fraction
 of its segments that were begun of late,
 
-    margin = lag / 2 * min(1, STRICTNESS * max(0, level / mean level - 1))
-    level = min(1, share / weight),    mean level = sum of shares / sum of weights
+    margin = lag / 2 * min(1, STRICTNESS * max(0, share / fair share - 1))
 
-where the sums are over the streams that use the resource which is waited for and could be in time on an idle machine.
-So where there is room for all it is 0, and where there is not, streams whose segments come at luckier moments do not
-have them all, and one of twice the weight has nearly twice the share. One of more weight that has all it wants, SATED,
-is left out of the sums, or the others would leave it what it has no use for.
+where the fair share (`engine.decide.fair`) is by the streams that use the resource which is waited for and could be in
+time on an idle machine: of equals it is their mean. So where there is room for all it is 0, and where there is not,
+streams whose segments come at luckier moments do not have them all, and one of twice the weight has nearly twice the
+share.
 Source: Buttazzo, Hard Real-Time Computing Systems (2011), 9.2, for admission under earliest due first; Liang et al.,
 PARD, arXiv 2602.08747, for dropping by the state of what is downstream.
 """
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import msgspec
 
+from engine.decide.fair import FairShares
 from engine.decide.way import NOWHERE, NS, Opens, Way
 
 SAFE = 1.25  # times the lead: batches take longer at times
 MOST = 0.75  # of the lag, that a lead counts: what is slower is computed all the same, while nothing waits for it
 STRICTNESS = 10.0
-SATED = 0.9
-NOBODY = 0.0, 0.0, 0
 MEMORY = 20  # decisions that a stream's share is over, about
 SEEN_S = 60.0  # a stream that nothing came of for so long counts no more
 TRY_S = 10.0  # after which one is begun of a stream of which none was, or
@@ -83,7 +81,8 @@ class _Begun(msgspec.Struct):
     """A segment that was begun: what is left to do of it, by stage, and on which rungs."""
 
     due_ns: int
-    until_ns: int  # by when it is wanted: whose turn comes first
+    until_ns: int  # by when it is to be done: whose turn comes first
+    wanted_ns: int  # by when it is wanted by those who said so
     left_s: dict[str, tuple[str, float]]
     rungs: Mapping[str, int]
     is_lost: bool = False
@@ -100,13 +99,6 @@ class _Stream(msgspec.Struct):
     way: Way = NOWHERE
     begun_ns: int = 0  # when one was begun last
 
-    @property
-    def counts(self) -> tuple[float, float]:
-        """Its share and weight, as others see them."""
-        if self.weight > 1 and self.share >= SATED:
-            return 0.0, 0.0
-        return min(self.share, self.weight), self.weight
-
 
 class Passage:
     """Of one worker."""
@@ -120,7 +112,7 @@ class Passage:
         self._refused: dict[Segment, int] = {}  # when it was due
         self._done_here: dict[str, Opens] = {}  # by stage: of how many of those that were begun here
         self._streams: dict[str, _Stream] = {}
-        self._shares: dict[str, tuple[float, float, int]] = {}  # by resource: sums over its streams, and their number
+        self._fair: dict[str, FairShares] = {}  # by resource
         self.num_refused: dict[str, int] = {}  # by the resource that was waited for
 
     def said(self, segment: Segment) -> str | None:
@@ -135,30 +127,40 @@ class Passage:
         begun = self._begun.get(segment)
         return None if begun is None else begun.rungs
 
-    def left_of(self, segment: Segment) -> tuple[Collection[str], int]:
-        """Its stages that have not begun, and by when it is wanted; none where it was not begun, or is over."""
+    def wanted_ns(self, segment: Segment) -> int:
+        """By when a segment that was begun is wanted by those who said so; 0 where it was not begun, or is over."""
         begun = self._begun.get(segment)
-        return ((), 0) if begun is None else (begun.left_s.keys(), begun.until_ns)
+        return 0 if begun is None else begun.wanted_ns
 
-    def predict_rest(self, segment: Segment, stage: str, way: Way, running_s: Mapping[str, float]) -> tuple[float, str]:
-        """What a segment that was begun would take on a way, from a stage on, in seconds, and the resource that it
+    def predict_rest(self, segment: Segment, rest: Way, running_s: Mapping[str, float]) -> tuple[float, str]:
+        """What a segment that was begun would take for what is left of a way, in seconds, and the resource that it
         would wait for."""
         begun = self._begun[segment]
-        ahead_s = {each: running_s.get(each, 0.0) for each in way.num_lanes}  # and of what was begun, the others
+        others_s = {resource: running_s.get(resource, 0.0) for resource in rest.num_lanes}
         for resource, seconds in begun.left_s.values():
-            ahead_s[resource] = ahead_s.get(resource, 0.0) - seconds
-        wait_s, resource = self._wait(begun.until_ns, way, ahead_s)
-        return wait_s + SAFE * way.with_it_ns.get(stage, 0) / NS, resource
+            if resource in others_s:
+                others_s[resource] -= seconds
+        wait_s, resource = self._wait(begun.until_ns, rest, others_s)
+        return wait_s + SAFE * rest.lead_ns / NS, resource
 
-    def lowered(self, segment: Segment, rungs: Mapping[str, int], way: Way) -> None:
-        """What is left to do of a segment is done on these rungs, a way."""
+    def takes_at_most_s(self, rest: Way, running_s: Mapping[str, float]) -> float:
+        """As long at most, behind all that was begun and not only what is wanted earlier."""
+        waits_s = [
+            (running_s.get(resource, 0.0) + self._left_s.get(resource, 0.0)) / num
+            for resource, num in rest.num_lanes.items()
+        ]
+        return max(waits_s, default=0.0) + SAFE * rest.lead_ns / NS
+
+    def lowered(self, segment: Segment, rungs: Mapping[str, int], rest: Way) -> None:
+        """What is left of a way is done on these rungs."""
         begun = self._begun[segment]
         begun.rungs = rungs
-        for id, (resource, seconds) in begun.left_s.items():
-            self._left_s[resource] -= seconds
-            resource, seconds = way.work_s.get(id, (resource, 0.0))
-            begun.left_s[id] = resource, seconds * self._here(id)
-            self._left_s[resource] = self._left_s.get(resource, 0.0) + begun.left_s[id][1]
+        for id, work in rest.work_s.items():
+            if id in begun.left_s:
+                resource, seconds = begun.left_s[id]
+                self._left_s[resource] -= seconds
+                begun.left_s[id] = work[0], work[1] * self._here(id)
+                self._left_s[work[0]] = self._left_s.get(work[0], 0.0) + begun.left_s[id][1]
 
     def predict(self, until_ns: int, way: Way, running_s: Mapping[str, float]) -> tuple[float, str]:
         """What a segment would take that is begun now and wanted by then, in seconds, and the resource that it would
@@ -175,16 +177,18 @@ class Passage:
         way: Way,
         running_s: Mapping[str, float],
         rungs: Mapping[str, int] | None = None,
-        wanted_ns: int = 0,
+        until_ns: int = 0,
         weight: float = 1.0,
+        wanted_ns: int = 0,
     ) -> str:
         """Why it is not begun; empty where it is. The same for all stages that ask, until it is due. `lag_s`: what its
         stream may lag; `running_s`: by resource, what the batches that run still take; `rungs`: that it would be begun
-        on, by stage; `wanted_ns`: by when it is to be done, where that is before it is due; `weight`: of its stream."""
+        on, by stage; `until_ns`: by when it is to be done, where that is before it is due; `weight`: of its stream;
+        `wanted_ns`: by when it is wanted by those of its jobs that said so."""
         if (said := self.said(segment)) is not None:
             return said
         self._forget(now_ns)
-        until_ns = wanted_ns or due_ns
+        until_ns = until_ns or due_ns
         wait_s, resource = self._wait(until_ns, way, running_s)
         lead_s = way.lead_ns / NS
         can_be = lead_s <= lag_s  # or it would be refused whatever the others do, and is nothing to them
@@ -192,12 +196,13 @@ class Passage:
         left_s = (until_ns - now_ns) / NS
         margin_s = self._margin_s(segment[0], lag_s, resource) if can_be else 0.0
         is_idle = wait_s < 1e-6  # what was learned may be wrong by now
-        is_alone = way.drops_alone and self._shares.get(resource, NOBODY)[2] <= 1
+        is_alone = way.drops_alone and len(self._fair.get(resource, ())) <= 1
         is_begun = is_idle or is_alone or wait_s + lead_s + margin_s <= left_s
         is_begun = is_begun or self._is_to_try(segment[0], now_ns, way)
         self._count(segment[0], way, now_ns, weight, is_begun=is_begun, can_be=can_be)
         if is_begun:
-            self._begin(segment, due_ns, until_ns, way, dict(rungs or {}))
+            when = due_ns, until_ns, wanted_ns or until_ns
+            self._begin(segment, when, way, dict(rungs or {}))
             return ""
         self._refused[segment] = due_ns
         self.num_refused[resource] = self.num_refused.get(resource, 0) + 1
@@ -243,9 +248,9 @@ class Passage:
         known, begun = self._streams.get(segment[0]), self._begun.get(segment)
         if begun is not None and not begun.is_lost and known is not None:
             begun.is_lost = True
-            self._weigh(known, -1)
+            self._leave(known)
             known.share = max(0.0, known.share - 1 / MEMORY)
-            self._weigh(known, 1)
+            self._join(known)
 
     # --- what is ahead -------------------------------------------------------------------------------------------
 
@@ -263,11 +268,11 @@ class Passage:
         longest = max(waits_s, key=lambda each: waits_s[each], default="")
         return waits_s.get(longest, 0.0), longest
 
-    def _begin(self, segment: Segment, due_ns: int, until_ns: int, way: Way, rungs: Mapping[str, int]) -> None:
+    def _begin(self, segment: Segment, when: tuple[int, int, int], way: Way, rungs: Mapping[str, int]) -> None:
         left_s = {id: (resource, seconds * self._here(id)) for id, (resource, seconds) in way.work_s.items()}
-        self._begun[segment] = _Begun(due_ns, until_ns, left_s, rungs)
-        insort(self._by_due, (due_ns, segment))
-        insort(self._by_turn, (until_ns, segment))
+        self._begun[segment] = _Begun(*when, left_s, rungs)
+        insort(self._by_due, (when[0], segment))
+        insort(self._by_turn, (when[1], segment))
         for resource, seconds in left_s.values():
             self._left_s[resource] = self._left_s.get(resource, 0.0) + seconds
 
@@ -308,18 +313,17 @@ class Passage:
 
     def _margin_s(self, stream: str, lag_s: float, resource: str) -> float:
         known = self._streams.get(stream)
-        shares, weights, _ = self._shares.get(resource, NOBODY)
-        if known is None or weights < 1e-9:
+        if known is None or resource not in self._fair:
             return 0.0
-        level = min(1.0, known.share / known.weight)
-        return lag_s / 2 * min(1.0, STRICTNESS * max(0.0, level * weights / max(shares, 1e-9) - 1))
+        fair = max(1e-9, self._fair[resource].of(known.weight))
+        return lag_s / 2 * min(1.0, STRICTNESS * max(0.0, known.share / fair - 1))
 
     def _count(self, stream: str, way: Way, now_ns: int, weight: float, *, is_begun: bool, can_be: bool) -> None:
         """`can_be`: whether it could be in time on an idle machine."""
         resources = tuple(dict.fromkeys(resource for resource, _ in way.work_s.values())) if can_be else ()
         known = self._streams.pop(stream, None)
         if known is not None:
-            self._weigh(known, -1)
+            self._leave(known)
         share = 1.0 if known is None else known.share
         share += (is_begun - share) / MEMORY
         every_s = 0.0
@@ -329,20 +333,20 @@ class Passage:
         begun_ns = now_ns if is_begun or known is None else known.begun_ns
         now = _Stream(share, weight, now_ns, resources, every_s, way, begun_ns)
         self._streams[stream] = now  # the last seen stands last
-        self._weigh(now, 1)
+        self._join(now)
         while (first := next(iter(self._streams.items())))[1].seen_ns < now_ns - SEEN_S * NS:
-            self._weigh(first[1], -1)
+            self._leave(first[1])
             del self._streams[first[0]]
 
-    def _weigh(self, stream: _Stream, times: int) -> None:
-        """Put it to its resources' sums, or (-1) take it out."""
-        share, weight = stream.counts
+    def _join(self, stream: _Stream) -> None:
         for resource in stream.resources:
-            shares, weights, num = self._shares.get(resource, NOBODY)
-            if num + times:
-                self._shares[resource] = shares + times * share, weights + times * weight, num + times
-            else:
-                self._shares.pop(resource, None)
+            self._fair.setdefault(resource, FairShares()).add(stream.share, stream.weight)
+
+    def _leave(self, stream: _Stream) -> None:
+        for resource in stream.resources:
+            self._fair[resource].remove(stream.share, stream.weight)
+            if not len(self._fair[resource]):
+                del self._fair[resource]
 
 
 def _take(entries: list[tuple[int, Segment]], entry: tuple[int, Segment]) -> None:

@@ -43,7 +43,7 @@ TRY_S = 180.0
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """A stage runs on another rung from now on. `why` has the figures."""
+    """A stage runs on another rung, of a stream from now on or of what is left of a segment. `why` has the figures."""
 
     stage: str
     rung: int  # 0 is the best
@@ -57,6 +57,16 @@ class Ladder:
         self.stages = stages
         self.has_choice = any(len(costs) > 1 for costs in stages.values())
         self._ways: dict[tuple[int, ...], Way] = {}
+        self._behind: dict[str, frozenset[str]] = {}
+
+    def behind(self, stage: str) -> frozenset[str]:
+        """The stages that wait for one, whatever lies between."""
+        if stage not in self._behind:
+            found: set[str] = set()
+            while more := {id for id, costs in self.stages.items() if {stage, *found} & {*costs[0].sources}} - found:
+                found |= more
+            self._behind[stage] = frozenset(found - {stage})
+        return self._behind[stage]
 
     def way(self, rungs: Mapping[str, int]) -> Way:
         """Through the stages on these rungs; 0 of those not named."""
@@ -113,18 +123,19 @@ def steps_down(
     ladder: Ladder,
     rungs: Mapping[str, int],
     left_s: float,
-    among: Container[str],
     predict: Predict,
-    lead_ns: Callable[[Way], int],
+    among: Container[str],
+    rest_of: Callable[[Way], Way] = lambda way: way,
 ) -> tuple[list[str], bool]:
     """The stages, of some, that go a rung down for what is to be done within `left_s`, in order; and whether that is
-    enough. `lead_ns`: how long a way is where nothing waits."""
+    enough. `rest_of`: what of a way is still to be done."""
     steps, below = list[str](), dict(rungs)
     while True:
-        takes_s, waits_for = predict(ladder.way(below))
+        rest = rest_of(ladder.way(below))
+        takes_s, waits_for = predict(rest)
         if takes_s <= left_s:
             return steps, True
-        if SAFE * lead_ns(ladder.way(below)) > left_s * NS:
+        if SAFE * rest.lead_ns > left_s * NS:
             waits_for = ""  # it is the way itself that is too long
         stage = ladder.step_down(below, waits_for, among)
         if stage is None:
@@ -156,7 +167,7 @@ class Rungs:
         self._forget(ladder)
         changes: list[Changed] = []
         took_s, resource = predict(ladder.way(self.now))
-        steps, enough = steps_down(ladder, self.now, left_s, ladder.stages, predict, lambda way: way.lead_ns)
+        steps, enough = steps_down(ladder, self.now, left_s, predict, ladder.stages)
         for stage in steps if enough else steps[:1]:
             why = f"{resource} would take {took_s:.2f} s, and {left_s:.2f} s are left of what is asked for"
             changes.append(self._down(stage, now_ns, why))

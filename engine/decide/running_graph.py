@@ -31,7 +31,7 @@ class RunningStage(msgspec.Struct, frozen=True, kw_only=True):
     patient: tuple[Span, ...] = ()  # the part of it that is wanted however late; the rest within max_lag_s
     max_lag_s: float = 0.0
     latency_s: float = 0.0  # within which its jobs would have it, where one says; 0: as the lag allows
-    weight: float = 1.0  # of its stream, where there is not room for all: the most that a job gives it
+    weight: float = 0.0  # of its stream, where there is not room for all: the most that a standing job gives it
     jobs: tuple[str, ...] = ()
 
     @property
@@ -119,7 +119,7 @@ def _running(planned: PlannedStage, jobs: list[JobSpec]) -> RunningStage:
         patient=tuple(merged(span for job in jobs for span in job.patient(planned.id))),
         max_lag_s=max(job.max_lag_s for job in jobs),
         latency_s=min((job.latency_s for job in jobs if job.latency_s), default=0.0),
-        weight=max(job.weight for job in jobs),
+        weight=max((job.weight for job in jobs if job.standing), default=0.0),
         jobs=tuple(job.id for job in jobs),
     )
 

@@ -1,6 +1,6 @@
 """Ways: what a segment takes through the stages of its stream in a worker, by what is known of them there. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -90,6 +90,13 @@ class Way(msgspec.Struct, frozen=True):
             behind_ns(sources, with_it_ns),
             drops_alone=len(stages) == 1 and all(stage.batches for stage in stages.values()),
         )
+
+    def from_stage(self, stage: str, behind: Collection[str]) -> "Way":
+        """What is left of it where a stage and those behind it are all there is to do."""
+        work_s = {id: work for id, work in self.work_s.items() if id == stage or id in behind}
+        resources = {resource for resource, _ in work_s.values()}
+        lanes = {resource: num for resource, num in self.num_lanes.items() if resource in resources}
+        return Way(work_s, lanes, {stage: self.with_it_ns.get(stage, 0)}, {})
 
     @property
     def lead_ns(self) -> int:

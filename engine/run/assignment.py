@@ -8,7 +8,8 @@ from engine.decide.retry import RetryPolicy
 from engine.run.profiles import Profiles
 
 DRAIN = b"drain"  # said to a worker after its assignment: to end what it has taken, and go
-BEAT, READY = b".", b"+"  # said by a worker: as long as its event loop runs; once it has loaded what there was to do
+BEAT = b"."  # said by a worker as long as its event loop runs
+READY = b"+"  # said once it has loaded what there was to do, where there was anything
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):

@@ -134,11 +134,15 @@ class Computing:
 
     def _submit(self, told: Compute, stage: GroupStage, rung: StageRung, span: WorkSpan, hold: Hold | None) -> None:
         pool, running = rung.pool, told.stage.running
-        done_ns = lateness.expires_ns(running, told.key, told.due_ns, stage.rule.behind_ns)
+        expires_ns, done_ns = told.expires_ns, lateness.expires_ns(running, told.key, told.due_ns, stage.rule.behind_ns)
+        if told.expires_ns:  # its rungs may be others than those of its stream
+            way = self._host.ways.way_of(self._stream, told.key.last, self._host.now_ns())
+            times = way.with_it_ns.get(stage.rule.id, 0), way.behind_ns.get(stage.rule.id, 0)
+            expires_ns, done_ns = (lateness.expires_ns(running, told.key, told.due_ns, each) for each in times)
         ticket = pool.submit(
             inputs_of(told, self._stream, stage.params, hold.media if hold is not None else {}),
             partial(self._computed, told, rung, span),
-            due_ns=told.expires_ns,
+            due_ns=expires_ns,
             done_ns=done_ns,
             wanted_ns=lateness.wanted_ns(done_ns, running.max_lag_s, running.latency_s),
             lag_s=running.max_lag_s if told.expires_ns else 0.0,

@@ -38,6 +38,9 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True):
     segment: int | None = None
 
 
+OF_SEGMENTS = ("passage", "held up")
+
+
 class OfDecisions(msgspec.Struct, frozen=True, kw_only=True):
     """Which decisions workers are asked to remember."""
 
@@ -64,9 +67,10 @@ class Journal:
         at_ns = decision.at_ns or time.time_ns()
         decision = msgspec.structs.replace(decision, worker=self.worker, at_ns=at_ns, inputs=inputs)
         self._decisions.setdefault(decision.loop, deque(maxlen=MAX_DECISIONS)).append(decision)
-        if decision.loop == "rungs":
-            self.note(decision.stream, "", decision.stage, decision.what, decision.why)
-        if decision.loop != "passage":  # of which there are many, each of one segment and told with it
+        if decision.loop in ("rungs", "held up"):
+            segment = decision.segment if decision.loop == "held up" else ""
+            self.note(decision.stream, segment, decision.stage, decision.what, decision.why)
+        if decision.loop not in OF_SEGMENTS:  # of which there are many, each told with its segment
             told = {name: value for name in ("stream", "stage", "pool") if (value := getattr(decision, name))}
             log.info(decision.loop.replace(" ", "_"), what=decision.what, why=decision.why, **told)
         self.on_decision(decision)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from engine.decide.decisions import Decision, OnDecision
+from engine.decide.decisions import Decision, Loop, OnDecision
 from engine.decide.entrance import Entrance
 from engine.decide.lanes import CORES
 from engine.decide.passage import running_by_resource
@@ -109,8 +109,13 @@ class Ways:
         running = partial(running_by_resource, self._pools())
         rung, changes = self._entrance.rung_of((stream, index), stage, now_ns, self._ladder(stream, now_ns), running)
         for changed in changes:
-            self._tell(stream, index, changed, {}, "for what is left of it")
+            went_by = {f"{resource}_running_s": seconds for resource, seconds in running().items()}
+            self._tell("held up", stream, index, changed, went_by, "for what is left of it")
         return rung
+
+    def way_of(self, stream: str, index: int, now_ns: int) -> Way:
+        """Through a stream's stages, on the rungs that a segment takes."""
+        return self._entrance.way_of((stream, index), self._ladder(stream, now_ns))
 
     def rung_now(self, stream: str, stage: str) -> int:
         """Which of its rungs a stage takes for new segments."""
@@ -141,7 +146,7 @@ class Ways:
         latency_s = min((each for each in latencies_s if each), default=0.0)
         when = due_ns, lag_s, latency_s, now_ns
         ladder = self._ladder(stream, now_ns)
-        weight = max((each.rule.running.weight for each in stages.values()), default=1.0)
+        weight = max((each.rule.running.weight for each in stages.values()), default=0.0) or 1.0
         why, changes = self._entrance.enters(
             segment, *when, ladder, running_s, by_latency=all(latencies_s), weight=weight
         )
@@ -150,18 +155,20 @@ class Ways:
         went_by = {"left_s": (due_ns - now_ns) / 1e9, "max_lag_s": lag_s, "latency_s": latency_s}
         went_by |= {f"{resource}_running_s": seconds for resource, seconds in running_s.items()}
         for changed in changes:
-            self._tell(stream, index, changed, went_by, "from now on")
+            self._tell("rungs", stream, index, changed, went_by, "from now on")
         if why:
             about = {"stream": stream, "segment": str(index)}
             self._on_decision(Decision(at_ns=0, loop="passage", what="not begun", why=why, inputs=went_by, **about))
         return why
 
-    def _tell(self, stream: str, index: int, changed: Changed, went_by: Mapping[str, float], since: str) -> None:
+    def _tell(
+        self, loop: Loop, stream: str, index: int, changed: Changed, went_by: Mapping[str, float], since: str
+    ) -> None:
         """That a stage goes to another rung."""
         stage = self._stages(stream)[changed.stage]
         what = f"rung {stage.rungs[changed.rung].planned.rung} {since}"
         about = {"stream": stream, "segment": str(index), "stage": stage.rule.name}
-        self._on_decision(Decision(at_ns=0, loop="rungs", what=what, why=changed.why, inputs=dict(went_by), **about))
+        self._on_decision(Decision(at_ns=0, loop=loop, what=what, why=changed.why, inputs=dict(went_by), **about))
 
     def asked(self, stream: str, stage: str, now_ns: int, *, is_late: bool = False) -> None:
         """A segment of a live stream came to one of its stages. It is counted at one that reads the media, the same

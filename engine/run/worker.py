@@ -130,7 +130,6 @@ class Worker:
     async def _follow(self, tasks: anyio.abc.TaskGroup) -> None:
         """Do what the bucket's jobs ask for, and go with their changes."""
         seen: tuple[list[JobSpec], dict[str, frozenset[str]]] | None = None
-        self._loading.begin()
         self._registry = await open_registry(self._ledger.link)
         async with following(self._registry) as desired:
             async for every, nodes in desired:
@@ -139,18 +138,16 @@ class Worker:
                 if self._is_leaving or (seen == (jobs, serving) and time.monotonic() < self._again_s):
                     continue
                 began_s = time.monotonic()
-                is_first = seen is None
                 seen, self._again_s = (jobs, serving), began_s + LOOK_AGAIN_S
                 try:
                     await self._reconcile(jobs, tasks, serving)
+                    self._loading.begun()
                 except PenstockError as error:
                     self._again_s = 0.0  # with the next look at the bucket
                     log.warning("cannot_follow", error=str(error))
                 except Exception as error:
                     self._again_s = 0.0
                     log.error("cannot_follow", exc_info=error)
-                if is_first:
-                    self._loading.end()
                 await anyio.sleep(time.monotonic() - began_s)  # half of the time is for the work, however many jobs
 
     async def _reconcile(
@@ -188,8 +185,8 @@ class Worker:
             served = Served(running, group, place, pools)
             self._served[running.stream, running.name] = served
             before = [old for old in leaving if old.group.stream == running.stream and old.stage_ids & served.stage_ids]
-            self._loading.begin()
-            tasks.start_soon(self._start, served, before, tasks)
+            is_first = self._loading.begin()
+            tasks.start_soon(self._start, served, before, tasks, is_first)
         self._pools.tend()
 
     def _host(self, place: str, tasks: anyio.abc.TaskGroup) -> Host:
@@ -249,7 +246,9 @@ class Worker:
 
     # --- serving them ------------------------------------------------------------------------------------------
 
-    async def _start(self, served: Served, before: Sequence[Served], tasks: anyio.abc.TaskGroup) -> None:
+    async def _start(
+        self, served: Served, before: Sequence[Served], tasks: anyio.abc.TaskGroup, is_first: bool
+    ) -> None:
         """Serve a group once those it takes over from have finished what they had taken, or it would do it again."""
         running, group = served.running, served.group
         with anyio.move_on_after(DRAIN_S):
@@ -260,8 +259,8 @@ class Worker:
             if starts is None:
                 return
             for pool in served.pools:
-                self._loading.begin()
-                tasks.start_soon(self._loading.warm_up, pool)
+                self._loading.begin(is_first=is_first)
+                tasks.start_soon(self._loading.warm_up, pool, is_first)
             for stream, start in starts.items():
                 durable = f"{running.name}-{running.stream}"
                 again = partial(start_again, self._ledger, group, partial(self._left, running), stream, start.seq)
@@ -284,7 +283,7 @@ class Worker:
                 del self._served[running.stream, running.name]
                 self._credit.forget(served.place)
         finally:
-            self._loading.end()
+            self._loading.end(is_first=is_first)
 
     async def _end(self, served: Served) -> None:
         """Take away the consumers of a group that nobody asks for any more, once every worker must have seen that: the

@@ -317,7 +317,8 @@ class _Run:
         now_ns = self.world.now_ns
         is_begun = self._enters(segment)
         pool, quality = stage.rungs[self._rung_of(stage, segment)]
-        way = self.ladders[segment.spec.stages].way(self._now_on(group.stream))
+        ladder = self.ladders[segment.spec.stages]
+        way = ladder.way({}) if self.entrance is None else self.entrance.way_of(segment.name, ladder)
         done_ns = lateness.latest_ns(segment.due_ns, way.behind_ns.get(stage.name, 0), segment.spec.max_lag_s)
         expires_ns = lateness.latest_ns(segment.due_ns, way.with_it_ns[stage.name], segment.spec.max_lag_s)
         ended = partial(self._ended, group, segment, pool)

@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 from rich.markup import escape
 from rich.table import Table
 
+from engine.decide.decisions import Loop
 from penstock.cli.show import console, lines
 from penstock.cli.terminal import json_line
 from streams.errors import Malformed, UserError
@@ -34,9 +35,7 @@ def add_commands(commands: Any, duration_s: Callable[[str], float], run: Run) ->
 
     telling.set_defaults(command=call)
     telling.add_argument("--stream", default="", metavar="NAME", help="of this stream, and of all together")
-    telling.add_argument(
-        "--loop", default="", choices=("rungs", "passage", "in flight", "fleet", "profile"), help="of this loop"
-    )
+    telling.add_argument("--loop", default="", choices=get_args(Loop), help="of this loop")
     telling.add_argument("--follow", action="store_true", help="and go on with what is decided from now on")
     telling.add_argument("--record", type=Path, metavar="FILE", help="write what it was decided on, for `replay`")
     telling.add_argument("--for", dest="for_s", type=duration_s, default=300.0, metavar="5m", help="of --record (5m)")

@@ -74,6 +74,13 @@ async def test_what_is_decided_is_told_followed_and_said_why(service: Service, n
         tasks.cancel_scope.cancel()
 
 
+def test_what_is_decided_of_one_segment_stands_in_its_story() -> None:
+    journal = Journal("w")
+    journal.decided(Decision(1, "held up", "rung small", "late", stream="s", segment="7", stage="look"))
+    assert [each.what for each in journal.told("s", 7)] == ["rung small"]
+    assert journal.told("s", 8) == []
+
+
 def test_a_loop_that_decides_often_drives_out_no_other_s() -> None:
     journal, heard = Journal("w"), list[Decision]()
     journal.on_decision = heard.append

@@ -165,10 +165,11 @@ async def test_one_works_when_it_says_so_and_not_as_soon_as_it_lives(eventually:
 
 
 async def test_a_worker_is_ready_when_what_there_was_to_do_is_loaded(nats_url: str, eventually: Eventually) -> None:
-    may_load = threading.Event()
+    may_load, loads = threading.Event(), threading.Event()
 
     class Heavy(toys.Weigh):
         def load(self, device: Device) -> None:
+            loads.set()
             assert may_load.wait(60)
 
     told: list[str] = []
@@ -181,7 +182,7 @@ async def test_a_worker_is_ready_when_what_there_was_to_do_is_loaded(nats_url: s
         assignment = Assignment(url=nats_url, name="heavy", num_cores=1)
         worker = Worker(service.ledger, assignment, catalogue, Telemetry("test"), loading=loading)
         tasks.start_soon(worker.run)
-        await eventually(lambda: worker.signals().streams)
+        await eventually(loads.is_set)
         assert not worker.signals().is_ready
         assert told == []
         may_load.set()
@@ -194,9 +195,14 @@ async def test_a_worker_for_which_there_is_nothing_to_do_is_ready_at_once(
     nats_url: str, eventually: Eventually
 ) -> None:
     async with running_service(nats_url) as service, anyio.create_task_group() as tasks:
-        worker = Worker(service.ledger, Assignment(url=nats_url, name="idle"), CATALOGUE, Telemetry("test"))
+        told: list[str] = []
+        loading = Loading(lambda: told.append("loaded"), lambda: told.append("ready"))
+        worker = Worker(
+            service.ledger, Assignment(url=nats_url, name="idle"), CATALOGUE, Telemetry("test"), loading=loading
+        )
         tasks.start_soon(worker.run)
         await eventually(lambda: worker.signals().is_ready)
+        assert told == [], "so little says nothing of how long a start takes"
         tasks.cancel_scope.cancel()
 
 

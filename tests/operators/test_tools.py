@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -290,3 +291,8 @@ async def test_an_mcp_server_that_says_nothing_or_is_none_holds_nobody_up(file: 
     assert (await wrong("none", Transient)).startswith("upstream: none: its server is not up: ")
     command(file, "mute", "sleep", "60")
     assert await wrong("mute", Transient) == "timeout: mute did not say within 0.3 s what it takes"
+
+
+def test_who_asks_no_mcp_server_does_not_wait_for_its_library() -> None:
+    code = "import sys; from engine.spec.catalogue import installed; installed(); sys.exit('mcp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -138,7 +138,8 @@ def test_streams_that_are_gone_count_no_more() -> None:
         at = round((later_s + second) * S)
         assert not passage.enters(("here", second), at + 3 * S, 3.0, at, LOOK, {})
     assert [*passage._streams] == ["here"]
-    assert passage._shares["cores"] == (pytest.approx(1.0), 1.0, 1)
+    assert len(passage._fair["cores"]) == 1
+    assert passage._fair["cores"].of(1.0) == pytest.approx(1.0)
     assert STRICTNESS > 0
 
 
@@ -175,10 +176,9 @@ def test_what_is_counted_as_left_is_what_is_left_of_what_was_begun(
             resource: seconds for resource, seconds in passage._left_s.items() if resource in left
         }
         assert len(passage._by_due) + len(passage._over) == len(passage._begun)
-        for resource, (shares, weights, num) in passage._shares.items():
-            known = [each.counts for each in passage._streams.values() if resource in each.resources]
-            assert (shares, weights) == pytest.approx((sum(s for s, _ in known), sum(w for _, w in known)), abs=1e-9)
-            assert num == len(known)
+        for resource, fair in passage._fair.items():
+            known = [each for each in passage._streams.values() if resource in each.resources]
+            assert sum(fair.of(each.weight) for each in known) == pytest.approx(sum(each.share for each in known))
         assert all(0 <= each.share <= 1 for each in passage._streams.values())
 
 

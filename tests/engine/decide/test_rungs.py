@@ -141,6 +141,60 @@ def test_what_is_left_of_a_segment_that_was_held_up_goes_down_for_it_alone() -> 
     assert on(entrance, 1, 5 * S) == (0, []), "it is late in any case"
 
 
+def costs(source: str, *seconds: float, resource: str = "cores") -> list[StageCost]:
+    return [StageCost((source,), resource, 2, each, each, quality=0.9**at) for at, each in enumerate(seconds)]
+
+
+# detect, then watch; read beside both
+BRANCHED = Ladder(
+    {"detect": costs("media", 0.4, 0.1), "watch": costs("detect", 0.6, 0.1), "read": costs("media", 0.6, 0.1)}
+)
+
+
+def test_only_what_follows_goes_down_for_others_may_have_been_handed_in() -> None:
+    entrance = Entrance()
+    assert entrance.enters(("cam", 0), 10 * S, 10.0, 4.0, 0, BRANCHED, {}) == ("", [])
+    entrance.passed(("cam", 0), "detect")
+    before = dict(entrance._passage._left_s)
+    rung, changes = entrance.rung_of(("cam", 0), "watch", round(3.5 * S), BRANCHED, dict)
+    assert (rung, [each.stage for each in changes]) == (1, ["watch"])
+    assert entrance.rung_of(("cam", 0), "read", 3 * S, BRANCHED, dict) == (0, [])
+    assert entrance._passage._left_s["cores"] == pytest.approx(before["cores"] - 0.5), "reading is still to be done"
+
+
+def test_what_is_left_waits_for_nothing_that_it_does_not_use() -> None:
+    judged = Ladder({"look": costs("media", 0.2), "judge": costs("look", 0.6, 0.1, resource="gpu")})
+    entrance = Entrance()
+    assert entrance.enters(("cam", 0), 10 * S, 10.0, 4.0, 0, judged, {}) == ("", [])
+    entrance.passed(("cam", 0), "look")
+    rung, (changed,) = entrance.rung_of(("cam", 0), "judge", round(3.5 * S), judged, lambda: {"cores": 9.0})
+    assert rung == 1
+    assert changed.why.startswith("gpu would take 0.75 s more")
+
+
+def test_a_latency_holds_also_where_another_job_has_none() -> None:
+    entrance = Entrance()
+    assert entrance.enters(("cam", 0), 10 * S, 10.0, 4.0, 0, LADDER, {}, by_latency=False) == ("", [])
+    entrance.passed(("cam", 0), "detect")
+    assert on(entrance, 0, round(3.5 * S))[0] == 1
+
+
+def test_a_segment_expires_by_the_rungs_that_it_is_on() -> None:
+    entrance = Entrance()
+    assert entrance.enters(("cam", 0), 10 * S, 10.0, 4.0, 0, LADDER, {}) == ("", [])
+    entrance.passed(("cam", 0), "detect")
+    assert on(entrance, 0, round(3.5 * S))[0] == 1
+    assert entrance.way_of(("cam", 0), LADDER).with_it_ns["read"] == round(0.2 * S)
+    assert entrance.way_of(("cam", 1), LADDER).with_it_ns["read"] == round(0.6 * S)
+
+
+def test_what_is_behind_a_stage_is_all_that_waits_for_it() -> None:
+    assert BRANCHED.behind("detect") == {"watch"}
+    assert BRANCHED.behind("watch") == frozenset()
+    long = Ladder({"c": costs("b", 1.0), "a": costs("media", 1.0), "b": costs("a", 1.0)})
+    assert long.behind("a") == {"b", "c"}
+
+
 def on(entrance: Entrance, index: int, now_ns: int) -> tuple[int, list[Changed]]:
     """Which rung a segment is read on."""
     return entrance.rung_of(("cam", index), "read", now_ns, LADDER, dict)

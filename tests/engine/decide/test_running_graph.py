@@ -78,9 +78,11 @@ def test_a_stage_that_two_jobs_ask_for_is_one_asked_for_what_either_wants() -> N
 
 
 def test_a_stage_has_the_weight_of_the_job_that_gives_it_most() -> None:
-    alone, dear = job("a", CHAIN), job("b", CHAIN, weight=3.0)
-    assert running(alone, name="read").weight == 1.0
-    assert running(alone, dear, name="read").weight == 3.0
+    alone, dear = job("a", CHAIN, standing=True, weight=0.1), job("b", CHAIN, standing=True, weight=3.0)
+    question = job("c", CHAIN, last=3)  # has none, and gives none
+    assert running(alone, question, name="read").weight == 0.1
+    assert running(alone, dear, question, name="read").weight == 3.0
+    assert running(question, name="read").weight == 0.0
 
 
 def test_ranges_of_a_stage_that_reduces_stay_apart() -> None:

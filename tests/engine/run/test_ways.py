@@ -81,7 +81,7 @@ def test_what_is_left_of_a_segment_that_was_held_up_goes_down_and_that_is_told()
     told: list[Decision] = []
     look, read, quick = stage(0.5, "media"), stage(1.0, "look"), stage(0.1, "look")
     quick.rungs[0].planned = SimpleNamespace(quality=0.8, rung="quick")
-    read.rungs = (*read.rungs, *quick.rungs)
+    read.rungs, read.rule.name = (*read.rungs, *quick.rungs), "read"
     made = Ways(2, lambda: [each.pool for each in (*look.rungs, *read.rungs)], told.append)
     made.serve("gate", "first", {"look": look, "read": read})
     assert not made.enters("gate", 0, 3 * S, 3.0, 0)
@@ -91,7 +91,8 @@ def test_what_is_left_of_a_segment_that_was_held_up_goes_down_and_that_is_told()
     assert told == []
     assert made.rung_of("gate", 0, "read", round(2.6 * S)) == 1
     (decision,) = told
-    assert (decision.loop, decision.stream, decision.segment, decision.stage) == ("rungs", "gate", "0", "look")
+    assert (decision.loop, decision.stream, decision.segment, decision.stage) == ("held up", "gate", "0", "read")
+    assert decision.inputs == {"cores_running_s": 0.0}
     assert decision.what == "rung quick for what is left of it"
     assert "1.25 s more, and 0.40 s are left" in decision.why
 

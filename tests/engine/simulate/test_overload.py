@@ -86,6 +86,10 @@ def test_one_of_little_weight_is_not_forgotten_and_one_of_much_takes_no_more_tha
     assert cheap > 0
 
 
+def test_equals_are_as_alike_whatever_their_weight() -> None:
+    assert shares_of(1.2, {0.25: 8}) == shares_of(1.2, {1.0: 8}) == shares_of(1.2, {4.0: 8})
+
+
 def test_weights_mean_nothing_where_there_is_room_for_all() -> None:
     assert shares_of(0.7, {1.0: 4, 10.0: 2, 0.1: 2}) == [1.0, 1.0, 1.0]
 
