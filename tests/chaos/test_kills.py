@@ -38,7 +38,7 @@ from streams.wire.server import embedded
 
 pytestmark = pytest.mark.anyio
 
-NUM_WORKER_KILLS, NUM_SERVER_KILLS = 8, 2
+NUM_WORKER_KILLS, NUM_SERVER_KILLS = 6, 2
 SEGMENT_S = 2.0
 CLIP_S = 24.0
 NUM_HELD_BACK = 2
