@@ -93,8 +93,8 @@ class Demand:
         streams: Sequence[StreamSignals],
         start_s: float,
     ) -> Seen:
-        by_worker = {worker.worker: each for worker in workers for each in worker.resources if each.resource == name}
-        own, is_ready = by_worker.values(), {worker.worker for worker in workers if worker.is_ready}
+        have = [(worker, each) for worker in workers for each in worker.resources if each.resource == name]
+        own = [each for _, each in have]
         said = {worker: rate for (worker, resource), rate in self._rates.items() if resource == name}
         num = sum(rate.num / rate.seconds for rate in said.values())
         offered = sum(rate.work_s / rate.seconds for rate in said.values())
@@ -105,7 +105,7 @@ class Demand:
         items = [pool for worker in workers for pool in worker.pools]
         return Seen(
             lanes=sum(each.num_lanes for each in own) / len(own),
-            ready=len(by_worker.keys() & is_ready),
+            ready=sum(worker.is_ready for worker, _ in have),
             offered=None if num and not offered else offered,
             num_offered=num,
             waiting_s=None if None in waiting else sum(each or 0.0 for each in waiting) + held.prompt_s,

@@ -60,7 +60,6 @@ class StageRule:
     __slots__ = (
         "asks_own",
         "awaited",
-        "behind_ns",
         "id",
         "is_gated",
         "is_plain",
@@ -77,7 +76,6 @@ class StageRule:
         self.awaited = awaited
         self.read_inside = read_inside
         self.lead_ns = 0  # see `lateness`; kept by the shell, which knows what batches take
-        self.behind_ns = 0  # of those that read it, the longest lead
         self.id = running.planned.id
         self.name = running.planned.name
         self.scope = running.planned.scope

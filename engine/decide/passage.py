@@ -89,7 +89,7 @@ class _Begun(msgspec.Struct):
 
 
 class _Stream(msgspec.Struct):
-    """How it fared of late. `resources`: that its level is counted for; `every_s`: how often a segment comes."""
+    """How it fared of late. `resources`: that its share is counted for; `every_s`: how often a segment comes."""
 
     share: float
     weight: float

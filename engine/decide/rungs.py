@@ -22,8 +22,9 @@ carries the load is looked at before, not found out by falling down again. What 
 nothing.
 
 **On the way.** A segment takes the rungs of its stream as it is begun. Where it was held up since, so that it would not
-be done when it is wanted, those of its stages that have not begun go down as far as that takes, for it alone; none
-where no rung would do. They do not go up: a queue that is short for a moment would lift what the load does not carry.
+be done when it is wanted, the stage whose turn it is and those behind it go down as far as that takes, for it alone;
+none where no rung would do. They do not go up: a queue that is short for a moment would lift what the load does not
+carry. Nor do stages beside it: they may have been handed in.
 Source: for stepping by quality lost over time saved, Compass and Elastico, arXiv 2603.20821; for choosing anew for what
 is left of a way, Aragog, arXiv 2511.20975.
 """

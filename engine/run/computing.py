@@ -134,8 +134,8 @@ class Computing:
 
     def _submit(self, told: Compute, stage: GroupStage, rung: StageRung, span: WorkSpan, hold: Hold | None) -> None:
         pool, running = rung.pool, told.stage.running
-        expires_ns, done_ns = told.expires_ns, lateness.expires_ns(running, told.key, told.due_ns, stage.rule.behind_ns)
-        if told.expires_ns:  # its rungs may be others than those of its stream
+        expires_ns = done_ns = 0  # of what is wanted whenever
+        if told.expires_ns:  # the rungs of its segment may be others than those of its stream
             way = self._host.ways.way_of(self._stream, told.key.last, self._host.now_ns())
             times = way.with_it_ns.get(stage.rule.id, 0), way.behind_ns.get(stage.rule.id, 0)
             expires_ns, done_ns = (lateness.expires_ns(running, told.key, told.due_ns, each) for each in times)
@@ -192,7 +192,7 @@ class Computing:
         self._estimated_ns = now_ns
         way = self._host.ways.of(self._stream, now_ns)
         for id, stage in self._stages.items():
-            stage.rule.lead_ns, stage.rule.behind_ns = way.with_it_ns.get(id, 0), way.behind_ns.get(id, 0)
+            stage.rule.lead_ns = way.with_it_ns.get(id, 0)
 
     def _failed(self, told: Compute, span: WorkSpan, error: Exception, ran: Done | None = None) -> None:
         if ran is not None:

@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 MAX_ENTRIES = 20_000
 MAX_TOLD = 2_000  # in one answer
+OF_SEGMENTS = ("passage", "held up")  # loops that decide of one segment each
 STORY = f"{PREFIX}.story"  # asked of all workers at once; each that remembers something answers with a list
 DECISIONS = f"{PREFIX}.decisions"  # the same, of decisions; what is decided is said on a subject behind it
 MAX_DECISIONS = 4_000  # of each loop
@@ -36,9 +37,6 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True):
 
     stream: str
     segment: int | None = None
-
-
-OF_SEGMENTS = ("passage", "held up")
 
 
 class OfDecisions(msgspec.Struct, frozen=True, kw_only=True):

@@ -135,6 +135,6 @@ def _service(profile: Profile) -> Service:
 
 def _alone(profile: Profile) -> float:
     """What a batch by itself takes of what it takes with every core busy."""
-    (alone_s, alone_each_s), (beside_s, beside_each_s) = profile.line_alone, profile.line
-    alone_s, beside_s = alone_s + alone_each_s * profile.max_batch, beside_s + beside_each_s * profile.max_batch
+    base_s, per_item_s = profile.line_alone
+    alone_s, beside_s = base_s + per_item_s * profile.max_batch, profile.mean_s(profile.max_batch)
     return min(1.0, max(0.1, alone_s / beside_s)) if profile.on_cores and alone_s > 0 and beside_s > 0 else 1.0
