@@ -10,7 +10,7 @@ import msgspec
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from penstock.cli.show import console, lines, show_answer
+from penstock.cli.show import brief, console, lines, show_answer
 from streams.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ async def run(
         def on_plan(plan: Plan) -> None:
             for notice in plan.notices:
                 if notice not in noticed:
-                    notes.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True)
+                    notes.print(f"[yellow]note:[/] {escape(brief(notice))}", soft_wrap=True)
                     noticed.add(notice)
 
         try:

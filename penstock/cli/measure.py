@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from penstock.cli.show import console, lines
+from penstock.cli.show import brief, console, lines
 
 if TYPE_CHECKING:
     from engine.simulate.capacity import Load
@@ -167,7 +167,7 @@ async def _capacity(parsed: argparse.Namespace) -> None:
     how = _measuring(parsed, anew=parsed.anew)
     found = await fits(workflow, parsed.ask, parsed.slo, parsed.max_lag, how, on_load=tried)
     for notice in found.notices:
-        out.print(f"note: {escape(notice)}", soft_wrap=True)
+        out.print(f"note: {escape(brief(notice))}", soft_wrap=True)
     if parsed.json:
         lines([found])
     else:

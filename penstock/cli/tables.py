@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from penstock.cli.show import clock, console, lines, show_answer
+from penstock.cli.show import brief, clock, console, lines, show_answer
 from streams.records import EndOfStream, Gap, Segment
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def submitted(job: Submitted, as_json: bool) -> None:
         lines([job])
         return
     for notice in job.notices:
-        _notes.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True)
+        _notes.print(f"[yellow]note:[/] {escape(brief(notice))}", soft_wrap=True)
     last = "" if job.last is None else str(job.last)
     say(f"job {job.job} on {job.stream}, segments {job.first}-{last}" + (", standing" if job.standing else ""))
     say(f"  shared  {', '.join(job.shared) or 'nothing'}")

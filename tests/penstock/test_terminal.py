@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from rich.markup import escape
 from rich.table import Table
 
+from engine.node.submission import Submitted
+from penstock.cli import tables
 from penstock.cli.main import main
 from penstock.cli.show import brief
 from penstock.cli.terminal import SafeConsole, harmless, json_line
@@ -82,3 +84,11 @@ def test_a_note_has_one_reason_or_says_who_has_them() -> None:
     many = brief("speech runs on tiny: it has no captions; base is not here (pip install x)")
     assert many == "speech runs on tiny; `penstock operators` says what would be better"
     assert brief("set aside: a: b; c") == "set aside: a: b; c"
+
+
+def test_submitting_says_in_one_short_line_why_no_better_model_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    notice = "objects runs on nanodet: rf-detr is not here (fetch it); yolox is not here (put it there)"
+    asked = {"job": "j", "stream": "s", "standing": True, "shared": (), "new": ("objects",), "first": 0, "last": None}
+    tables.submitted(Submitted(**asked, notices=(notice,)), as_json=False)  # type: ignore[arg-type]
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first == "note: objects runs on nanodet; `penstock operators` says what would be better"
